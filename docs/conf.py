@@ -1,0 +1,74 @@
+"""Configuration of the documentation; `sphinx-build -W docs docs/_build/html` builds it without a network."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.metadata import metadata
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+info = metadata("stpredict")
+project = info["Name"]
+author = "The stpredict developers"
+copyright = f"2026, {author}"
+version = release = info["Version"]
+
+extensions = [
+    "cyclopts.ext.sphinx",
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
+# The first one is that of the generated API pages.
+source_suffix = {".rst": "restructuredtext", ".md": "myst-nb"}
+exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+templates_path = ["_templates"]
+default_role = "literal"
+
+# Names of ours must resolve; those of other packages cannot without their inventories, and the build fetches nothing.
+nitpicky = True
+nitpick_ignore_regex = [("py:.*", r"(?!stpredict\b).*")]
+
+autosummary_generate = True
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_typehints = "signature"
+maximum_signature_line_length = 100
+python_use_unqualified_type_names = True
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+# Run again only what changed; .ci/run forces the execution. An error in a cell ends the build.
+nb_execution_mode = "cache"
+nb_execution_timeout = 600
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+
+html_theme = "sphinx_book_theme"
+html_title = "stpredict"
+html_theme_options = {"navigation_with_keys": False}
+
+# Sphinx reads nothing outside its own folder, and the tutorials stand at the top of the repository.
+shutil.copytree(HERE.parent / "tutorials", HERE / "tutorials", dirs_exist_ok=True)
+
+
+def close_definitions(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: list[str]) -> None:
+    """Set the blank line that reStructuredText wants where our docstrings step back from an argument's description."""
+    indents = [len(line) - len(line.lstrip()) for line in lines]
+    for i in range(len(lines) - 1, 0, -1):
+        stepped_back = bool(lines[i].strip() and lines[i - 1].strip()) and indents[i] < indents[i - 1]
+        next_argument = i + 1 < len(lines) and bool(lines[i + 1].strip()) and indents[i + 1] > indents[i]
+        if stepped_back and not next_argument:
+            lines.insert(i, "")
+
+
+def setup(app: Any) -> None:
+    # before napoleon (500)
+    app.connect("autodoc-process-docstring", close_definitions, priority=400)

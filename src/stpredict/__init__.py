@@ -1,0 +1,41 @@
+"""Spatially resolved gene expression from H&E images, inside the scverse ecosystem.
+
+Everything is reached through namespaces (``stp.tl``, ``stp.models``, ...) that are imported when they are first used:
+``import stpredict`` itself loads neither torch nor SpatialData.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stpredict import datasets as datasets
+    from stpredict import io as io
+    from stpredict import metrics as metrics
+    from stpredict import models as models
+    from stpredict import nn as nn
+    from stpredict import pl as pl
+    from stpredict import pp as pp
+    from stpredict import tl as tl
+
+    __version__: str
+
+__all__ = ["__version__", "datasets", "io", "metrics", "models", "nn", "pl", "pp", "tl"]
+
+logging.getLogger("stpredict").addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("stpredict")
+    if name in __all__:
+        return importlib.import_module(f"stpredict.{name}")
+    raise AttributeError(f"module 'stpredict' has no attribute {name!r}; it has {', '.join(__all__)}.")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
