@@ -1,0 +1,11 @@
+"""Shapes on a pixel grid: the one judge of what is inside a shape, and by how much.
+
+Shapes are rows of two arrays: `geometry`, shapely Points, Polygons and MultiPolygons in (x, y) order, and `radius`, the
+radius of the circle around a Point and NaN elsewhere. Pixel (i, j) covers [j, j + 1) x [i, i + 1). An empty geometry is
+a shape of which nothing is left: it covers nothing, has no bounds and is nowhere inside.
+"""
+
+from stpredict._coverage._grid import coverage
+from stpredict._coverage._shapes import areas, bounds, clip, inside, transform
+
+__all__ = ["areas", "bounds", "clip", "coverage", "inside", "transform"]

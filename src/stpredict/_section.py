@@ -1,0 +1,158 @@
+"""The narrow waist: an image that is read window by window, and one section as models see it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
+
+from stpredict._window import Window
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+WHITE = 255  # what lies outside the image: empty glass
+
+
+@dataclass(frozen=True)
+class ImageView:
+    """An RGB image seen at a working resolution, read lazily and averaged by exact area.
+
+    pixels
+        One pyramid level, (3, y, x) uint8; numpy, dask or zarr: only the slices that a window needs are taken.
+    scale
+        Pixels of that level per working pixel, along (y, x).
+    mpp
+        Micrometres per working pixel.
+    """
+
+    pixels: Any
+    scale: tuple[float, float]
+    mpp: float
+
+    @property
+    def height(self) -> int:
+        """Rows of the working grid; the last may be covered by the image only in part."""
+        return _n_working(self.pixels.shape[1], self.scale[0])
+
+    @property
+    def width(self) -> int:
+        """Columns of the working grid; the last may be covered by the image only in part."""
+        return _n_working(self.pixels.shape[2], self.scale[1])
+
+    @property
+    def window(self) -> Window:
+        """The whole image as a window of the working grid."""
+        return Window(0, 0, self.height, self.width)
+
+    def read(self, window: Window) -> NDArray[np.uint8]:
+        """The pixels of `window`, (height, width, 3) uint8 RGB; white outside the image.
+
+        Every working pixel is the mean of the level's pixels under it, weighted by covered area. Weights depend on
+        absolute positions alone, so two windows agree to the bit where they overlap.
+        """
+        out = np.full((*window.shape, 3), WHITE, dtype=np.uint8)
+        part = window.intersect(self.window)
+        if part is None:
+            return out
+        y, rows = _shares(part.y0, part.y1, self.scale[0], self.pixels.shape[1])
+        x, columns = _shares(part.x0, part.x1, self.scale[1], self.pixels.shape[2])
+        out[part.slices(window)] = _average(np.asarray(self.pixels[:, y, x]), rows, columns)
+        return out
+
+
+def _n_working(n_level: int, scale: float) -> int:
+    # a hair below the ceiling, so that 6400.000001 px from rounding is not 6401
+    return max(1, int(np.ceil(n_level / scale - 1e-6)))
+
+
+def _shares(start: int, stop: int, scale: float, n_level: int) -> tuple[slice, sparse.csr_array]:
+    """Which level pixels lie under working pixels start..stop, and their shares of each, (stop - start, n) float32."""
+    low = np.arange(start, stop, dtype=np.float64) * scale
+    high = np.minimum(np.arange(start + 1, stop + 1, dtype=np.float64) * scale, n_level)
+    first = np.floor(low + 1e-9).astype(np.int64)
+    index = first[:, None] + np.arange(int(np.ceil(scale)) + 1)
+    share = np.minimum(high[:, None], index + 1) - np.maximum(low[:, None], index)
+    share = np.clip(share, 0.0, None)
+    share = (share / share.sum(axis=1, keepdims=True)).astype(np.float32)
+    index = np.minimum(index, n_level - 1)
+    part = slice(int(index[0, 0]), int(index[share > 0].max()) + 1)
+    pointer = np.arange(len(index) + 1) * index.shape[1]
+    index = np.minimum(index - part.start, part.stop - part.start - 1)  # beyond the last are only shares of 0
+    return part, sparse.csr_array((share.ravel(), index.ravel(), pointer), shape=(len(low), part.stop - part.start))
+
+
+def _average(level: NDArray[np.uint8], rows: sparse.csr_array, columns: sparse.csr_array) -> NDArray[np.uint8]:
+    """The weighted means of a (3, y, x) array under `rows` (h, y) and `columns` (w, x): (h, w, 3) uint8."""
+    (height, n_y), (width, n_x) = rows.shape, columns.shape
+    if (height, width) == (n_y, n_x) and rows.max() == columns.max() == rows.min() == columns.min() == 1.0:
+        return np.moveaxis(level, 0, -1)
+    level = level.transpose(1, 0, 2).reshape(n_y, 3 * n_x).astype(np.float32)
+    level = (rows @ level).reshape(height, 3, n_x).transpose(2, 0, 1).reshape(n_x, height * 3)
+    level = (columns @ level).reshape(width, height, 3).transpose(1, 0, 2)
+    return np.rint(level).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section as models see it: an image view, shapes in its pixel frame, and what was measured in them.
+
+    name
+        What messages and tables call it.
+    image
+        The image at working resolution; all coordinates below are its pixels.
+    geometry, radius
+        (n,) shapely Points with a radius in pixels (circles), or Polygons / MultiPolygons with a radius of NaN, in
+        shapely's (x, y) order; pixel (i, j) covers [j, j + 1) x [i, i + 1). An empty geometry has nothing on tissue.
+    ids
+        (n,) instance ids of the rows.
+    area
+        (n,) area in square pixels of the whole shape, before clipping to tissue or image.
+    expression, genes
+        (n, g) float32 in target units, and the names of its columns; None where nothing was measured.
+    grid
+        (n, 2) integer array coordinates (row, column) of legacy arrays, or None.
+    dropped
+        Why shapes were left out, and how many.
+    """
+
+    name: str
+    image: ImageView
+    geometry: NDArray[np.object_]
+    radius: NDArray[np.float64]
+    ids: NDArray[Any]
+    area: NDArray[np.float64]
+    expression: NDArray[np.float32] | None = None
+    genes: tuple[str, ...] | None = None
+    grid: NDArray[np.int64] | None = None
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n = len(self.geometry)
+        rows = {"radius": self.radius, "ids": self.ids, "area": self.area, "expression": self.expression}
+        wrong = {key: len(value) for key, value in rows.items() if value is not None and len(value) != n}
+        if wrong:
+            raise ValueError(f"section {self.name!r} has {n} shapes, but rows of another number: {wrong}.")
+
+    @property
+    def mpp(self) -> float:
+        """Micrometres per working pixel."""
+        return self.image.mpp
+
+    @property
+    def n_shapes(self) -> int:
+        """How many shapes it has."""
+        return len(self.geometry)
+
+
+def take(section: Section, keep: NDArray) -> Section:
+    """The section with only some of its shapes: `keep` is an index or a mask of rows."""
+    rows = {
+        key: value[keep]
+        for key in ("geometry", "radius", "ids", "area", "expression", "grid")
+        if (value := getattr(section, key)) is not None
+    }
+    return replace(section, **rows)
