@@ -1,0 +1,294 @@
+"""SpatialData in, Sections out: the one door from an object to what models, training and inference see."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from stpredict import _coverage
+from stpredict._sdata._genes import match_genes
+from stpredict._sdata._join import table_rows
+from stpredict._sdata._mpp import check_resolution, image_mpp, level_scale
+from stpredict._sdata._resolve import image_levels, missing_key, resolve_image, resolve_shapes
+from stpredict._sdata._shapes import check_some_inside, place
+from stpredict._sdata._target import Target, check_counts, check_target, totals, usable
+from stpredict._sdata._target import target as target_of
+from stpredict._section import ImageView, Section
+from stpredict.metrics import MIN_COUNTS
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+logger = logging.getLogger("stpredict")
+
+
+def image_section(
+    sdata: SpatialData,
+    *,
+    at_mpp: float,
+    image_key: str | None = None,
+    shapes_key: str | None = None,
+    mpp: float | None = None,
+    name: str | None = None,
+) -> Section:
+    """A section without shapes: the image alone, at `at_mpp` micrometres per pixel.
+
+    image_key, mpp, name
+        As for `section`; `shapes_key` only helps to find the image's own mpp.
+
+    Raises ValueError as `section` does for the image and its mpp.
+    """
+    image_key = resolve_image(sdata, image_key)
+    view = _view(sdata, image_key, shapes_key, at_mpp, mpp)[0]
+    none = np.empty(0)
+    return Section(
+        name=name or section_name(sdata, image_key),
+        image=view,
+        geometry=np.empty(0, dtype=object),
+        radius=none,
+        ids=np.empty(0, dtype=object),
+        area=none,
+    )
+
+
+def section(
+    sdata: SpatialData,
+    *,
+    at_mpp: float,
+    image_key: str | None = None,
+    shapes_key: str | None = None,
+    mpp: float | None = None,
+    tissue_key: str | None = None,
+    name: str | None = None,
+) -> Section:
+    """An image and some shapes as a model sees them, at `at_mpp` micrometres per pixel.
+
+    mpp
+        Micrometres per pixel of the full-resolution image; None: found as `image_mpp` says.
+    tissue_key
+        Shapes or labels that outline tissue; None: the whole image.
+
+    Returns a Section with rows in element order, the geometry clipped to image and tissue (empty where nothing is
+    left), `area` that of the whole shapes.
+
+    Raises ValueError for keys that are not there or not unique, an image that is not RGB uint8 or too coarse, no mpp,
+    no common coordinate system, ids that are not unique, and shapes that all lie outside image and tissue.
+    """
+    image_key, shapes_key = resolve_image(sdata, image_key), resolve_shapes(sdata, shapes_key, tissue_key=tissue_key)
+    return _placed(sdata, image_key, shapes_key, at_mpp, mpp, tissue_key, name)[0]
+
+
+def training_section(
+    sdata: SpatialData,
+    *,
+    genes: Sequence[str],
+    at_mpp: float,
+    image_key: str | None = None,
+    shapes_key: str | None = None,
+    table_name: str = "table",
+    layer: str | None = None,
+    target: Target = "log1p_cp10k",
+    mpp: float | None = None,
+    tissue_key: str | None = None,
+    min_counts: float = MIN_COUNTS,
+    missing_genes: Literal["raise", "nan"] = "raise",
+    name: str | None = None,
+) -> Section:
+    """A section with what was measured: only the shapes that the protocol lets into training and scoring.
+
+    genes
+        Columns of `expression`, in this order.
+    layer
+        Where the table keeps raw counts; None: X.
+    target
+        "log1p_cp10k", or "as_is" for values that are no counts; then `min_counts` does not apply.
+    missing_genes
+        What to do for genes that the table lacks: raise, or leave a column of NaN.
+
+    Returns a Section with rows in element order, `expression` (n, g) float32, `grid` from obs["array_row"] and
+    obs["array_col"] where the table has them, and in `dropped` why shapes were left out, and how many.
+
+    Raises ValueError as `section` does, for tables that do not fit the shapes, for values that are no counts, for genes
+    that are missing, and where no usable spot is left.
+    """
+    image_key = resolve_image(sdata, image_key)
+    shapes_key = resolve_shapes(sdata, shapes_key, table_name=table_name, tissue_key=tissue_key)
+    whole, on_image = _placed(sdata, image_key, shapes_key, at_mpp, mpp, tissue_key, name)
+    rows, keep, dropped = _usable_rows(
+        sdata,
+        table_name,
+        shapes_key,
+        layer,
+        target,
+        on_image,
+        _share(whole.geometry, whole.radius, whole.area),
+        min_counts,
+    )
+    table = sdata.tables[table_name]
+    columns, missing = match_genes(genes, list(table.var_names), what=f"table {table_name!r}", var=table.var)
+    if missing and missing_genes == "raise":
+        raise ValueError(
+            f"section {whole.name!r}: table {table_name!r} lacks {len(missing)} of {len(genes)} genes: "
+            f"{missing[:5]}. Choose a panel that all sections have, for example with pp.gene_panel."
+        )
+    what = _what(table_name, layer)
+    values = target_of(matrix_of(table, layer, what=what)[rows], target=target, columns=columns, what=what)
+    return dataclasses.replace(
+        _take(whole, keep), expression=values, genes=tuple(map(str, genes)), grid=_grid(table, rows), dropped=dropped
+    )
+
+
+def usable_rows(
+    sdata: SpatialData,
+    *,
+    image_key: str | None = None,
+    shapes_key: str | None = None,
+    table_name: str = "table",
+    layer: str | None = None,
+    target: Target = "log1p_cp10k",
+    tissue_key: str | None = None,
+    min_counts: float = MIN_COUNTS,
+) -> tuple[NDArray[np.int64], dict[str, int]]:
+    """The rows of a table that enter training and scoring, and how many shapes do not, for which reason.
+
+    Returns rows (m,) in the order of the shapes they annotate, and {reason: count}. No mpp is needed.
+
+    Raises ValueError as `training_section` does.
+    """
+    image_key = resolve_image(sdata, image_key)
+    shapes_key = resolve_shapes(sdata, shapes_key, table_name=table_name, tissue_key=tissue_key)
+    geometry, radius, area, on_image = place(sdata, image_key, shapes_key, tissue_key=tissue_key)
+    check_some_inside(geometry, shapes_key=shapes_key, image_key=image_key, tissue_key=tissue_key)
+    share = _share(geometry, radius, area)
+    rows, _, dropped = _usable_rows(sdata, table_name, shapes_key, layer, target, on_image, share, min_counts)
+    return rows, dropped
+
+
+def matrix_of(table: AnnData, layer: str | None, *, what: str) -> Any:
+    """X, or the layer that is named, whole. Raises ValueError for a layer that is not there."""
+    if layer is None:
+        if table.X is None:
+            raise ValueError(f"{what} is empty. Name the layer with raw counts by layer=.")
+        return table.X
+    existing = [key for key in table.layers.keys() if key is not None]  # anndata 0.13 lists X as None
+    if layer not in existing:
+        raise missing_key(layer, existing, what="layer", argument="layer")
+    return table.layers[layer]
+
+
+def section_name(sdata: SpatialData, image_key: str) -> str:
+    """What messages call a section: its own name, else its store's, else its image's."""
+    if sdata.attrs.get("name"):
+        return str(sdata.attrs["name"])
+    return Path(sdata.path).stem if sdata.path is not None else image_key
+
+
+def _view(
+    sdata: SpatialData, image_key: str, shapes_key: str | None, at_mpp: float, mpp: float | None
+) -> tuple[ImageView, float]:
+    """The image at `at_mpp`, and how many pixels of the full-resolution image make one of the view."""
+    levels = image_levels(sdata, image_key)
+    own = image_mpp(sdata, image_key, shapes_key, mpp)
+    check_resolution(own, at_mpp, image_key)
+    step = at_mpp / own
+    best, scale = level_scale([(level.sizes["y"], level.sizes["x"]) for level in levels], step)
+    return ImageView(pixels=levels[best].data, scale=scale, mpp=float(at_mpp)), step
+
+
+def _placed(
+    sdata: SpatialData,
+    image_key: str,
+    shapes_key: str,
+    at_mpp: float,
+    mpp: float | None,
+    tissue_key: str | None,
+    name: str | None,
+) -> tuple[Section, NDArray[np.bool_]]:
+    """The section of all shapes, and which of them lie wholly on the image."""
+    view, step = _view(sdata, image_key, shapes_key, at_mpp, mpp)
+    geometry, radius, area, on_image = place(sdata, image_key, shapes_key, tissue_key=tissue_key, step=step)
+    check_some_inside(geometry, shapes_key=shapes_key, image_key=image_key, tissue_key=tissue_key)
+    ids = sdata.shapes[shapes_key].index.to_numpy()
+    name = name or section_name(sdata, image_key)
+    return Section(name=name, image=view, geometry=geometry, radius=radius, ids=ids, area=area), on_image
+
+
+def _usable_rows(
+    sdata: SpatialData,
+    table_name: str,
+    shapes_key: str,
+    layer: str | None,
+    target: Target,
+    on_image: NDArray[np.bool_],
+    share: NDArray[np.float64],
+    min_counts: float,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, int]]:
+    """Usable rows of the table, their shapes' positions (rising), and the reasons of the others."""
+    check_target(target)
+    rows, positions = table_rows(sdata, table_name, shapes_key)
+    order = np.argsort(positions)
+    rows, positions = rows[order], positions[order]
+    table = sdata.tables[table_name]
+    total = None
+    if target == "log1p_cp10k":
+        what = _what(table_name, layer)
+        counts = matrix_of(table, layer, what=what)[rows]
+        check_counts(counts, what=what)
+        total = totals(counts)
+    keep, dropped = usable(
+        total=total,
+        on_image=on_image[positions],
+        tissue_share=share[positions],
+        in_tissue=_in_tissue(table, rows),
+        min_counts=min_counts,
+    )
+    if len(positions) < len(on_image):
+        dropped = {f"without a row in table {table_name!r}": len(on_image) - len(positions)} | dropped
+    if not keep.any():
+        raise ValueError(
+            f"no usable spot in shapes {shapes_key!r} with table {table_name!r}: of {len(on_image)}, dropped "
+            f"{dropped}. Check min_counts=, layer= and tissue_key=, and that the spots lie on the image."
+        )
+    logger.info("shapes %r: %d of %d are used; dropped: %s", shapes_key, keep.sum(), len(on_image), dropped or "none")
+    return rows[keep], positions[keep], dropped
+
+
+def _share(
+    geometry: NDArray[np.object_], radius: NDArray[np.float64], area: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.nan_to_num(_coverage.areas(geometry, radius) / area)
+
+
+def _in_tissue(table: AnnData, rows: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+    if "in_tissue" not in table.obs:
+        return None
+    said = table.obs["in_tissue"].iloc[rows].astype(str).str.lower()
+    known = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
+    if not said.isin(list(known)).all():
+        raise ValueError(f'obs["in_tissue"] must be 0 or 1, got {said[~said.isin(list(known))].unique()[:3].tolist()}.')
+    return said.map(known).to_numpy(dtype=bool)
+
+
+def _grid(table: AnnData, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    if not {"array_row", "array_col"} <= set(table.obs):
+        return None
+    grid = [pd.to_numeric(table.obs[column].iloc[rows]).to_numpy() for column in ("array_row", "array_col")]
+    return np.rint(np.stack(grid, axis=1)).astype(np.int64)
+
+
+def _take(whole: Section, keep: NDArray[np.int64]) -> Section:
+    rows = {key: getattr(whole, key)[keep] for key in ("geometry", "radius", "ids", "area")}
+    return dataclasses.replace(whole, **rows)
+
+
+def _what(table_name: str, layer: str | None) -> str:
+    return f"table {table_name!r}, " + ("X" if layer is None else f"layer {layer!r}")

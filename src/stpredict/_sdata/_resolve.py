@@ -1,0 +1,150 @@
+"""Which element is meant: keys given, or found where there is only one choice; else an error that lists the choices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from spatialdata.models import get_table_keys
+from xarray import DataTree
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+    from xarray import DataArray
+
+RASTER_PLACE = "images/{}"  # where the provenance of an image that stpredict wrote is kept
+
+
+def missing_key(key: str, existing: Iterable[str], *, what: str, argument: str) -> ValueError:
+    """The error for a key that is not there: what was got, the closest names, what exists."""
+    names = sorted(map(str, existing))
+    if not names:
+        return ValueError(f"no {what} {key!r}: the object has no {what} at all.")
+    close = get_close_matches(str(key), names, n=3, cutoff=0.5)
+    hint = f"Closest: {', '.join(map(repr, close))}. " if close else ""
+    return ValueError(f"no {what} {key!r}. {hint}Pass {argument}= one of {names}.")
+
+
+def resolve_image(sdata: SpatialData, image_key: str | None = None) -> str:
+    """The key of the image: the one given, else the only image that stpredict did not write itself.
+
+    Raises ValueError for a key that is not there, for an object without an image, for several and no key.
+    """
+    if image_key is not None:
+        if image_key not in sdata.images:
+            raise missing_key(image_key, sdata.images, what="image", argument="image_key")
+        return image_key
+    written = sdata.attrs.get("stpredict", {})
+    candidates = [key for key in sdata.images if RASTER_PLACE.format(key) not in written]
+    if not candidates:
+        raise ValueError(f"the object has no H&E image; it has {_inventory(sdata)}. Add one to sdata.images.")
+    if len(candidates) > 1:
+        raise ValueError(f"the object has several images: {sorted(candidates)}. Choose one with image_key=.")
+    return candidates[0]
+
+
+def resolve_shapes(
+    sdata: SpatialData, shapes_key: str | None = None, *, table_name: str | None = None, tissue_key: str | None = None
+) -> str:
+    """The key of the shapes: the one given, else the only one, else the only one that the table annotates.
+
+    table_name
+        A table that may decide between several elements; a name that is not there decides nothing here.
+    tissue_key
+        Shapes that outline tissue are not candidates.
+
+    Raises ValueError for a key that is not there, for an object without shapes, for several and no key.
+    """
+    if shapes_key is not None:
+        if shapes_key not in sdata.shapes:
+            raise missing_key(shapes_key, sdata.shapes, what="shapes", argument="shapes_key")
+        return shapes_key
+    candidates = [key for key in sdata.shapes if key != tissue_key]
+    if not candidates:
+        raise ValueError(
+            f"the object has no shapes to work in; it has {_inventory(sdata)}. "
+            "Add spots or cells to sdata.shapes, or write a grid with pp.tile_grid."
+        )
+    if len(candidates) > 1 and table_name in sdata.tables:
+        annotated = [key for key in candidates if key in regions(sdata.tables[table_name])]
+        candidates = annotated if len(annotated) == 1 else candidates
+    if len(candidates) > 1:
+        raise ValueError(f"the object has several shapes: {sorted(candidates)}. Choose one with shapes_key=.")
+    return candidates[0]
+
+
+def resolve_table(sdata: SpatialData, table_name: str | None, *, shapes_key: str) -> str | None:
+    """The name of the table of some shapes: the one given, else the only one that annotates them; None where none does.
+
+    A table that is named is not checked against the shapes here: `table_rows` does that.
+
+    Raises ValueError for a name that is not there, and where several tables annotate the shapes and none is named.
+    """
+    if table_name is not None:
+        if table_name not in sdata.tables:
+            raise missing_key(table_name, sdata.tables, what="table", argument="table_name")
+        return table_name
+    candidates = [name for name, table in sdata.tables.items() if shapes_key in regions(table)]
+    if len(candidates) > 1:
+        raise ValueError(
+            f"several tables annotate the shapes {shapes_key!r}: {sorted(candidates)}. Choose one with table_name=."
+        )
+    return candidates[0] if candidates else None
+
+
+def regions(table: AnnData) -> list[str]:
+    """The elements that a table annotates; empty for a table that annotates nothing."""
+    if not table.uns.get("spatialdata_attrs"):
+        return []
+    region = get_table_keys(table)[0]
+    return [region] if isinstance(region, str) else [str(name) for name in region]
+
+
+def image_levels(sdata: SpatialData, image_key: str) -> list[DataArray]:
+    """The pyramid levels of an RGB image, (3, y, x) uint8 each, the finest first.
+
+    Raises ValueError for an image that is not RGB uint8.
+    """
+    image = sdata.images[image_key]
+    levels = [_only_array(image[name]) for name in image] if isinstance(image, DataTree) else [image]
+    _check_rgb(levels[0], image_key)
+    return levels
+
+
+def raster_size(sdata: SpatialData, key: str) -> tuple[int, int]:
+    """(height, width) in pixels of an image or of labels, at the finest level."""
+    level = finest(sdata[key])
+    return level.sizes["y"], level.sizes["x"]
+
+
+def finest(raster: DataArray | DataTree) -> DataArray:
+    """The finest level of an image or of labels."""
+    return _only_array(raster["scale0"]) if isinstance(raster, DataTree) else raster
+
+
+def _only_array(node: Any) -> DataArray:
+    return next(iter(node.data_vars.values()))
+
+
+def _check_rgb(level: DataArray, image_key: str) -> None:
+    names = [str(name) for name in np.asarray(level.coords["c"])] if "c" in level.coords else []
+    got = f"image {image_key!r} is not RGB: expected dims (c, y, x) with 3 channels of uint8, got dims {level.dims} "
+    got += f"of shape {level.shape} and dtype {level.dtype}, channels {names[:6]}."
+    if level.dims != ("c", "y", "x"):
+        raise ValueError(f"{got} Pass image_key= of a two-dimensional H&E image.")
+    if level.shape[0] != 3:
+        do = "Drop the alpha channel" if level.shape[0] == 4 else "Pass image_key= of the H&E image, not of stains"
+        raise ValueError(f"{got} {do}; an image of three channels is needed.")
+    if level.dtype != np.uint8:
+        raise ValueError(f"{got} Convert it to uint8 in 0..255.")
+    short = "".join(name[:1].lower() for name in names)
+    if sorted(short) == ["b", "g", "r"] and short != "rgb":
+        raise ValueError(f"{got} Put the channels in the order red, green, blue.")
+
+
+def _inventory(sdata: SpatialData) -> str:
+    parts = {"images": sdata.images, "labels": sdata.labels, "shapes": sdata.shapes, "tables": sdata.tables}
+    return ", ".join(f"{kind} {sorted(elements)}" for kind, elements in parts.items())

@@ -1,0 +1,146 @@
+"""Results that are elements of their own: images and whole tables."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from spatialdata import SpatialData, get_dask_backing_files, read_zarr
+from xarray import DataArray, DataTree
+
+from stpredict._sdata._store import Journal, Store, check_element_key
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image element, parsed by Image2DModel, or the folder in which `RasterTarget` has built one.
+
+    Exactly one of `element` and `built` is given; `built` lies on the file system of the store.
+    """
+
+    kind: ClassVar[str] = "images"
+    key: str
+    element: DataArray | None = None
+    built: Path | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    def records(self, known: Mapping[str, Any]) -> dict[str, Any]:
+        """What changes in the provenance, by place."""
+        return {f"images/{self.key}": dict(self.record)}
+
+    def check(self, sdata: SpatialData, store: Store | None, *, overwrite: bool) -> None:
+        """Raise ValueError where the image cannot go into the object or its store."""
+        check_element_key(sdata, self.key, kind=self.kind, overwrite=overwrite)
+        if (self.element is None) == (self.built is None) or (self.built is not None and store is None):
+            raise ValueError("an image is given as an element, or for a backed object as the folder it was built in.")
+        if store is not None and store.has(self.kind, self.key):
+            _check_unused(sdata, store.path / self.kind / self.key, self.key)
+
+    def build(self, folder: Path) -> None:
+        """Write the element aside, as spatialdata writes it."""
+        if self.element is not None:
+            write_aside(folder / self.kind, images={self.key: self.element})
+
+    def move(self, journal: Journal, store: Store, folder: Path) -> None:
+        """Rename the element into the store."""
+        _move_element(journal, store, self.built or folder / self.kind, self.kind, self.key)
+
+    def apply(self, journal: Journal, sdata: SpatialData, store: Store | None) -> None:
+        """Put the element into the object; for a backed object, one that reads from the store."""
+        element = self.element if store is None else read_zarr(store.path, selection=("images",)).images[self.key]
+        _set_element(journal, sdata, self.kind, self.key, element)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A whole new table that annotates shapes; `key` names its layer in the provenance."""
+
+    kind: ClassVar[str] = "tables"
+    table_name: str
+    key: str
+    table: AnnData
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    def records(self, known: Mapping[str, Any]) -> dict[str, Any]:
+        """What changes in the provenance, by place: what an older table of this name held is gone."""
+        old = {place: None for place in known if place.startswith(f"tables/{self.table_name}/")}
+        return {**old, f"tables/{self.table_name}/layers/{self.key}": dict(self.record)}
+
+    def check(self, sdata: SpatialData, store: Store | None, *, overwrite: bool) -> None:
+        """Raise ValueError where the table cannot go into the object or its store."""
+        check_element_key(sdata, self.table_name, kind=self.kind, overwrite=overwrite)
+
+    def build(self, folder: Path) -> None:
+        """Write the table aside, as spatialdata writes it."""
+        write_aside(folder / self.kind, tables={self.table_name: self.table})
+
+    def move(self, journal: Journal, store: Store, folder: Path) -> None:
+        """Rename the table into the store."""
+        _move_element(journal, store, folder / self.kind, self.kind, self.table_name)
+
+    def apply(self, journal: Journal, sdata: SpatialData, store: Store | None) -> None:
+        """Put the table into the object."""
+        _set_element(journal, sdata, self.kind, self.table_name, self.table)
+
+
+def write_aside(path: Path, **elements: Any) -> None:
+    """Write elements as a SpatialData store of their own."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The table is annotating", category=UserWarning)
+        SpatialData(**elements).write(path)
+
+
+def hide(journal: Journal, store: Store, places: list[tuple[str, str]]) -> None:
+    """Take elements out of the consolidated metadata, so that no reader looks for them while they are exchanged."""
+    meta = store.meta()
+    known = (meta.get("consolidated_metadata") or {}).get("metadata", {})
+    gone = [f"{kind}/{key}" for kind, key in places if f"{kind}/{key}" in known]
+    if not gone:
+        return
+    inside = tuple(f"{place}/" for place in gone)
+    meta["consolidated_metadata"]["metadata"] = {
+        path: value for path, value in known.items() if path not in gone and not path.startswith(inside)
+    }
+    journal.replace(store.path / "zarr.json", meta)
+
+
+def _move_element(journal: Journal, store: Store, built: Path, kind: str, key: str) -> None:
+    group = store.path / kind
+    if not store.has(kind):
+        # without its zarr.json a group, and all that is moved into it, is ignored in silence
+        journal.move_out(group)
+        journal.move(built / kind, group)
+        return
+    journal.move_out(group / key)
+    journal.move(built / kind / key, group / key)
+
+
+def _set_element(journal: Journal, sdata: SpatialData, kind: str, key: str, element: Any) -> None:
+    elements = getattr(sdata, kind)
+    had, old = key in elements, elements.get(key)
+
+    def back() -> None:
+        if had:
+            elements[key] = old
+        elif key in elements:
+            del elements[key]
+
+    journal.step(f"set {kind}[{key!r}]", lambda: elements.__setitem__(key, element), back)
+
+
+def _check_unused(sdata: SpatialData, path: Path, key: str) -> None:
+    """Raise ValueError if another element reads lazily from files that are about to be replaced."""
+    for kind, name, element in sdata.gen_elements():
+        if (kind, name) == ("images", key) or not isinstance(element, DataArray | DataTree):
+            continue
+        if any(Path(file).is_relative_to(path) for file in get_dask_backing_files(element)):
+            raise ValueError(
+                f"{kind}[{name!r}] reads lazily from images[{key!r}], which would be replaced. Load it into memory or "
+                "delete it, or pass another key_added."
+            )

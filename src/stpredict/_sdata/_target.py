@@ -1,0 +1,131 @@
+"""From counts to the numbers that models are trained and scored on, and which spots count (protocol stp-1)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import scipy.sparse as sp
+
+from stpredict.metrics import MIN_COUNTS, log1p_cp10k
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Target = Literal["log1p_cp10k", "as_is"]
+MIN_TISSUE_SHARE = 0.5
+
+
+def target(
+    counts: Any, *, target: Target = "log1p_cp10k", columns: NDArray[np.int64] | None = None, what: str = "the table"
+) -> NDArray[np.float32]:
+    """The target of some genes in every row, dense (n, g) float32.
+
+    counts
+        (n, all genes) raw counts, sparse or dense: the denominator of `log1p_cp10k` is the row's total over all genes
+        of the table. With `as_is`, values of any kind, which are taken as they are.
+    columns
+        (g,) which genes are wanted, -1 for one that is missing (a column of NaN); None = all.
+    A row without any count has no normalised value: NaN.
+
+    Raises ValueError for counts that are NaN, negative or no integers, for an infinite or NaN value taken as it is, and
+    for an unknown target.
+    """
+    matrix = _csr(counts)
+    columns = np.arange(matrix.shape[1]) if columns is None else np.asarray(columns)
+    present = np.flatnonzero(columns >= 0)
+    values = sparse_target(matrix, target=target, columns=columns[present], what=what)
+    out = np.full((matrix.shape[0], len(columns)), np.nan, dtype=np.float32)
+    out[:, present] = values.toarray()
+    if target == "log1p_cp10k":
+        out[totals(matrix) == 0] = np.nan
+    return out
+
+
+def sparse_target(
+    counts: Any, *, target: Target = "log1p_cp10k", columns: NDArray[np.int64] | None = None, what: str = "the table"
+) -> sp.csr_array:
+    """As `target`, but (n, g) sparse float64 and without missing genes; a row without any count is all 0."""
+    check_target(target)
+    matrix = _csr(counts)
+    if target == "log1p_cp10k":
+        check_counts(matrix, what=what)
+    chosen = matrix if columns is None else matrix[:, columns]
+    chosen = sp.csr_array(chosen, dtype=np.float64, copy=True)
+    chosen.eliminate_zeros()
+    if target == "as_is":
+        wrong = int((~np.isfinite(chosen.data)).sum())
+        if wrong:
+            raise ValueError(
+                f'{what} has {wrong} values that are NaN or infinite; target="as_is" takes values as they '
+                "are. Choose another layer=."
+            )
+        return chosen
+    total = np.repeat(totals(matrix), np.diff(chosen.indptr))  # the row's total beside each value that is not 0
+    chosen.data = log1p_cp10k(chosen.data[:, None], total)[:, 0]
+    return chosen
+
+
+def totals(counts: Any) -> NDArray[np.float64]:
+    """(n,) sum of each row in float64."""
+    return np.asarray(_csr(counts).sum(axis=1, dtype=np.float64)).ravel()
+
+
+def check_target(target: str) -> None:
+    """Raise ValueError for a target that does not exist."""
+    if target not in get_args(Target):
+        raise ValueError(f"unknown target {target!r}; there are {list(get_args(Target))}.")
+
+
+def check_counts(counts: Any, *, what: str) -> None:
+    """Raise ValueError unless all values are raw counts: finite, not negative, whole."""
+    values = _csr(counts).data
+    wrong = {
+        "NaN or infinite": ~np.isfinite(values),
+        "negative": values < 0,
+        "not whole numbers": np.isfinite(values) & (values != np.rint(values)),
+    }
+    for name, where in wrong.items():
+        if where.any():
+            raise ValueError(
+                f'target="log1p_cp10k" needs raw counts, but {what} has {int(where.sum())} values that are '
+                f"{name}, for example {values[where][:3].tolist()}. Name the layer with raw counts by "
+                'layer=, or pass target="as_is" to take the values as they are.'
+            )
+
+
+def usable(
+    *,
+    total: NDArray[np.float64] | None,
+    on_image: NDArray[np.bool_],
+    tissue_share: NDArray[np.float64],
+    in_tissue: NDArray[np.bool_] | None = None,
+    min_counts: float = MIN_COUNTS,
+) -> tuple[NDArray[np.bool_], dict[str, int]]:
+    """Which spots enter training or scoring, and how many do not for which first reason.
+
+    total
+        (n,) raw counts of each spot; None where they are not known (target "as_is"): then depth drops nothing.
+    on_image
+        (n,) whether the spot lies wholly on the image.
+    tissue_share
+        (n,) share of the spot's area under the tissue mask, half of which is needed; 1 where there is no mask.
+    in_tissue
+        (n,) the table's own word, where it has one.
+    """
+    reasons = {"not wholly on the image": ~on_image, "not on the tissue": tissue_share < MIN_TISSUE_SHARE}
+    if in_tissue is not None:
+        reasons["in_tissue is 0 in the table"] = ~in_tissue
+    if total is not None:
+        reasons[f"fewer than {min_counts:g} counts"] = (total < min_counts) | (total <= 0)
+    keep, dropped = np.ones(len(on_image), dtype=bool), {}
+    for reason, where in reasons.items():
+        n = int((keep & where).sum())
+        keep &= ~where
+        if n:
+            dropped[reason] = n
+    return keep, dropped
+
+
+def _csr(counts: Any) -> sp.csr_array:
+    return sp.csr_array(counts if sp.issparse(counts) else np.atleast_2d(np.asarray(counts)))

@@ -1,0 +1,150 @@
+"""Which genes a model predicts, chosen from training sections alone (protocol stp-1, "Panels")."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+from spatialdata import SpatialData
+
+from stpredict._sdata import Target, matrix_of, sparse_target, usable_rows
+from stpredict.metrics import MIN_COUNTS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+logger = logging.getLogger("stpredict")
+
+
+def gene_panel(
+    sdatas: Sequence[SpatialData],
+    *,
+    n_genes: int,
+    by: Literal["mean", "hvg_union"] = "mean",
+    min_spots: int | None = None,
+    table_name: str = "table",
+    layer: str | None = None,
+    target: Target = "log1p_cp10k",
+    image_key: str | None = None,
+    shapes_key: str | None = None,
+    tissue_key: str | None = None,
+    min_counts: float = MIN_COUNTS,
+) -> list[str]:
+    """The ordered genes of a panel, chosen from the usable spots of training sections by the rule of protocol stp-1.
+
+    sdatas
+        Training sections only; a panel that has seen the test section makes a score too good.
+    n_genes
+        For "mean" the number of genes; for "hvg_union" the number that each section contributes to the union.
+    by
+        "mean": the genes with the highest mean of the target, the average of the sections' means. "hvg_union": the
+        union of each section's genes with the highest population variance of the target, ordered by the average of
+        the sections' variances. Only genes that all sections have are candidates; ties go by gene name.
+    min_spots
+        For "hvg_union": keep genes with a count in at least this many usable spots of all sections; None: all.
+    table_name, layer, target, image_key, shapes_key, tissue_key, min_counts
+        What was measured, and which spots are usable, as in `tl.train`.
+
+    Raises ValueError for no sections, no common genes, an empty panel, fewer genes than asked, and input that
+    `tl.train` would refuse.
+    """
+    _check(sdatas, n_genes, by, min_spots)
+    sections = [
+        _statistics(sdata, table_name, layer, target, image_key, shapes_key, tissue_key, min_counts) for sdata in sdatas
+    ]
+    common = sorted(set.intersection(*(set(table.index) for table in sections)))
+    _check_common(common, sections, n_genes)
+    sections = [table.loc[common] for table in sections]
+    mean, variance, seen = (
+        np.array([table[column].to_numpy() for table in sections]) for column in ("mean", "variance", "n_spots")
+    )
+    names = np.array(common, dtype=object)
+    if by == "mean":
+        panel = _top(mean.mean(axis=0), names, n_genes)
+    else:
+        union = set().union(*(_top(of_section, names, n_genes) for of_section in variance))
+        enough = np.array([name in union for name in common]) & (seen.sum(axis=0) >= (min_spots or 0))
+        panel = _top(variance.mean(axis=0)[enough], names[enough], int(enough.sum()))
+    if not panel:
+        raise ValueError(
+            f"the panel is empty: none of {len(union)} variable genes is seen in {min_spots} spots. Lower min_spots=."
+        )
+    logger.info(
+        "panel of %d genes by %s from %d sections with %d common genes", len(panel), by, len(sdatas), len(common)
+    )
+    return panel
+
+
+def _statistics(
+    sdata: SpatialData,
+    table_name: str,
+    layer: str | None,
+    target: Target,
+    image_key: str | None,
+    shapes_key: str | None,
+    tissue_key: str | None,
+    min_counts: float,
+) -> pd.DataFrame:
+    """Per gene of one section, over its usable spots: mean and population variance of the target, spots that see it."""
+    rows, _ = usable_rows(
+        sdata,
+        image_key=image_key,
+        shapes_key=shapes_key,
+        table_name=table_name,
+        layer=layer,
+        target=target,
+        tissue_key=tissue_key,
+        min_counts=min_counts,
+    )
+    table = sdata.tables[table_name]
+    what = f"table {table_name!r}"
+    if not table.var_names.is_unique:
+        twice = table.var_names[table.var_names.duplicated()].unique().tolist()
+        raise ValueError(f"the genes of {what} are not unique: {twice[:5]} ({len(twice)} names occur more than once).")
+    values = sparse_target(matrix_of(table, layer, what=what)[rows], target=target, what=what)
+    mean = np.asarray(values.sum(axis=0)).ravel() / len(rows)
+    squares = np.asarray(values.multiply(values).sum(axis=0)).ravel() / len(rows)
+    return pd.DataFrame(
+        {"mean": mean, "variance": np.maximum(squares - mean**2, 0.0), "n_spots": _n_stored(values)},
+        index=table.var_names.astype(str),
+    )
+
+
+def _n_stored(values) -> NDArray[np.int64]:
+    return np.bincount(values.indices, minlength=values.shape[1])
+
+
+def _top(score: NDArray[np.float64], names: NDArray[np.object_], n: int) -> list[str]:
+    """The n names with the highest score, in falling order; ties by name."""
+    return names[np.lexsort((names.astype(str), -score))[:n]].tolist()
+
+
+def _check(sdatas: Sequence[SpatialData], n_genes: int, by: str, min_spots: int | None) -> None:
+    if isinstance(sdatas, SpatialData) or len(sdatas) == 0:
+        raise ValueError(
+            f"gene_panel needs a list of training sections, got {type(sdatas).__name__}"
+            f"{'' if isinstance(sdatas, SpatialData) else ' without any'}. Pass [sdata, ...]."
+        )
+    if n_genes < 1:
+        raise ValueError(f"n_genes={n_genes} makes an empty panel; ask for at least 1 gene.")
+    if by not in ("mean", "hvg_union"):
+        raise ValueError(f'unknown rule by={by!r}; there are "mean" and "hvg_union".')
+    if min_spots is not None and by == "mean":
+        raise ValueError('min_spots= belongs to by="hvg_union"; by="mean" ranks by the mean alone.')
+
+
+def _check_common(common: list[str], sections: list[pd.DataFrame], n_genes: int) -> None:
+    if not common:
+        said = "; ".join(str(table.index[:3].tolist()) for table in sections[:4])
+        raise ValueError(
+            f"the panel is empty: the {len(sections)} sections have no gene in common. They begin with {said}. "
+            "Bring them to one kind of identifier and one species."
+        )
+    if len(common) < n_genes:
+        raise ValueError(
+            f"{n_genes} genes were asked, but the {len(sections)} sections have only {len(common)} in "
+            "common. Lower n_genes=."
+        )

@@ -1,0 +1,84 @@
+"""A regular grid of shapes over an image on which nothing was measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import shapely
+from geopandas import GeoDataFrame
+from spatialdata.models import ShapesModel
+from spatialdata.transformations import get_transformation
+
+from stpredict._sdata import DIAMETER_COLUMN, add_shapes, image_mpp, raster_size, resolve_image
+from stpredict._sdata._store import check_element_key
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+
+def tile_grid(
+    sdata: SpatialData,
+    *,
+    diameter_um: float,
+    pitch_um: float | None = None,
+    shape: Literal["circle", "square"] = "circle",
+    image_key: str | None = None,
+    mpp: float | None = None,
+    key_added: str,
+) -> None:
+    """Write shapes in a square grid over an image, for prediction where nothing was measured.
+
+    diameter_um
+        Diameter of a circle, or side of a square, in micrometres.
+    pitch_um
+        Distance of neighbouring centres along x and y; None: the diameter, so that neighbours touch.
+    mpp
+        Micrometres per pixel of the full-resolution image; None: found as in `tl.predict`.
+    key_added
+        Name of the new shapes.
+
+    The first shape touches the upper left corner of the image; only shapes that lie wholly on it are written, row by
+    row, numbered from 0. They carry the image's transformation to every one of its coordinate systems. A backed object
+    is changed in its store as well.
+
+    Raises ValueError for sizes that are not positive, a name that is taken or not allowed, an image that holds no
+    shape of that size, and where no mpp is found.
+    """
+    pitch_um = diameter_um if pitch_um is None else pitch_um
+    if not (diameter_um > 0 and pitch_um > 0 and np.isfinite([diameter_um, pitch_um]).all()):
+        raise ValueError(f"diameter_um and pitch_um must be positive, got {diameter_um!r} and {pitch_um!r}.")
+    if shape not in ("circle", "square"):
+        raise ValueError(f'unknown shape {shape!r}; there are "circle" and "square".')
+    check_element_key(sdata, key_added, kind="shapes", overwrite=False)
+    image_key = resolve_image(sdata, image_key)
+    own = image_mpp(sdata, image_key, mpp=mpp)
+    xy = _centres(raster_size(sdata, image_key), diameter_um / own, pitch_um / own)
+    if len(xy) == 0:
+        height, width = raster_size(sdata, image_key)
+        raise ValueError(
+            f"no {shape} of {diameter_um:g} um fits on image {image_key!r}, which is {height * own:.0f} x "
+            f"{width * own:.0f} um. Lower diameter_um=, or correct mpp= ({own:.4g} was used)."
+        )
+    element = _element(xy, diameter_um / own, shape, sdata, image_key)
+    element[DIAMETER_COLUMN] = float(diameter_um)
+    add_shapes(sdata, key_added, element)
+
+
+def _centres(size: tuple[int, int], diameter: float, pitch: float) -> NDArray[np.float64]:
+    """(n, 2) centres (x, y) in pixels, row by row; the shapes of that diameter lie wholly in (height, width)."""
+    y, x = (
+        diameter / 2 + pitch * np.arange(max(0, int(np.floor((length - diameter) / pitch + 1e-9)) + 1))
+        for length in size
+    )
+    return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+
+
+def _element(xy: NDArray[np.float64], diameter: float, shape: str, sdata: SpatialData, image_key: str) -> GeoDataFrame:
+    transformations = dict(get_transformation(sdata.images[image_key], get_all=True))
+    if shape == "circle":
+        return ShapesModel.parse(xy, geometry=0, radius=diameter / 2, transformations=transformations)
+    half = diameter / 2
+    squares = shapely.box(xy[:, 0] - half, xy[:, 1] - half, xy[:, 0] + half, xy[:, 1] + half)
+    return ShapesModel.parse(GeoDataFrame(geometry=squares), transformations=transformations)

@@ -1,0 +1,359 @@
+"""Results go into the object and its store whole, and come back bit for bit."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import zarr
+from spatialdata import SpatialData, get_dask_backing_files, read_zarr
+from spatialdata.models import TableModel
+from spatialdata.transformations import get_transformation
+
+from stpredict._sdata import _results, _store_raster, table_rows
+
+from .samples import GENES, RECORD, backed, fill, make_layer, make_sdata, make_table, make_target
+
+
+@pytest.fixture(params=["memory", "backed"])
+def sdata(request: pytest.FixtureRequest, tmp_path: Path) -> SpatialData:
+    """The object in memory, and the same read from a store."""
+    return backed(tmp_path) if request.param == "backed" else make_sdata()
+
+
+def test_layer_lands_in_its_own_rows_and_comes_back_bit_for_bit(sdata: SpatialData) -> None:
+    _results.commit(sdata, [make_layer(sdata)])
+    objects = [sdata] if sdata.path is None else [sdata, read_zarr(sdata.path)]
+    for each in objects:
+        table = each.tables["table"]
+        layer = table.layers["pixnet"]
+        assert layer.dtype == np.float32
+        number = table.obs["instance_id"].str.removeprefix("spot").astype(int).to_numpy()
+        expected = np.full((10, 6), np.nan, np.float32)
+        for gene in (1, 3, 4):
+            expected[:, gene] = np.where(number == 7, np.nan, 100 * number + gene)
+        np.testing.assert_array_equal(layer, expected)
+        assert table.var["pixnet"].dtype == bool
+        assert table.var["pixnet"].tolist() == [False, True, False, True, True, False]
+        np.testing.assert_array_equal(table.var["pixnet_val_pcc"], [np.nan, 0.1, np.nan, 0.3, 0.4, np.nan])
+        np.testing.assert_array_equal(table.obs["pixnet_coverage"], np.linspace(0, 1, 10)[number])
+        assert each.attrs["stpredict"]["tables/table/layers/pixnet"] == RECORD
+        stored = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in table.uns["stpredict"]["pixnet"].items()}
+        assert stored == RECORD
+
+
+def test_everything_at_once_and_written_again_elsewhere(sdata: SpatialData, tmp_path: Path) -> None:
+    values = np.random.default_rng(1).normal(size=(3, 10, 16)).astype(np.float16)
+    with make_target(sdata) as target:
+        fill(target, values)
+        _results.commit(sdata, [make_layer(sdata), make_table(sdata), target.image(RECORD)])
+    sdata.write(tmp_path / "again.zarr", update_sdata_path=False)
+    for each in [sdata, read_zarr(tmp_path / "again.zarr"), *([read_zarr(sdata.path)] if sdata.path else [])]:
+        raster = each.images["pixnet"]
+        assert raster.dtype == np.float16
+        assert raster.coords["c"].to_numpy().tolist() == GENES
+        np.testing.assert_array_equal(raster.to_numpy(), values)
+        np.testing.assert_array_equal(each.tables["table"].layers["pixnet"], sdata.tables["table"].layers["pixnet"])
+        panel = each.tables["spots_pixnet"]
+        np.testing.assert_array_equal(panel.X, np.arange(30, dtype=np.float32).reshape(10, 3))
+        np.testing.assert_array_equal(panel.X, panel.layers["pixnet"])
+        assert set(each.attrs["stpredict"]) == {
+            "tables/table/layers/pixnet", "tables/spots_pixnet/layers/pixnet", "images/pixnet"
+        }  # fmt: skip
+        assert all(record == RECORD for record in each.attrs["stpredict"].values())
+
+
+def test_raster_of_a_backed_object_reads_from_the_store_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    sdata = backed(tmp_path)
+    with make_target(sdata) as target:
+        fill(target, np.ones((3, 10, 16)))
+        _results.commit(sdata, [target.image(RECORD)])
+    files = get_dask_backing_files(sdata.images["pixnet"])
+    assert [Path(file).is_relative_to(tmp_path / "slide.zarr" / "images" / "pixnet") for file in files] == [True]
+    assert sdata.is_self_contained()
+    assert [path.name for path in tmp_path.iterdir()] == ["slide.zarr"]
+    assert sdata.has_consolidated_metadata()
+
+
+def test_raster_lies_on_the_image_in_every_coordinate_system(sdata: SpatialData) -> None:
+    with make_target(sdata) as target:
+        fill(target, np.ones((3, 10, 16)))
+        _results.commit(sdata, [target.image(RECORD)])
+    source = get_transformation(sdata.images["image"], get_all=True)
+    for each in [sdata, *([read_zarr(sdata.path)] if sdata.path else [])]:
+        raster = get_transformation(each.images["pixnet"], get_all=True)
+        assert set(raster) == {"global", "micrometers", "turned"}
+        for name, transformation in raster.items():
+            onto = transformation.to_affine_matrix(("x", "y"), ("x", "y"))
+            image = source[name].to_affine_matrix(("x", "y"), ("x", "y"))
+            np.testing.assert_allclose(onto @ [3.0, 2.0, 1.0], image @ [12.0, 8.0, 1.0])
+
+
+def test_pixels_that_are_never_written_are_nan_and_zeros_are_zeros(sdata: SpatialData) -> None:
+    with make_target(sdata, dtype="float32") as target:
+        target.write(slice(8, 10), slice(4, 16), np.zeros((3, 2, 12)))
+        _results.commit(sdata, [target.image({})])
+    expected = np.full((3, 10, 16), np.nan, np.float32)
+    expected[:, 8:, 4:] = 0
+    np.testing.assert_array_equal(sdata.images["pixnet"].to_numpy(), expected)
+    if sdata.path:
+        np.testing.assert_array_equal(read_zarr(sdata.path).images["pixnet"].to_numpy(), expected)
+        assert zarr.open_array(sdata.path / "images/pixnet/s0").nchunks_initialized == 3
+
+
+def test_a_raster_that_is_not_committed_leaves_nothing(tmp_path: Path) -> None:
+    sdata = backed(tmp_path)
+    with pytest.raises(RuntimeError, match="cancelled"), make_target(sdata) as target:
+        target.write(slice(0, 4), slice(0, 16), np.ones((3, 4, 16)))
+        assert len(list(tmp_path.iterdir())) == 2
+        raise RuntimeError("cancelled")
+    assert [path.name for path in tmp_path.iterdir()] == ["slide.zarr"]
+    assert list(read_zarr(sdata.path).images) == ["image"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "message"),
+    [
+        (slice(0, 3), slice(0, 4), "rows 0:3 are not whole chunks of 4 pixels inside 0:10"),
+        (slice(0, 4), slice(2, 8), "columns 2:8 are not whole chunks"),
+        (slice(8, 12), slice(0, 4), "rows 8:12 are not whole chunks"),
+        (slice(4, 8), slice(4, 8), "was written before"),
+    ],
+)
+def test_regions_that_would_touch_a_chunk_twice_are_refused(
+    sdata: SpatialData, rows: slice, columns: slice, message: str
+) -> None:
+    with make_target(sdata) as target:
+        target.write(slice(4, 8), slice(0, 16), np.ones((3, 4, 16)))
+        with pytest.raises(ValueError, match=message):
+            target.write(rows, columns, np.ones((3, rows.stop - rows.start, columns.stop - columns.start)))
+        with pytest.raises(ValueError, match=r"needs values of shape \(3, 4, 4\), got \(2, 4, 4\)"):
+            target.write(slice(0, 4), slice(0, 4), np.ones((2, 4, 4)))
+
+
+def test_values_that_the_type_cannot_hold_are_refused(sdata: SpatialData) -> None:
+    with make_target(sdata) as target:
+        target.write(slice(0, 4), slice(0, 4), np.full((3, 4, 4), 65504.0))
+        with pytest.raises(ValueError, match=r"up to 7e\+04 do not fit float16.*float32"):
+            target.write(slice(0, 4), slice(4, 8), np.full((3, 4, 4), 70000.0))
+
+
+def test_duplicate_genes_and_types_without_nan_are_refused(sdata: SpatialData) -> None:
+    with pytest.raises(ValueError, match=r"unique.*\['g1'\]"):
+        make_target(sdata, genes=["g1", "g2", "g1"])
+    with pytest.raises(ValueError, match="float dtype"):
+        make_target(sdata, dtype="int16")
+
+
+def test_a_raster_that_does_not_fit_says_both_sizes_and_the_ways_out(
+    sdata: SpatialData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need = 250 * 5000 * 4000 * 2
+    ways = r"10.0 GB.*10.0 GB free.*genes=.*raster_mpp=.*output='latent'"
+    for free in (need, need - 1):
+        monkeypatch.setattr(_store_raster.psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
+        monkeypatch.setattr(_store_raster.shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        if free == need:
+            _store_raster.check_raster_size(sdata, 250, (5000, 4000))
+    with pytest.raises(ValueError, match=("the disk of" if sdata.path else "memory") + ".*" + ways.partition(".*")[2]):
+        _store_raster.check_raster_size(sdata, 250, (5000, 4000))
+    with pytest.raises(ValueError, match=ways):
+        make_target(sdata, genes=[f"g{i}" for i in range(250)], shape=(5000, 4000))
+
+
+def test_a_layer_that_is_too_wide_says_both_sizes_and_names_table_added() -> None:
+    _results.check_layer_size(1000, 18_000, 250, limit_bytes=72_000_000)
+    with pytest.raises(ValueError, match=r"72.0 GB, above the limit of 4.0 GB.*250.*1.0 GB.*table_added="):
+        _results.check_layer_size(1_000_000, 18_000, 250)
+
+
+def test_a_view_gets_its_layer_and_the_table_behind_it_does_not() -> None:
+    sdata = make_sdata()
+    whole = sdata.tables["table"]
+    sdata.tables["table"] = view = whole[2:8]
+    assert view.is_view
+    _results.commit(sdata, [make_layer(sdata)])
+    assert sdata.tables["table"] is view
+    assert np.isfinite(view.layers["pixnet"]).any()
+    assert "pixnet" in view.var
+    assert "pixnet" not in whole.layers
+    assert "pixnet" not in whole.var
+    assert "stpredict" not in whole.uns
+
+
+def test_rows_of_other_regions_stay_nan(sdata: SpatialData) -> None:
+    if sdata.path is None:
+        table = sdata.tables["table"]
+        table.obs["region"] = pd.Categorical(["spots"] * 6 + ["others"] * 4)
+        del table.uns["spatialdata_attrs"]
+        sdata.tables["table"] = TableModel.parse(
+            table, region=["spots", "others"], region_key="region", instance_key="instance_id"
+        )
+        _results.commit(sdata, [make_layer(sdata)])
+        assert np.isnan(table.layers["pixnet"][6:]).all()
+        assert np.isnan(table.obs["pixnet_coverage"][6:]).all()
+        assert np.isfinite(table.obs["pixnet_coverage"][:6]).all()
+
+
+def test_overwriting_takes_away_columns_that_the_new_result_lacks(sdata: SpatialData) -> None:
+    _results.commit(sdata, [make_layer(sdata)])
+    bare = _results.layer(
+        sdata, "table", "pixnet", values=np.ones((10, 1)), join=table_rows(sdata, "table", "spots"),
+        columns=np.array([2]), record={},
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="already"):
+        _results.commit(sdata, [bare])
+    _results.commit(sdata, [bare], overwrite=True)
+    for each in [sdata, *([read_zarr(sdata.path)] if sdata.path else [])]:
+        table = each.tables["table"]
+        assert list(table.var.columns) == ["pixnet"]
+        assert table.var_names[table.var["pixnet"]].tolist() == ["g2"]
+        assert list(table.obs.columns) == ["region", "instance_id"]
+
+
+def test_columns_of_the_user_are_not_taken_without_overwrite(sdata: SpatialData) -> None:
+    sdata.tables["table"].var["pixnet"] = 1
+    with pytest.raises(ValueError, match="column of var of table 'table' called 'pixnet' already"):
+        _results.check_layer(sdata, "table", "pixnet", overwrite=False)
+    with pytest.raises(ValueError, match="column of var"):
+        _results.commit(sdata, [make_layer(sdata)])
+    assert list(sdata.tables["table"].var.columns) == ["pixnet"]
+
+
+def test_a_column_that_differs_by_case_is_refused(sdata: SpatialData) -> None:
+    sdata.tables["table"].obs["PixNet_coverage"] = 1.0
+    with pytest.raises(ValueError, match="by case alone"):
+        _results.commit(sdata, [make_layer(sdata)], overwrite=True)
+
+
+def test_obsm_entry_and_several_results_side_by_side(sdata: SpatialData) -> None:
+    latent = np.arange(40, dtype=np.float32).reshape(10, 4)
+    entry = _results.Entry("table", "pixnet_latent", latent, place="obsm", record={"model": "PixNet"})
+    _results.commit(sdata, [make_layer(sdata), entry])
+    _results.commit(sdata, [make_layer(sdata, "ridge", plus=5.0)])
+    for each in [sdata, *([read_zarr(sdata.path)] if sdata.path else [])]:
+        table = each.tables["table"]
+        np.testing.assert_array_equal(table.obsm["pixnet_latent"], latent)
+        assert {name for name in table.layers if name is not None} == {"pixnet", "ridge"}
+        assert np.nanmax(table.layers["ridge"] - table.layers["pixnet"]) == 5
+        assert set(table.uns["stpredict"]) == {"pixnet", "pixnet_latent", "ridge"}
+        assert "tables/table/obsm/pixnet_latent" in each.attrs["stpredict"]
+
+
+def test_a_new_table_follows_the_element_and_annotates_it(sdata: SpatialData) -> None:
+    _results.commit(sdata, [make_table(sdata)])
+    spots = sdata.shapes["spots"]
+    for each in [sdata, *([read_zarr(sdata.path)] if sdata.path else [])]:
+        table = each.tables["spots_pixnet"]
+        rows, positions = table_rows(each, "spots_pixnet", "spots")
+        assert rows.tolist() == positions.tolist() == list(range(10))
+        assert table.obs["instance_id"].tolist() == spots.index.tolist()
+        np.testing.assert_array_equal(table.obsm["spatial"], np.c_[spots.geometry.x, spots.geometry.y])
+        assert table.var["pixnet"].all()
+        assert table.X.dtype == table.layers["pixnet"].dtype == np.float32
+    assert not np.shares_memory(sdata.tables["spots_pixnet"].X, sdata.tables["spots_pixnet"].layers["pixnet"])
+
+
+def test_a_new_table_keeps_integer_instance_ids() -> None:
+    table = _results.new_table(
+        np.zeros((2, 1)), key="k", genes=["a"], region="cells", instance_ids=np.array([7, 3]), centroids=np.zeros((2, 2))
+    )
+    assert table.obs["instance_id"].dtype.kind == "i"
+    assert table.obs_names.tolist() == ["7", "3"]
+
+
+def test_a_new_table_with_twins_is_refused() -> None:
+    options: dict[str, Any] = {"key": "k", "region": "cells", "centroids": np.zeros((2, 2))}
+    with pytest.raises(ValueError, match="unique, got twice"):
+        _results.new_table(np.zeros((2, 2)), genes=["a", "a"], instance_ids=np.arange(2), **options)
+    with pytest.raises(ValueError, match="unique, got twice"):
+        _results.new_table(np.zeros((2, 2)), genes=["a", "b"], instance_ids=np.zeros(2, int), **options)
+
+
+def test_replacing_a_table_forgets_what_was_said_of_the_old_one(sdata: SpatialData) -> None:
+    _results.commit(sdata, [make_table(sdata)])
+    table = make_table(sdata).table
+    with pytest.raises(ValueError, match="table called 'spots_pixnet' already"):
+        _results.commit(sdata, [_results.Table("spots_pixnet", "ridge", table)])
+    _results.commit(sdata, [_results.Table("spots_pixnet", "ridge", table, record={"model": "Ridge"})], overwrite=True)
+    for each in [sdata, *([read_zarr(sdata.path)] if sdata.path else [])]:
+        assert each.attrs["stpredict"] == {"tables/spots_pixnet/layers/ridge": {"model": "Ridge"}}
+
+
+def test_other_attributes_stay_and_objects_that_share_them_do_not_change(sdata: SpatialData) -> None:
+    shared = sdata.attrs
+    shared["mine"] = {"a": 1}
+    _results.commit(sdata, [make_layer(sdata)])
+    assert shared == {"mine": {"a": 1}}
+    assert sdata.attrs["mine"] == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [{"a": np.float32(1)}, {"a": (1, 2)}, {"a": float("nan")}, {"a": [1, "b"]}, {"a": [[1]]}, {"a": [{"b": 1}]},
+     {"a/b": 1}, {1: 2}, {"a": [None]}, {"a": Path("x")}, {"a": {"b": np.zeros(2)}}],
+)  # fmt: skip
+def test_records_that_would_not_come_back_are_refused(record: Any) -> None:
+    with pytest.raises(TypeError, match=r"record"):
+        _results.plain(record)
+
+
+def test_values_of_a_wrong_shape_or_type_and_joins_that_are_not_unique_are_refused(sdata: SpatialData) -> None:
+    with pytest.raises(ValueError, match=r"must be float32 \(10, 6\), got float64"):
+        _results.commit(sdata, [_results.Entry("table", "k", np.zeros((10, 6)))])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"var\['k'\] must be \(6,\)"):
+        _results.commit(sdata, [_results.Entry("table", "k", np.zeros((10, 6), np.float32), var={"k": np.ones(5)})])
+    rows, positions = table_rows(sdata, "table", "spots")
+    for join, columns in (((rows[[0, 0]], positions[:2]), [1]), ((rows, positions), [6]), ((rows, positions[:3]), [1])):
+        with pytest.raises(ValueError, match="different integers below"):
+            _results.layer(sdata, "table", "k", values=np.ones((10, 1)), join=join, columns=np.array(columns))
+    with pytest.raises(ValueError, match="same place"):
+        _results.commit(sdata, [make_layer(sdata), make_layer(sdata)])
+
+
+def test_an_index_that_anndata_wrote_into_a_table_does_not_hide_the_layer(tmp_path: Path) -> None:
+    sdata = backed(tmp_path)
+    with pytest.warns(Warning, match="[Cc]onsolidated"):
+        zarr.consolidate_metadata(str(sdata.path / "tables" / "table"))
+    _results.commit(sdata, [make_layer(sdata)])
+    assert "pixnet" in read_zarr(sdata.path).tables["table"].layers
+
+
+def test_a_store_without_the_groups_gets_them(tmp_path: Path) -> None:
+    sdata = backed(tmp_path, image=False, table=False)
+    _results.commit(sdata, [make_table(sdata), _raster_element()])
+    again = read_zarr(sdata.path)
+    assert list(again.tables) == ["spots_pixnet"]
+    assert list(again.images) == ["pixnet"]
+
+
+def _raster_element() -> _results.Image:
+    with make_target(make_sdata()) as target:
+        fill(target, np.ones((3, 10, 16)))
+        return target.image({})
+
+
+def test_a_store_behind_a_link_and_one_that_was_never_consolidated(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    make_sdata().write(tmp_path / "real" / "slide.zarr", consolidate_metadata=False)
+    (tmp_path / "link.zarr").symlink_to(tmp_path / "real" / "slide.zarr")
+    sdata = read_zarr(tmp_path / "link.zarr")
+    with make_target(sdata) as target:
+        fill(target, np.ones((3, 10, 16)))
+        _results.commit(sdata, [make_layer(sdata), target.image({})])
+    assert "pixnet" in read_zarr(tmp_path / "real" / "slide.zarr").images
+    shutil.rmtree(tmp_path / "real" / "slide.zarr")
+    assert list((tmp_path / "real").iterdir()) == []
+
+
+def test_the_table_in_memory_is_what_a_user_holds(sdata: SpatialData) -> None:
+    held: ad.AnnData = sdata.tables["table"]
+    _results.commit(sdata, [make_layer(sdata)])
+    assert sdata.tables["table"] is held
+    assert "pixnet" in held.layers
