@@ -1,0 +1,8 @@
+"""Data sets: simulated sections with known truth, and public ones."""
+
+from __future__ import annotations
+
+from stpredict.datasets.her2st import her2st
+from stpredict.datasets.toy import toy, toy_oracle, toy_truth, toy_truth_shapes
+
+__all__ = ["her2st", "toy", "toy_oracle", "toy_truth", "toy_truth_shapes"]

@@ -1,0 +1,9 @@
+"""Readers: files of the field -> SpatialData."""
+
+from __future__ import annotations
+
+from stpredict.io.read_image import read_image
+from stpredict.io.read_st import read_st
+from stpredict.io.read_visium import read_visium
+
+__all__ = ["read_image", "read_st", "read_visium"]

@@ -1,0 +1,104 @@
+"""The files of a Space Ranger folder: which is which, and whether they belong together."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL.PngImagePlugin import PngImageFile
+
+from stpredict.io._pixels import SUFFIXES
+
+COUNTS = "filtered_feature_bc_matrix.h5"
+POSITIONS = ("tissue_positions_list.csv", "tissue_positions.csv")
+SCALES = "scalefactors_json.json"
+HIRES = "tissue_hires_image.png"
+DRAWN_UM = (50.0, 70.0)  # spot_diameter_fullres stands for 65 um in Space Ranger's files, for 55 in some others
+OWN_IMAGES = ("tissue_hires", "tissue_lowres", "aligned_", "detected_", "cytassist_image")  # written, not given
+
+
+@dataclass(frozen=True)
+class SpaceRanger:
+    """Where the files of one section are.
+
+    root
+        Folder that holds the counts and `spatial/`.
+    prefix
+        What stands before `_filtered_feature_bc_matrix.h5`; "" for the plain name.
+    positions, scales, hires, image
+        Tissue positions, scale factors, Space Ranger's reduced image (may be absent), the full-resolution image.
+    """
+
+    root: Path
+    prefix: str
+    positions: Path
+    scales: Path
+    hires: Path
+    image: Path
+
+
+def find(path: Path, image: Path | None) -> SpaceRanger:
+    """The files of the folder `path` or of its `outs/`; `image` is the full-resolution image where it is given.
+
+    Raises FileNotFoundError that names all that is missing, ValueError for Visium HD and for more than one candidate.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(f"no folder at {path}")
+    root = path if not (path / "outs").is_dir() else path / "outs"
+    if (root / "binned_outputs").is_dir():
+        raise ValueError(
+            f"{path} is a Visium HD folder; read it with spatialdata_io.visium_hd, read_visium reads Visium."
+        )
+    counts = _one(sorted(root.glob(f"*{COUNTS}")), "counts")
+    positions = next((p for p in (root / "spatial" / name for name in POSITIONS) if p.is_file()), None)
+    scales = root / "spatial" / SCALES
+    slide = image if image is not None else _one(_images({path, root, path / "image", root / "image"}), "images")
+    missing = {
+        COUNTS: counts is None,
+        f"spatial/{POSITIONS[1]} (or {POSITIONS[0]})": positions is None,
+        f"spatial/{SCALES}": not scales.is_file(),
+        "the full-resolution image that Space Ranger was given (copy it there, or pass image=)": slide is None,
+    }
+    if any(missing.values()) or counts is None or positions is None or slide is None:
+        raise FileNotFoundError(f"{root} lacks: {'; '.join(what for what, absent in missing.items() if absent)}.")
+    prefix = counts.name.removesuffix(COUNTS).removesuffix("_")
+    return SpaceRanger(root, prefix, positions, scales, root / "spatial" / HIRES, slide)
+
+
+def check_image(folder: SpaceRanger, shape: tuple[int, int]) -> None:
+    """Raise ValueError where the image of `shape` (height, width) is not the one that Space Ranger reduced."""
+    if not folder.hires.is_file():
+        return
+    factor = float(json.loads(folder.scales.read_text())["tissue_hires_scalef"])
+    with PngImageFile(folder.hires) as hires:
+        expected = hires.height / factor, hires.width / factor
+    # the reduced image has whole pixels, and its factor is rounded
+    if any(abs(side - full) > 1.5 / factor + 0.005 * full for side, full in zip(shape, expected, strict=True)):
+        raise ValueError(
+            f"{folder.image} has {shape[1]} x {shape[0]} px, but the image that Space Ranger was given had about "
+            f"{expected[1]:.0f} x {expected[0]:.0f} (by {HIRES} and {SCALES}). Give that one."
+        )
+
+
+def check_scale(folder: SpaceRanger, mpp: float) -> None:
+    """Raise ValueError where the spot diameter in the scale factors and the pitch behind `mpp` do not fit."""
+    diameter = float(json.loads(folder.scales.read_text())["spot_diameter_fullres"])
+    if not DRAWN_UM[0] <= diameter * mpp <= DRAWN_UM[1]:
+        raise ValueError(
+            f"{folder.scales} gives spots of {diameter:.1f} px, which is {diameter * mpp:.0f} um at the pitch of "
+            f"{folder.positions} ({100 / mpp:.1f} px for 100 um); 55 or 65 um are expected. The "
+            "files do not belong together."
+        )
+
+
+def _images(folders: set[Path]) -> list[Path]:
+    files = [file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.is_file()]
+    return sorted(f for f in files if f.suffix.lower() in SUFFIXES and not f.name.startswith(OWN_IMAGES))
+
+
+def _one(files: list[Path], what: str) -> Path | None:
+    if len(files) > 1:
+        way_out = "Keep one of them there, or pass image=." if what == "images" else "Keep one of them there."
+        raise ValueError(f"{files[0].parent} holds several {what}: {[file.name for file in files]}. {way_out}")
+    return files[0] if files else None

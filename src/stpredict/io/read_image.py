@@ -1,0 +1,43 @@
+"""One's own slide: an image file without measurements."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from spatialdata import SpatialData
+
+from stpredict.io._image import image_element
+from stpredict.io._pixels import open_pixels
+
+logger = logging.getLogger("stpredict")
+
+
+def read_image(path: str | Path, *, mpp: float | None = None, name: str = "slide") -> SpatialData:
+    """An H&E image as SpatialData, read lazily: images["image"], multiscale, in chunks of 3 x 1024 x 1024.
+
+    path
+        8-bit RGB as TIFF or OME-TIFF (tiles and pyramid levels of the file are used as they are; of several images the
+        largest is taken), JPG or PNG (no tiles: decoded whole when a pixel is first needed, and kept), or a vendor
+        slide (.svs, .ndpi, .mrxs, ...; needs the `wsi` extra). An alpha channel is laid over white.
+    mpp
+        Micrometres per pixel. None: what the file states, which is the OME metadata (PhysicalSizeX with its unit),
+        ImageJ's unit, the vendor's property, or the TIFF resolution tags where they give 0.05 to 10 um (printers and
+        screens write into them, too). The log says which.
+    name
+        Name of the slide, kept in `sdata.attrs["name"]`.
+
+    The coordinate system "global" is pixels of the finest level, "micrometers" their size; the latter is left out where
+    no mpp is known, and whoever needs one then asks for it.
+
+    Raises FileNotFoundError, ImportError where the extra is missing, and ValueError for an unknown format, pixels that
+    are not 8-bit RGB or not square, a file too large to be decoded whole, and an mpp that is not positive.
+    """
+    if mpp is not None and not (np.isfinite(mpp) and mpp > 0):
+        raise ValueError(f"mpp must be a positive number of micrometres per pixel, got {mpp}.")
+    pixels = open_pixels(Path(path))
+    known = mpp if mpp is not None else pixels.mpp
+    if known is None:
+        logger.info("%s: no micrometres per pixel are known; give mpp= here or where the slide is used", path)
+    return SpatialData(images={"image": image_element(pixels.levels, mpp=known)}, attrs={"name": name})

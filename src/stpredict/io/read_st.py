@@ -1,0 +1,85 @@
+"""Legacy Spatial Transcriptomics: a table of counts, an image, and where the spots lie on it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData
+
+from stpredict.io._assemble import assemble, check_on_image
+from stpredict.io._counts import read_counts
+from stpredict.io._grid import pitch_px
+from stpredict.io._pixels import open_pixels
+from stpredict.io._spots import read_spots
+
+logger = logging.getLogger("stpredict")
+
+
+def read_st(
+    counts: str | Path | AnnData,
+    image: str | Path,
+    spots: str | Path,
+    *,
+    name: str = "section",
+    spot_diameter_um: float = 100.0,
+    pitch_um: float = 200.0,
+) -> SpatialData:
+    """A section measured by spots on an array: H&E image, circles, raw counts.
+
+    counts
+        Spots x genes, raw: a text table (.tsv, .csv, .txt, each also .gz; rows are spots named `XxY`, columns genes),
+        an .h5ad file, or an AnnData (obs_names = spot ids, var_names = genes) built from any other format.
+    image
+        JPG, PNG, TIFF or OME-TIFF, 8-bit RGB, read lazily (see `read_image`). A JPG or PNG has no tiles: it is decoded
+        whole when a pixel is first needed, and kept; write the object and read it back to read it in chunks.
+    spots
+        Table of the spots, .tsv or .csv. Position of the centre in pixels of the image: `pixel_x` (column), `pixel_y`
+        (row), or `x_px`, `y_px`. Id: `spot`, `barcode`, or `XxY` from the array coordinates `x` (column), `y` (row).
+        Where there is a column `selected`, only rows with 1 are used.
+    name
+        Name of the section, kept in `sdata.attrs["name"]`.
+    spot_diameter_um, pitch_um
+        Diameter of a spot and distance of neighbouring centres, in micrometres: 100 and 200 for legacy arrays,
+        55 and 100 for Visium. The scale of the image is pitch_um over the pitch in pixels.
+
+    Returns a SpatialData with images["image"], shapes["spots"] (circles, radius in pixels), tables["table"] (CSR
+    float32; spots that are in both files, in the order of the spot file), and the coordinate systems "global" (pixels)
+    and "micrometers".
+
+    Raises ValueError for duplicate ids or genes, values that are not counts, no common spot, spots
+    all off the image, a pitch that cannot be measured, and an image that is not 8-bit RGB.
+    """
+    _check_sizes(spot_diameter_um, pitch_um)
+    table, places = _join(read_counts(counts), read_spots(Path(spots)), name)
+    pixels = open_pixels(Path(image))
+    check_on_image(places, pixels.shape, str(spots))
+    grid = places[["array_col", "array_row"]].to_numpy() if "array_col" in places else None
+    mpp = pitch_um / pitch_px(places[["x_px", "y_px"]].to_numpy(), grid)
+    return assemble(table, places, pixels, mpp=mpp, spot_diameter_um=spot_diameter_um, name=name)
+
+
+def _join(table: AnnData, places: pd.DataFrame, name: str) -> tuple[AnnData, pd.DataFrame]:
+    common = places.index[places.index.isin(table.obs_names)]
+    if not len(common):
+        hint = " The table holds spots as columns: transpose it." if places.index.isin(table.var_names).any() else ""
+        raise ValueError(
+            f"no spot is in both files: the counts name {table.obs_names[:3].tolist()}, the spot file "
+            f"{places.index[:3].tolist()}.{hint}"
+        )
+    logger.info(
+        "%s: %d spots; left out: %d of the counts without a selected position, %d selected without counts",
+        *(name, len(common), table.n_obs - len(common), len(places) - len(common)),
+    )
+    return table[common].copy(), places.loc[common]
+
+
+def _check_sizes(spot_diameter_um: float, pitch_um: float) -> None:
+    if not 0 < spot_diameter_um <= pitch_um < np.inf:
+        raise ValueError(
+            f"spot_diameter_um must be positive and at most pitch_um, got {spot_diameter_um} and {pitch_um} "
+            "(100 and 200 for legacy arrays, 55 and 100 for Visium)."
+        )

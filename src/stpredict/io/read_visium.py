@@ -1,0 +1,93 @@
+"""10x Visium: a Space Ranger folder with the full-resolution image beside it."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData
+
+from stpredict.io._assemble import assemble, check_on_image
+from stpredict.io._counts import read_counts
+from stpredict.io._grid import pitch_px
+from stpredict.io._pixels import open_pixels
+from stpredict.io._space_ranger import SpaceRanger, check_image, check_scale, find
+
+SPOT_UM, PITCH_UM = 55.0, 100.0
+STEP = (0.5, float(np.sqrt(3) / 2))  # a hexagonal array: neighbours in a row are two columns apart
+
+
+def read_visium(path: str | Path, *, name: str | None = None, image: str | Path | None = None) -> SpatialData:
+    """A Visium section from its Space Ranger folder: full-resolution H&E image, spots, raw counts.
+
+    path
+        Folder with `filtered_feature_bc_matrix.h5` (file names may have a prefix, as those published by 10x have),
+        `spatial/` and the full-resolution image that Space Ranger was given; or the folder whose `outs/` holds them.
+    name
+        Name of the section, kept in `sdata.attrs["name"]`; None is the folder's name.
+    image
+        The full-resolution image, where it lies elsewhere; None looks for it in the folder and in its `image/`. See
+        `read_image` for the formats.
+
+    Counts and positions are read by `spatialdata_io.visium` (the `io` extra).
+
+    Returned is the layout of `read_st`: images["image"], shapes["spots"] (circles of 55 um), tables["table"] (spots
+    under tissue, index = barcodes; in_tissue, array_row, array_col), coordinate systems "global" (pixels) and
+    "micrometers".
+
+    The scale is 100 um over the pitch of the spots. It is not taken from `spot_diameter_fullres`, which Space Ranger
+    draws for 65 um while the spots are 55: it is only checked against it.
+
+    Raises FileNotFoundError that names every file that is missing, ImportError without the extra, and ValueError where
+    several images could be meant or the image is not the one that Space Ranger was given.
+    """
+    folder = find(Path(path), None if image is None else Path(image))
+    source = _read(folder)
+    table = _raw_counts(source)
+    places = _places(source)
+    pixels = open_pixels(folder.image)
+    check_image(folder, pixels.shape)
+    check_on_image(places, pixels.shape, str(folder.positions))
+    grid = places[["array_col", "array_row"]].to_numpy()
+    mpp = PITCH_UM / pitch_px(places[["x_px", "y_px"]].to_numpy(), grid, step=STEP)
+    check_scale(folder, mpp)
+    label = Path(path).resolve().name if name is None else name
+    return assemble(table, places, pixels, mpp=mpp, spot_diameter_um=SPOT_UM, name=label)
+
+
+def _read(folder: SpaceRanger) -> AnnData:
+    try:
+        from spatialdata_io import visium
+    except ImportError as error:
+        raise ImportError("read_visium needs spatialdata-io: pip install 'stpredict[io]'.") from error
+    with warnings.catch_warnings():
+        # some symbols occur twice in every 10x reference; spatialdata-io makes them unique right after the first of these
+        for message in ("Variable names are not unique", "Converting `region_key"):
+            warnings.filterwarnings("ignore", message=message, category=UserWarning)
+        sdata = visium(folder.root, dataset_id=folder.prefix or "visium")
+    return sdata.tables["table"]
+
+
+def _raw_counts(source: AnnData) -> AnnData:
+    table = read_counts(source)
+    table.var = source.var.copy()
+    if "in_tissue" in source.obs:
+        table.obs["in_tissue"] = source.obs["in_tissue"].to_numpy()
+    return table
+
+
+def _places(source: AnnData) -> pd.DataFrame:
+    obs: pd.DataFrame = source.obs
+    places = pd.DataFrame(source.obsm["spatial"], index=source.obs_names, columns=["x_px", "y_px"], dtype=np.float64)
+    lost = places.index[~np.isfinite(places).all(axis=1)].tolist()
+    if lost:
+        raise ValueError(
+            f"barcodes of the counts without a position: {lost[:5]} ({len(lost)} of {len(places)}). The tissue "
+            "positions belong to another section."
+        )
+    for column in ("array_row", "array_col"):
+        places[column] = obs[column].to_numpy(dtype=np.int64)
+    return places
