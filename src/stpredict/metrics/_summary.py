@@ -1,0 +1,74 @@
+"""The figures by which one section's prediction is reported."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stpredict.metrics._scores import mae, mse, pcc
+from stpredict.metrics._target import PROTOCOL
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+
+def summary(pred: ArrayLike, true: ArrayLike, *, n_top: int = 50) -> pd.Series:
+    """The scores of one section by protocol stp-1.
+
+    pred, true
+        (n_spots, n_genes) of the scored spots of one section, finite, both in the same target space.
+    n_top
+        How many genes make HEG and HVG; where fewer genes have a correlation, all of them do.
+
+    Returns a float64 Series, ``attrs["protocol"]`` naming the protocol, of
+
+    - ``pcc_f``, ``pcc_s``, ``pcc_m``: 25th percentile, median and mean of the Pearson correlations over genes;
+    - ``heg``, ``hvg``: their mean over the `n_top` genes with the highest mean, or population variance, of `true`,
+      chosen after NaN genes are removed; between equals the earlier column wins;
+    - ``mse``, ``mae``: over all spots and genes;
+    - ``n_spots``, ``n_genes``; ``n_nan_genes``: constant in `pred` or `true`, not in the correlations above; ``n_top``:
+      the genes behind ``heg`` and ``hvg``.
+
+    Where no gene has a correlation (the `Mean` null), those figures are NaN and the errors remain.
+
+    Raises ValueError for `n_top` below 1 or no genes, and as `pcc`.
+
+    Source: protocol stp-1, "Correlation".
+    """
+    if n_top < 1:
+        raise ValueError(f"n_top must be at least 1, got {n_top}.")
+    r = pcc(pred, true)
+    if r.size == 0:
+        raise ValueError(f"no genes to score: arrays of shape {np.shape(pred)}.")
+    measured = np.asarray(true)
+    valid = np.isfinite(r)
+    mean, variance = measured.mean(axis=0, dtype=np.float64), measured.var(axis=0, dtype=np.float64)
+    n_top = min(n_top, int(valid.sum()))
+    scores = {
+        **_quartiles(r[valid]),
+        "heg": _top_mean(r[valid], by=mean[valid], n_top=n_top),
+        "hvg": _top_mean(r[valid], by=variance[valid], n_top=n_top),
+        "mse": mse(pred, true).mean(),
+        "mae": mae(pred, true).mean(),
+        "n_spots": measured.shape[0],
+        "n_genes": measured.shape[1],
+        "n_nan_genes": int((~valid).sum()),
+        "n_top": n_top,
+    }
+    result = pd.Series(scores, dtype=np.float64)
+    result.attrs["protocol"] = PROTOCOL
+    return result
+
+
+def _quartiles(r: NDArray[np.float64]) -> dict[str, float]:
+    if r.size == 0:
+        return dict.fromkeys(("pcc_f", "pcc_s", "pcc_m"), np.nan)
+    return {"pcc_f": np.percentile(r, 25), "pcc_s": np.median(r), "pcc_m": r.mean()}
+
+
+def _top_mean(r: NDArray[np.float64], *, by: NDArray[np.float64], n_top: int) -> float:
+    if n_top == 0:
+        return np.nan
+    return float(r[np.argsort(-by, kind="stable")[:n_top]].mean())

@@ -1,0 +1,39 @@
+"""What the protocol fixes about measured expression: its name, the smallest spot, the target."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+PROTOCOL = "stp-1"
+MIN_COUNTS = 500  # spots below it hold noise: her2st has spots of 1 and 2 counts
+
+
+def log1p_cp10k(counts: ArrayLike, totals: ArrayLike) -> NDArray[np.float64]:
+    """The target of protocol stp-1: natural log1p of counts per ten thousand.
+
+    counts
+        (n_spots, n_genes) raw counts of the wanted genes, dense.
+    totals
+        (n_spots,) all counts of each spot, over all genes of the table before any subsetting; above 0.
+
+    Returns (n_spots, n_genes) float64, at least 0.
+
+    Raises ValueError where a spot has no counts at all, or where the two disagree on the number of spots.
+    """
+    counts, totals = np.asarray(counts, dtype=np.float64), np.asarray(totals, dtype=np.float64)
+    if counts.ndim != 2 or totals.shape != counts.shape[:1]:
+        raise ValueError(
+            f"counts must be (n_spots, n_genes) and totals (n_spots,), got {counts.shape} and {totals.shape}."
+        )
+    n_empty = int((totals <= 0).sum())
+    if n_empty:
+        raise ValueError(
+            f"{n_empty} of {len(totals)} spots have no counts, so their share per gene does not exist. "
+            f"Drop spots below {MIN_COUNTS} counts first (protocol {PROTOCOL})."
+        )
+    return np.log1p(counts / totals[:, None] * 1e4)

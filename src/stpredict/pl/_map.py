@@ -1,0 +1,213 @@
+"""Maps in a coordinate system: images read at display scale, shapes and H&E drawn by spatialdata-plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import geopandas as gpd
+import numpy as np
+import shapely
+import spatialdata_plot  # noqa: F401  registers SpatialData.pl
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel, ShapesModel
+from spatialdata.transformations import Affine
+
+from stpredict import _coverage
+from stpredict._sdata import affines, image_levels, is_micrometres, pixel_size, resolve_image, rows_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from numpy.typing import NDArray
+    from xarray import DataArray
+
+    Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in the coordinate system
+
+DPI = 300  # what a figure is printed at, even where the screen shows less
+MARGIN = 0.03  # of the longer side, around what has values
+VALUE = "expression"  # the column of shapes that is drawn
+SAME_SCALE = 1.02  # micrometres per unit along x and y may differ by this factor under one scale bar
+
+
+def only_image(sdata: SpatialData, image_key: str | None) -> str | None:
+    """The image given, else the only H&E image; None for an object that has none."""
+    written = sdata.attrs.get("stpredict", {})
+    if image_key is None and all(f"images/{key}" in written for key in sdata.images):
+        return None
+    return resolve_image(sdata, image_key)
+
+
+def background(sdata: SpatialData, image_key: str | None, *, coordinate_system: str, view: Box) -> str | None:
+    """The image to draw on, as `only_image` finds it.
+
+    Raises ValueError for several images and no key, and for an image that is not RGB, that does not map to the
+    coordinate system, or of which nothing lies in the view: before anything is drawn.
+    """
+    key = only_image(sdata, image_key)
+    if key is None:
+        return None
+    level = image_levels(sdata, key)[0]
+    x0, y0, x1, y1 = _window(level, affine_to(sdata, key, coordinate_system), view)
+    if x1 <= x0 or y1 <= y0:
+        raise ValueError(
+            f"nothing of image {key!r} lies in what is drawn: x {view[0]:.6g} to {view[2]:.6g}, y {view[1]:.6g} to "
+            f"{view[3]:.6g} in {coordinate_system!r}. Check the transformations of both, or pass another image_key=."
+        )
+    return key
+
+
+def affine_to(sdata: SpatialData, key: str, coordinate_system: str) -> NDArray[np.float64]:
+    """The 3x3 matrix that takes (x, y, 1) of an element into the coordinate system; an error lists its systems."""
+    known = affines(sdata, key)
+    if coordinate_system not in known:
+        raise ValueError(
+            f"{key!r} has no transformation to coordinate system {coordinate_system!r}; it maps to {sorted(known)}. "
+            "Pass coordinate_system= one that all drawn elements share."
+        )
+    return known[coordinate_system]
+
+
+def box_of(corners: Box, affine: NDArray[np.float64]) -> Box:
+    """The box that holds another box after an affine."""
+    x0, y0, x1, y1 = corners
+    points = affine @ np.array([[x0, x1, x1, x0], [y0, y0, y1, y1], [1, 1, 1, 1]], dtype=np.float64)
+    (left, top), (right, bottom) = points[:2].min(axis=1), points[:2].max(axis=1)
+    return float(left), float(top), float(right), float(bottom)
+
+
+def with_margin(box: Box) -> Box:
+    """The box, a little larger on each side."""
+    x0, y0, x1, y1 = map(float, box)
+    margin = MARGIN * max(y1 - y0, x1 - x0)
+    return x0 - margin, y0 - margin, x1 + margin, y1 + margin
+
+
+def shapes_view(sdata: SpatialData, shapes_key: str, coordinate_system: str) -> Box:
+    """The box around all shapes of an element, with a margin."""
+    geometry, radius = rows_of(sdata, shapes_key)
+    affine = affine_to(sdata, shapes_key, coordinate_system)
+    bounds = _coverage.bounds(*_coverage.transform(geometry, radius, affine))
+    y0, x0 = np.nanmin(bounds[:, :2], axis=0)
+    y1, x1 = np.nanmax(bounds[:, 2:], axis=0)
+    return with_margin((x0, y0, x1, y1))
+
+
+def micrometres_per_unit(sdata: SpatialData, key: str, coordinate_system: str) -> float | None:
+    """Micrometres per unit of the coordinate system, by an element's transformations; None where they do not tell."""
+    if is_micrometres(coordinate_system):
+        return 1.0
+    known = affines(sdata, key)
+    for system in sorted(filter(is_micrometres, known)):
+        between = known[system] @ np.linalg.inv(known[coordinate_system])
+        large, small = np.linalg.svd(between[:2, :2], compute_uv=False)
+        if large <= SAME_SCALE * small:
+            return pixel_size(between)
+    return None
+
+
+def read_view(
+    levels: Sequence[DataArray], affine: NDArray[np.float64], view: Box, *, n_px: int
+) -> tuple[NDArray, NDArray[np.float64]]:
+    """What of an image lies in the view, materialised at display scale.
+
+    levels
+        Pyramid levels (c, y, x), the finest first: only the window that is seen is read, from the coarsest level that
+        still has about `n_px` pixels along the longer side of it, and averaged down by a whole factor (NaN left out).
+    affine
+        3x3 from the finest level's pixels to the coordinate system.
+
+    Returns pixels (c, h, w) and the 3x3 matrix from these pixels to the coordinate system.
+    """
+    height, width = levels[0].sizes["y"], levels[0].sizes["x"]
+    x0, y0, x1, y1 = _window(levels[0], affine, view)
+    step = max(x1 - x0, y1 - y0) / n_px
+    scales = [(width / level.sizes["x"], height / level.sizes["y"]) for level in levels]
+    best = max(k for k, scale in enumerate(scales) if k == 0 or max(scale) <= step)
+    sx, sy = scales[best]
+    rows, columns = slice(int(y0 / sy), int(np.ceil(y1 / sy))), slice(int(x0 / sx), int(np.ceil(x1 / sx)))
+    part = levels[best].isel(y=rows, x=columns)
+    k = int(np.clip(step / max(sx, sy), 1, min(part.sizes["y"], part.sizes["x"])))
+    window = np.array([[sx * k, 0, columns.start * sx], [0, sy * k, rows.start * sy], [0, 0, 1.0]])
+    return _averaged(part, k), affine @ window
+
+
+def display_px(ax: Axes) -> int:
+    """Pixels along the longer side of the axes when printed."""
+    extent = ax.get_window_extent()
+    return max(64, int(max(extent.width, extent.height) / ax.figure.dpi * max(ax.figure.dpi, DPI)))
+
+
+def read_image(
+    sdata: SpatialData, image_key: str | None, *, coordinate_system: str, view: Box, n_px: int
+) -> DataArray | None:
+    """What of the H&E lies in the view, as an element at display scale that maps to the coordinate system."""
+    if image_key is None:
+        return None
+    affine = affine_to(sdata, image_key, coordinate_system)
+    pixels, matrix = read_view(image_levels(sdata, image_key), affine, view, n_px=n_px)
+    return Image2DModel.parse(
+        pixels, dims=("c", "y", "x"), c_coords=["r", "g", "b"], transformations={coordinate_system: _affine(matrix)}
+    )
+
+
+def with_values(
+    sdata: SpatialData, shapes_key: str, values: NDArray[np.float64], *, coordinate_system: str
+) -> gpd.GeoDataFrame:
+    """Shapes and their values (n_shapes,), in element order, as an element; shapes whose value is NaN are left out.
+
+    The value travels as a column of the element: by gene name, "C3" is a colour to spatialdata-plot, and the measured
+    target is in no layer.
+    """
+    geometry, radius = rows_of(sdata, shapes_key)
+    shown = np.isfinite(values) & ~shapely.is_empty(geometry)
+    frame = gpd.GeoDataFrame({VALUE: values[shown]}, geometry=geometry[shown])
+    if np.isfinite(radius).any():
+        frame["radius"] = radius[shown]
+    matrix = affine_to(sdata, shapes_key, coordinate_system)
+    return ShapesModel.parse(frame, transformations={coordinate_system: _affine(matrix)})
+
+
+def draw(
+    ax: Axes,
+    *,
+    coordinate_system: str,
+    image: DataArray | None,
+    shapes: gpd.GeoDataFrame | None = None,
+    colours: ScalarMappable | None = None,
+    alpha: float = 1.0,
+    um_per_unit: float | None = None,
+) -> None:
+    """Draw the H&E, then shapes by their values, by spatialdata-plot; with a scale bar where micrometres are known."""
+    elements = {"image": image, "shapes": shapes}
+    chain = SpatialData.init_from_elements({name: one for name, one in elements.items() if one is not None})
+    if image is not None:
+        # scale="full": spatialdata-plot would resample a rotated image into a box with black corners
+        chain = chain.pl.render_images("image", scale="full")
+    if shapes is not None and colours is not None:
+        chain = chain.pl.render_shapes(
+            "shapes", color=VALUE, norm=colours.norm, cmap=colours.cmap, fill_alpha=alpha, colorbar=False
+        )
+    chain.pl.show(
+        ax=ax, coordinate_systems=coordinate_system, title="", colorbar=False,
+        scalebar_dx=um_per_unit, scalebar_units="um",
+        scalebar_params={"location": "lower right", "box_alpha": 0.8, "length_fraction": 0.25},
+    )  # fmt: skip
+
+
+def _window(level: DataArray, affine: NDArray[np.float64], view: Box) -> NDArray[np.float64]:
+    """x0, y0, x1, y1 of the view in an image's own pixels, clipped to it."""
+    height, width = level.sizes["y"], level.sizes["x"]
+    return np.clip(box_of(view, np.linalg.inv(affine)), 0, [width, height, width, height])
+
+
+def _averaged(part: DataArray, k: int) -> NDArray:
+    dtype = part.dtype
+    if k > 1:
+        part = part.astype(np.float32).coarsen(y=k, x=k, boundary="trim").mean()
+    pixels = part.to_numpy()
+    return np.rint(pixels).astype(dtype) if dtype == np.uint8 else pixels.astype(np.float32)
+
+
+def _affine(matrix: NDArray[np.float64]) -> Affine:
+    return Affine(matrix, input_axes=("x", "y"), output_axes=("x", "y"))

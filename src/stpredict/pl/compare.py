@@ -1,0 +1,90 @@
+"""Measured and predicted expression of one gene, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from stpredict._sdata import resolve_shapes
+from stpredict.metrics import MIN_COUNTS
+from stpredict.pl._axes import colour_bar, colour_scale, frame_map, new_axes
+from stpredict.pl._map import background, display_px, draw, micrometres_per_unit, read_image, shapes_view, with_values
+from stpredict.pl._scored import correlation, correlation_text, pair, scored_rows
+from stpredict.pl._values import get_table, layer_unit, on_shapes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+
+def compare(
+    sdata: SpatialData,
+    layer: str,
+    *,
+    gene: str,
+    measured: str | None = None,
+    shapes_key: str | None = None,
+    table_name: str = "table",
+    image_key: str | None = None,
+    min_counts: int = MIN_COUNTS,
+    axes: Sequence[Axes] | None = None,
+    alpha: float = 1.0,
+    cmap: str = "viridis",
+    vmin: float | None = None,
+    vmax: float | None = None,
+    coordinate_system: str = "global",
+) -> NDArray[np.object_]:
+    """One gene as it was measured and as it was predicted, on one colour scale, with their Pearson correlation.
+
+    layer
+        Layer of the table with the prediction.
+    measured
+        Layer with the measurement in the same target; None: log1p cp10k of the raw counts in X.
+    min_counts
+        Spots with fewer raw counts are noise: they are left out of the measured map and of the correlation.
+    axes
+        Two axes to draw on, measured first; None makes a figure.
+    shapes_key, table_name, image_key, alpha, cmap, vmin, vmax, coordinate_system
+        As in `pl.expression`.
+
+    Returns the two axes, (2,), measured first. The correlation in the second title is over the spots that protocol
+    stp-1 scores (wholly on the image, on tissue where the table says so, at least `min_counts`) and that were
+    predicted; how many those are stands beside it.
+
+    Raises ValueError as `pl.expression`; for an X that is not raw counts; for a prediction in another target than the
+    measurement; for `axes` that are not two.
+    """
+    table = get_table(sdata, table_name)
+    shapes_key = resolve_shapes(sdata, shapes_key, table_name=table_name)
+    true, pred = pair(table, layer, gene, measured_layer=measured, table_name=table_name, min_counts=min_counts)
+    view = shapes_view(sdata, shapes_key, coordinate_system)
+    image_key = background(sdata, image_key, coordinate_system=coordinate_system, view=view)
+    rows = scored_rows(
+        sdata, image_key=image_key, shapes_key=shapes_key, table_name=table_name, measured_layer=measured,
+        min_counts=min_counts,
+    )  # fmt: skip
+    said = correlation_text(*correlation(true[rows], pred[rows]))
+    maps = [on_shapes(sdata, values, table_name=table_name, shapes_key=shapes_key) for values in (true, pred)]
+    colours = colour_scale(*maps, cmap=cmap, vmin=vmin, vmax=vmax)
+    two = new_axes(view, n=2) if axes is None else _two(axes)
+    image = read_image(sdata, image_key, coordinate_system=coordinate_system, view=view, n_px=display_px(two[0]))
+    um = micrometres_per_unit(sdata, image_key or shapes_key, coordinate_system)
+    for ax, values, title in zip(two, maps, (f"{gene}\nmeasured", f"{gene}\n{layer}, {said}"), strict=True):
+        shapes = with_values(sdata, shapes_key, values, coordinate_system=coordinate_system)
+        draw(
+            ax, coordinate_system=coordinate_system, image=image, shapes=shapes, colours=colours, alpha=alpha,
+            um_per_unit=um,
+        )  # fmt: skip
+        frame_map(ax, view, title=title)
+    colour_bar(list(two), colours, *maps, label=layer_unit(table, measured), alpha=alpha)
+    return two
+
+
+def _two(axes: Sequence[Axes]) -> NDArray[np.object_]:
+    two = np.asarray(axes, dtype=object).ravel()
+    if len(two) != 2 or not all(isinstance(ax, Axes) for ax in two):
+        raise ValueError(f"axes must be two matplotlib Axes, measured and predicted, got {axes!r}.")
+    return two

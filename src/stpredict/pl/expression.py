@@ -1,0 +1,76 @@
+"""One gene on spots, bins or cells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stpredict._sdata import resolve_shapes
+from stpredict.metrics import MIN_COUNTS
+from stpredict.pl._axes import colour_bar, colour_scale, frame_map, new_axes
+from stpredict.pl._map import background, display_px, draw, micrometres_per_unit, read_image, shapes_view, with_values
+from stpredict.pl._values import get_table, layer_unit, measured, on_shapes, predicted
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from spatialdata import SpatialData
+
+
+def expression(
+    sdata: SpatialData,
+    layer: str | None,
+    *,
+    gene: str,
+    shapes_key: str | None = None,
+    table_name: str = "table",
+    image_key: str | None = None,
+    ax: Axes | None = None,
+    alpha: float = 1.0,
+    cmap: str = "viridis",
+    vmin: float | None = None,
+    vmax: float | None = None,
+    coordinate_system: str = "global",
+) -> Axes:
+    """One gene's values on the shapes that a table annotates, over the H&E.
+
+    layer
+        Layer of the table; None: the measurement, log1p cp10k of the raw counts in X (spots below 500 counts are left
+        out, as everywhere by protocol stp-1).
+    shapes_key
+        Circles or polygons; None: the ones that the table annotates. Rows find their shape by instance id. A shape
+        without a value (no row, or NaN: no image or tissue under it) is not drawn.
+    image_key
+        The H&E beneath; None: the object's only one, or none where it has none.
+    ax
+        Where to draw; None makes a figure.
+    alpha
+        Opacity of the shapes in [0, 1].
+    vmin, vmax
+        Ends of the colour scale in the layer's unit; None: the range of what is shown.
+    coordinate_system
+        In which shapes and H&E are laid over each other; both must have a transformation to it.
+
+    Returns the axes. The colour bar names the transform of the values.
+
+    Raises ValueError for a table, layer, gene, shapes, image or coordinate system that is not there (with the closest
+    names), for several and no key, and for a gene that is NaN throughout.
+    """
+    table = get_table(sdata, table_name)
+    shapes_key = resolve_shapes(sdata, shapes_key, table_name=table_name)
+    if layer is None:
+        rows = measured(table, gene, layer=None, table_name=table_name, min_counts=MIN_COUNTS)
+    else:
+        rows = predicted(table, layer, gene, table_name=table_name)
+    values = on_shapes(sdata, rows, table_name=table_name, shapes_key=shapes_key)
+    colours = colour_scale(values, cmap=cmap, vmin=vmin, vmax=vmax)
+    view = shapes_view(sdata, shapes_key, coordinate_system)
+    image_key = background(sdata, image_key, coordinate_system=coordinate_system, view=view)
+    ax = new_axes(view)[0] if ax is None else ax
+    draw(
+        ax, coordinate_system=coordinate_system, colours=colours, alpha=alpha,
+        image=read_image(sdata, image_key, coordinate_system=coordinate_system, view=view, n_px=display_px(ax)),
+        shapes=with_values(sdata, shapes_key, values, coordinate_system=coordinate_system),
+        um_per_unit=micrometres_per_unit(sdata, image_key or shapes_key, coordinate_system),
+    )  # fmt: skip
+    colour_bar([ax], colours, values, label=layer_unit(table, layer), alpha=alpha)
+    frame_map(ax, view, title=gene)
+    return ax
