@@ -1,0 +1,208 @@
+"""Inference: a section tile by tile, read out inside its shapes and streamed as a raster."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from stpredict import _coverage
+from stpredict._section import Section
+from stpredict._window import Tile, Window, tiles
+from stpredict.models._base import Model
+from stpredict.models._samples import Batch, to_cells
+from stpredict.nn.device import autocast, resolve_device, resolve_precision
+
+logger = logging.getLogger("stpredict")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how the forward pass runs: device, number format, images a batch, progress bar."""
+
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: int | str = "auto"
+    progress: bool = True
+
+
+def predict(
+    model: Model,
+    section: Section,
+    genes: Sequence[str],
+    *,
+    runtime: Runtime,
+    raster: Callable[[slice, slice, NDArray[np.float32]], None] | None = None,
+    latent: bool = False,
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Predict inside the shapes of a section, and hand its raster on piece by piece.
+
+    genes
+        Panel genes to predict, in the wanted order.
+    raster
+        Called once for every core of the tiling with its rows and columns on the raster grid and the values (g, h, w)
+        before the link (or, with `latent`, the latent map (d, h, w)); only for dense models.
+
+    Returns values (n, g) float32 in target units, NaN where nothing of a shape is on the image, and the covered share
+    (n,) of each shape's area in [0, 1]. The raster of all genes is never held.
+
+    Raises ValueError where a raster is asked of a model that has none.
+    """
+    if raster is not None and model.output != "raster":
+        raise ValueError(f"{type(model).__name__} predicts shapes one by one and has no raster; use output='layer'.")
+    device = resolve_device(runtime.device)
+    precision = resolve_precision(runtime.precision, device)
+    model = model.to(device).eval()
+    with torch.inference_mode(), autocast(precision, device):
+        query = model.query(genes).float()
+        if model.output == "spots":
+            return _patches(model, section, query, runtime, device)
+        return _tiles(model, section, query, runtime, device, raster, latent=latent)
+
+
+def raster_shape(model: Model, section: Section) -> tuple[int, int]:
+    """(height, width) of a dense model's raster of this section, in cells."""
+    stride = model.stride
+    return int(np.ceil(section.image.height / stride)), int(np.ceil(section.image.width / stride))
+
+
+def _tiles(
+    model: Model,
+    section: Section,
+    query: Tensor,
+    runtime: Runtime,
+    device: torch.device,
+    raster: Callable[[slice, slice, NDArray[np.float32]], None] | None,
+    *,
+    latent: bool,
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    shapes = _Sums(section, stride=model.stride)
+    every = tiles(section.image.height, section.image.width, core_px=model.config.core_px, halo_px=model.config.halo_px)
+    wanted = [tile for tile in every if raster is not None or shapes.touch(tile.core)]
+    for tile, core in _stream(model, section, wanted, runtime, device):
+        shapes.add(tile.core, core)
+        if raster is not None:
+            _hand_on(core if latent else _values(core, query), tile.core, model, section, raster)
+    return shapes.read(model, query)
+
+
+def _values(core: Tensor, query: Tensor) -> Tensor:
+    """(g, h, w) values before the link of one core (d, h, w)."""
+    with torch.autocast(core.device.type, enabled=False):
+        return torch.einsum("gd,dhw->ghw", query, core)
+
+
+def _hand_on(
+    values: Tensor,
+    core: Window,
+    model: Model,
+    section: Section,
+    raster: Callable[[slice, slice, NDArray[np.float32]], None],
+) -> None:
+    height, width = raster_shape(model, section)
+    y0, x0 = round(core.y0 / model.stride), round(core.x0 / model.stride)
+    y1, x1 = min(y0 + values.shape[1], height), min(x0 + values.shape[2], width)
+    raster(slice(y0, y1), slice(x0, x1), values[:, : y1 - y0, : x1 - x0].cpu().numpy())
+
+
+def _stream(
+    model: Model, section: Section, wanted: Sequence[Tile], runtime: Runtime, device: torch.device
+) -> Iterator[tuple[Tile, Tensor]]:
+    """Each tile with the latent map (d, h, w) float32 of its core; the next images are read while one is computed."""
+    n = (4 if device.type == "cuda" else 1) if runtime.batch_size == "auto" else int(runtime.batch_size)
+    groups = [wanted[k : k + n] for k in range(0, len(wanted), n)]
+    halo, core = (round(px / model.stride) for px in (model.config.halo_px, model.config.core_px))
+    with ThreadPoolExecutor(1) as reader:
+        ahead = [reader.submit(_read, section, group) for group in groups[:2]]
+        for k, group in enumerate(tqdm(groups, desc="tiles", disable=not runtime.progress, leave=False)):
+            image = ahead.pop(0).result()
+            if k + 2 < len(groups):
+                ahead.append(reader.submit(_read, section, groups[k + 2]))
+            batch = Batch(image.to(device, non_blocking=True), None, None, (), np.empty((0, 2), dtype=np.int64))
+            maps = model.latent(batch)[..., halo : halo + core, halo : halo + core].float()
+            yield from zip(group, maps, strict=True)
+
+
+def _read(section: Section, group: Sequence[Tile]) -> Tensor:
+    images = np.stack([section.image.read(tile.read) for tile in group])
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+class _Sums:
+    """Area-weighted sums of the latent inside every shape, added up core by core.
+
+    The constant last channel of the latent adds up to the covered area.
+    """
+
+    def __init__(self, section: Section, *, stride: float) -> None:
+        image = shapely.box(0, 0, section.image.width, section.image.height)
+        geometry, radius = _coverage.clip(section.geometry, section.radius, image)
+        self.geometry, self.radius = _coverage.transform(geometry, radius, to_cells(stride))
+        self.bounds = _coverage.bounds(self.geometry, self.radius)
+        self.section, self.stride = section, stride
+        self.sums: NDArray[np.float64] | None = None
+
+    def _hits(self, core: Window) -> NDArray[np.int64]:
+        y0, x0 = core.y0 / self.stride, core.x0 / self.stride
+        y1, x1 = core.y1 / self.stride, core.x1 / self.stride
+        b = self.bounds
+        return np.flatnonzero((b[:, 0] < y1) & (b[:, 2] > y0) & (b[:, 1] < x1) & (b[:, 3] > x0))
+
+    def touch(self, core: Window) -> bool:
+        """Whether any shape reaches into this core."""
+        return len(self._hits(core)) > 0
+
+    def add(self, core: Window, latent: Tensor) -> None:
+        """Add the latent (d, h, w) of a core."""
+        d, h, w = latent.shape
+        if self.sums is None:
+            self.sums = np.zeros((self.section.n_shapes, d))
+        hits = self._hits(core)
+        if len(hits):
+            window = Window(round(core.y0 / self.stride), round(core.x0 / self.stride), h, w)
+            covered = _coverage.coverage(self.geometry[hits], self.radius[hits], window)
+            rows = latent.movedim(0, -1).reshape(h * w, d).cpu().numpy()
+            self.sums[hits] += covered @ rows
+
+    def read(self, model: Model, query: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Values (n, g) float32, NaN where nothing is covered, and covered shares (n,)."""
+        n = self.section.n_shapes
+        if self.sums is None:
+            return np.full((n, len(query)), np.nan, dtype=np.float32), np.zeros(n)
+        area = self.sums[:, -1:]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            weight = 1 / area if model.config.reduction == "mean" else (self.stride * self.section.mpp) ** 2
+            pooled = torch.from_numpy(np.where(area > 0, self.sums * weight, np.nan)).float()
+        with torch.autocast(query.device.type, enabled=False):
+            values = model.link(model.head(pooled.to(query.device), query)).cpu().numpy()
+        share = area[:, 0] * self.stride**2 / np.where(self.section.area > 0, self.section.area, np.inf)
+        return values, np.clip(share, 0.0, 1.0)
+
+
+def _patches(
+    model: Model, section: Section, query: Tensor, runtime: Runtime, device: torch.device
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    samples = model.samples([section], train=False)
+    share = _covered_share(section)
+    n = model.recipe.batch_size if runtime.batch_size == "auto" else int(runtime.batch_size)
+    on = np.flatnonzero(share > 0)
+    values = np.full((section.n_shapes, len(query)), np.nan, dtype=np.float32)
+    for k in tqdm(range(0, len(on), n), desc="patches", disable=not runtime.progress, leave=False):
+        batch = samples.collate([samples[i] for i in on[k : k + n]]).to(device)
+        latent = model.latent(batch).float()
+        values[batch.rows[:, 1]] = model.link(model.head(latent, query)).float().cpu().numpy()
+    return values, share
+
+
+def _covered_share(section: Section) -> NDArray[np.float64]:
+    image = shapely.box(0, 0, section.image.width, section.image.height)
+    area = _coverage.areas(*_coverage.clip(section.geometry, section.radius, image))
+    return np.clip(area / np.where(section.area > 0, section.area, np.inf), 0.0, 1.0)

@@ -1,0 +1,262 @@
+"""The training loop, on Lightning."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from stpredict import _coverage, metrics
+from stpredict._section import Section, take
+from stpredict.models._base import Model, Recipe, new_card, predict_batch
+from stpredict.models._samples import Batch, Samples, held_in_memory
+from stpredict.nn.device import resolve_device, resolve_precision
+
+logger = logging.getLogger("stpredict")
+CACHE_BYTES = 3 * 2**30  # images of the training sections held at working resolution, all together
+MIN_STEPS = 4  # a batch is never so large that an epoch has fewer steps than this, where there are samples enough
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one training runs; None = the model's own recipe."""
+
+    max_epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    devices: int = 1
+    strategy: str = "auto"
+    num_nodes: int = 1
+    checkpoint_dir: str | Path | None = None
+    resume: bool = False
+    progress: bool = True
+
+    def recipe(self, own: Recipe) -> Recipe:
+        """The model's recipe with what the caller gave put in its place."""
+        given = {"max_epochs": self.max_epochs, "batch_size": self.batch_size, "lr": self.lr}
+        recipe = replace(own, **{key: value for key, value in given.items() if value is not None})
+        if self.lr is not None:  # the encoder's rate keeps its ratio
+            recipe = replace(recipe, encoder_lr=own.encoder_lr * self.lr / own.lr)
+        return recipe
+
+
+def fit(model: Model, train: Sequence[Section], val: Sequence[Section], plan: Plan, **card: Any) -> pd.DataFrame:
+    """Train `model` in place on sections, give it its card, and return the history.
+
+    train, val
+        Sections with expression in the order of `model.genes`; `val` may be empty (no early stopping, no reliability).
+    card
+        Fields of the card that only the caller knows (sections, target, licence, ...).
+
+    Returns one row an epoch: epoch, train_loss, and with validation val_loss and val_pcc (mean over genes); lr.
+    """
+    if not train:
+        raise ValueError("there is nothing to train on: no section was given.")
+    share = CACHE_BYTES // (len(train) + len(val))
+    train, val = ([held_in_memory(s, limit_bytes=share) for s in part] for part in (train, val))
+    model.prepare(train)
+    recipe = plan.recipe(model.recipe)
+    history = pd.DataFrame({"epoch": [0]})
+    if any(p.requires_grad for p in model.parameters()):
+        history = _loop(model, train, val, plan, recipe)
+    model.finish(train)
+    model.eval()
+    val_pcc = _reliability(model, val) if val else {}
+    model.card = new_card(model, seed=plan.seed, val_pcc=val_pcc, **card)
+    return history
+
+
+def hold_out(section: Section, *, share: float, seed: int) -> tuple[Section, Section | None]:
+    """The section without, and with only, about `share` of its shapes in spatial blocks (of a 4 x 4 grid of quantiles).
+
+    Raises ValueError for a share outside [0, 1) or one that leaves no shape to either side.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"val={share} must lie in [0, 1): the share of each training section that is held out.")
+    if share == 0:
+        return section, None
+    centre = (lambda b: (b[:, :2] + b[:, 2:]) / 2)(_coverage.bounds(section.geometry, section.radius))
+    y = np.searchsorted(np.quantile(centre[:, 0], [0.25, 0.5, 0.75]), centre[:, 0])
+    x = np.searchsorted(np.quantile(centre[:, 1], [0.25, 0.5, 0.75]), centre[:, 1])
+    block = 4 * y + x
+    order = np.random.default_rng([seed, len(block)]).permutation(16)
+    reached = np.cumsum([(block == b).sum() for b in order])
+    held = np.isin(block, order[: 1 + int(np.searchsorted(reached, share * len(block)))])
+    if held.all() or not held.any():
+        raise ValueError(
+            f"section {section.name!r} has {section.n_shapes} usable shapes, too few to hold out {share:.0%} of them in "
+            "blocks. Pass val=0, or validation sections."
+        )
+    return take(section, ~held), take(section, held)
+
+
+def _loop(
+    model: Model, train: Sequence[Section], val: Sequence[Section], plan: Plan, recipe: Recipe
+) -> pd.DataFrame:
+    task = _Task(model, recipe, model.samples(train, train=True, seed=plan.seed), _val_samples(model, val), plan.seed)
+    device = resolve_device(plan.device)
+    folder = Path(plan.checkpoint_dir) if plan.checkpoint_dir is not None else None
+    L.seed_everything(plan.seed, verbose=False)
+    trainer = L.Trainer(
+        accelerator=device.type,
+        devices=[device.index or 0] if device.type == "cuda" and plan.devices == 1 else plan.devices,
+        strategy=plan.strategy,
+        num_nodes=plan.num_nodes,
+        precision=resolve_precision(plan.precision, device),
+        max_epochs=recipe.max_epochs,
+        gradient_clip_val=recipe.gradient_clip,
+        callbacks=_callbacks(recipe, folder, has_val=bool(val), progress=plan.progress),
+        logger=CSVLogger(folder, name="", version="log") if folder is not None else False,
+        enable_checkpointing=folder is not None,
+        enable_model_summary=False,
+        enable_progress_bar=plan.progress,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        reload_dataloaders_every_n_epochs=1,
+        deterministic="warn",
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
+        trainer.fit(task, ckpt_path=_checkpoint(folder) if plan.resume else None, weights_only=True)
+    return pd.DataFrame(task.history)
+
+
+def _val_samples(model: Model, val: Sequence[Section]) -> Samples | None:
+    return model.samples(val, train=False) if val else None
+
+
+def _checkpoint(folder: Path | None) -> Path:
+    if folder is None or not (folder / "last.ckpt").is_file():
+        raise FileNotFoundError(
+            f"resume=True, but there is no last.ckpt in checkpoint_dir={str(folder)!r}. Name the folder of the "
+            "interrupted run, or train without resume."
+        )
+    return folder / "last.ckpt"
+
+
+def _callbacks(recipe: Recipe, folder: Path | None, *, has_val: bool, progress: bool) -> list[Callback]:
+    callbacks: list[Callback] = []
+    if recipe.ema:
+        callbacks.append(EMAWeightAveraging(decay=recipe.ema))
+    if has_val and recipe.patience is not None:
+        callbacks.append(EarlyStopping("val_loss", patience=recipe.patience))
+    if folder is not None:
+        callbacks.append(ModelCheckpoint(folder, filename="last", save_top_k=1, enable_version_counter=False))
+    if progress:
+        callbacks.append(TQDMProgressBar(leave=True))
+    return callbacks
+
+
+class _EpochSampler(Sampler[int]):
+    """Global indices of one epoch: epoch * n .. epoch * n + n - 1, so that every epoch draws windows of its own."""
+
+    def __init__(self, n: int, epoch: int) -> None:
+        self.n, self.epoch = n, epoch
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng([self.epoch, self.n]).permutation(self.n)
+        return iter((self.epoch * self.n + order).tolist())
+
+
+class _Task(L.LightningModule):
+    """A model with its optimiser and its data, as Lightning wants them."""
+
+    def __init__(self, model: Model, recipe: Recipe, samples: Samples, val: Samples | None, seed: int) -> None:
+        super().__init__()
+        self.model, self.recipe, self.samples, self.val_samples, self.seed = model, recipe, samples, val, seed
+        self.batch_size = max(1, min(recipe.batch_size, len(samples) // MIN_STEPS))
+        self.history: list[dict[str, float]] = []
+        self._seen: list[tuple[float, int]] = []
+
+    def train_dataloader(self) -> DataLoader:
+        """The windows of this epoch."""
+        sampler = _EpochSampler(len(self.samples), self.current_epoch)
+        return DataLoader(
+            self.samples, batch_size=self.batch_size, sampler=sampler, collate_fn=self.samples.collate, drop_last=True
+        )
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Every shape of the validation sections once."""
+        if self.val_samples is None:
+            return []
+        return DataLoader(self.val_samples, batch_size=self.batch_size, collate_fn=self.val_samples.collate)
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
+        loss = self.model.loss(batch, self.model.query(batch.genes))
+        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.rows))
+        return loss
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        loss = self.model.loss(batch, self.model.query(batch.genes))
+        self.log("val_loss", loss, on_epoch=True, prog_bar=True, batch_size=len(batch.rows))
+
+    def on_train_epoch_end(self) -> None:
+        seen = {key: float(value) for key, value in self.trainer.callback_metrics.items()}
+        rate = self.trainer.optimizers[0].param_groups[-1]["lr"]
+        self.history.append({"epoch": self.current_epoch} | seen | {"lr": rate})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["stpredict_history"] = self.history
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.history = checkpoint["stpredict_history"]
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        recipe = self.recipe
+        encoder = getattr(self.model, "encoder", None)
+        slow = {id(p) for p in encoder.parameters()} if encoder is not None else set()
+        if recipe.encoder_lr == 0 and encoder is not None:
+            encoder.requires_grad_(False)
+        groups = [
+            {"params": [p for p in self.model.parameters() if id(p) in slow and p.requires_grad], "lr": recipe.encoder_lr},
+            {"params": [p for p in self.model.parameters() if id(p) not in slow], "lr": recipe.lr},
+        ]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=recipe.weight_decay)
+        n_steps = max(1, recipe.max_epochs * (len(self.samples) // self.batch_size))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, n_steps, recipe.warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _reliability(model: Model, val: Sequence[Section]) -> dict[str, float | None]:
+    """Per-gene correlation on the validation sections, averaged over them; None where it is undefined."""
+    samples = model.samples(val, train=False)
+    n = model.recipe.batch_size
+    batches = [samples.collate([samples[i] for i in range(k, min(k + n, len(samples)))]) for k in range(0, len(samples), n)]
+    device = next(model.parameters(), torch.zeros(())).device
+    with torch.inference_mode():
+        values = [predict_batch(model, b.to(device), model.query(b.genes)).cpu().numpy() for b in batches]
+    pred, true = np.concatenate(values), np.concatenate([b.expression.numpy() for b in batches])
+    section = np.concatenate([b.rows[:, 0] for b in batches])
+    scores = [metrics.pcc(pred[section == i], true[section == i]) for i in range(len(val)) if (section == i).sum() > 2]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Mean of empty slice")
+        mean = np.nanmean(scores, axis=0)
+    return {gene: float(v) if np.isfinite(v) else None for gene, v in zip(model.genes, mean, strict=True)}
+
+
+def _rate(step: int, n_steps: int, warmup: float) -> float:
+    """Share of the peak learning rate: up along a line, down along a cosine to 1 %."""
+    rise = max(1, round(warmup * n_steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, n_steps - rise))))

@@ -1,0 +1,187 @@
+"""The questions that every model answers."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import load_file, save, save_file
+from torch import Tensor, nn
+
+from stpredict._card import Card, sha256
+from stpredict._section import Section
+from stpredict.models._samples import Batch, Samples
+from stpredict.nn.pool import pool
+
+WEIGHTS, CARD = "model.safetensors", "card.json"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained when the caller says nothing else.
+
+    lr, encoder_lr
+        Peak learning rates of AdamW; `encoder_lr` is that of pretrained encoder weights (0 freezes them).
+    warmup
+        Share of the steps over which the learning rates rise; they fall along a cosine afterwards.
+    ema
+        Decay of the exponential moving average of the weights that is kept in the end; 0 = the last weights.
+    patience
+        Epochs without a better validation loss before training stops; None = never (the schedule ends it).
+    """
+
+    max_epochs: int = 30
+    batch_size: int = 8
+    lr: float = 5e-4
+    encoder_lr: float = 5e-4
+    weight_decay: float = 1e-4
+    warmup: float = 0.1
+    gradient_clip: float = 1.0
+    ema: float = 0.0
+    patience: int | None = None
+
+
+class Model(nn.Module, ABC):
+    """A model: what it cuts from sections, what it sees in an image, and how that becomes expression.
+
+    Concrete classes are final: nothing concrete is overridden. `genes` is the ordered panel, `mpp` the resolution at
+    which the model sees, `card` its card once trained or loaded.
+    """
+
+    output: ClassVar[Literal["raster", "spots"]]
+    context: ClassVar[Literal["shape", "section"]]
+    config_class: ClassVar[type]
+
+    genes: tuple[str, ...]
+    mpp: float
+    config: Any
+    recipe: Recipe
+    card: Card | None = None
+
+    @abstractmethod
+    def prepare(self, sections: Sequence[Section]) -> None:
+        """Before training, from training sections only: scaler, output bias, a closed form."""
+
+    @abstractmethod
+    def samples(self, sections: Sequence[Section], *, train: bool, seed: int = 0) -> Samples:
+        """What to cut from the sections, and how to collate it into batches."""
+
+    @abstractmethod
+    def query(self, genes: Sequence[str]) -> Tensor:
+        """(g, d): what the head needs to know of each gene, in the order of `genes`."""
+
+    @abstractmethod
+    def latent(self, batch: Batch) -> Tensor:
+        """All that is needed of the batch's images: a map (b, d, h / stride, w / stride) or rows (n, d)."""
+
+    @abstractmethod
+    def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g d"]) -> Float[Tensor, "n g"]:
+        """Values before the link; linear in `latent`, so that pooling and head can change places."""
+
+    @abstractmethod
+    def link(self, values: Tensor) -> Tensor:
+        """Values in units of the target; applied once, after pooling and head."""
+
+    @abstractmethod
+    def loss(self, batch: Batch, query: Tensor) -> Tensor:
+        """The training loss of a batch, for the genes of `query`."""
+
+    @abstractmethod
+    def finish(self, sections: Sequence[Section]) -> None:
+        """After training: a reference bank, if the model keeps one."""
+
+    def save(self, path: str | Path) -> None:
+        """Write the model to a folder: `model.safetensors` and `card.json`.
+
+        Raises ValueError for a model that was never trained (it has no card).
+        """
+        if self.card is None:
+            raise ValueError(f"this {type(self).__name__} was never trained, so it has no card. Call tl.train first.")
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(_state(self), folder / WEIGHTS)
+        self.card = replace(self.card, weights_sha256=sha256(folder / WEIGHTS))
+        self.card.write(folder / CARD)
+
+
+def _state(model: Model) -> dict[str, Tensor]:
+    return {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+
+
+def weights_sha256(model: Model) -> str:
+    """The hash that `model.safetensors` has, or would have if the model were saved now."""
+    return hashlib.sha256(save(_state(model))).hexdigest()
+
+
+def predict_batch(model: Model, batch: Batch, query: Tensor) -> Tensor:
+    """(n, g) float32 predictions in target units for the shapes of a batch; only `latent` runs under autocast."""
+    latent = model.latent(batch).float()
+    rows = latent if batch.pooling is None else pool(latent, batch.pooling)
+    with torch.autocast(rows.device.type, enabled=False):
+        return model.link(model.head(rows, query.float()))
+
+
+def check_panel(genes: Sequence[str], model: str) -> None:
+    """Raise ValueError for a panel that is empty or names a gene twice."""
+    if not genes or len(set(genes)) < len(genes):
+        raise ValueError(
+            f"{model} needs a panel of distinct genes, got {len(genes)} names of which {len(set(genes))} are distinct. "
+            "Choose one with stp.pp.gene_panel."
+        )
+
+
+def new_card(model: Model, **content: Any) -> Card:
+    """The card of a model as it stands, with `content` filled in by whoever trained it."""
+    return Card(
+        model=type(model).__name__,
+        config=asdict(model.config),
+        genes=model.genes,
+        mpp=model.mpp,
+        encoder=getattr(model.config, "encoder", None),
+        versions={name: importlib.metadata.version(name) for name in ("stpredict", "torch", "timm")},
+        **content,
+    )
+
+
+def load_weights(model: Model, folder: Path) -> None:
+    """Fill a model from the weights in `folder`, strictly, and give it its card.
+
+    Buffers whose size training decides take their shape from the file's header.
+    Raises ValueError for a changed byte, or for missing, unknown or misshapen tensors.
+    """
+    card = Card.read(folder / CARD)
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has a card but no {WEIGHTS}.")
+    if card.weights_sha256 != (found := sha256(path)):
+        raise ValueError(
+            f"{path} is not the file its card describes: sha256 {found[:12]}..., expected {str(card.weights_sha256)[:12]}"
+            "... . It was changed or damaged; copy or download the model again."
+        )
+    with safe_open(path, "pt") as file:
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
+    wanted = model.state_dict()
+    missing, unknown = sorted(set(wanted) - set(shapes)), sorted(set(shapes) - set(wanted))
+    if missing or unknown:
+        raise ValueError(
+            f"{path} does not fit a {card.model} of its card: missing tensors {missing[:3]} ({len(missing)}), unknown "
+            f"tensors {unknown[:3]} ({len(unknown)})."
+        )
+    for name, buffer in list(model.named_buffers()):
+        if tuple(buffer.shape) != shapes.get(name, tuple(buffer.shape)):
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, torch.empty(shapes[name], dtype=buffer.dtype))
+    try:
+        model.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit a {card.model} of its card: {error}") from error
+    model.card = card
+    model.eval()

@@ -1,0 +1,233 @@
+"""What models cut from sections: windows of a dense map, patches around shapes; and the batches they become."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stpredict import _coverage
+from stpredict._section import ImageView, Section
+from stpredict._window import Window
+from stpredict.nn.pool import pooling_matrix
+from stpredict.nn.stain import jitter
+
+
+@dataclass
+class Batch:
+    """Images with the shapes in them.
+
+    image
+        (b, 3, h, w) uint8 RGB.
+    pooling
+        Sparse (n, b * cells) matrix that pools a dense latent inside the n shapes; None where a row is an image.
+    expression, genes
+        (n, g) float32 target and its columns.
+    rows
+        (n, 2) which section (its position in the list) and which of its shapes each row is.
+    """
+
+    image: Tensor
+    pooling: Tensor | None
+    expression: Tensor | None
+    genes: tuple[str, ...]
+    rows: NDArray[np.int64]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        moved = {
+            key: None if (value := getattr(self, key)) is None else value.to(device, non_blocking=True)
+            for key in ("image", "pooling", "expression")
+        }
+        return replace(self, **moved)
+
+
+def rgb(image: Tensor) -> Tensor:
+    """(b, 3, h, w) float32 in [0, 1], channels last, of uint8 RGB."""
+    return image.to(torch.float32).div_(255).contiguous(memory_format=torch.channels_last)
+
+
+class Samples(ABC):
+    """A sequence of samples; an index is global: `epoch * len + position` gives every epoch its own draw."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Any: ...
+
+    @abstractmethod
+    def collate(self, samples: Sequence[Any]) -> Batch: ...
+
+
+def to_cells(stride: float) -> NDArray[np.float64]:
+    """The affine from working pixels to cells of a map with this stride."""
+    return np.diag([1 / stride, 1 / stride, 1.0])
+
+
+def dihedral(array: NDArray, turn: int) -> NDArray:
+    """One of the 8 symmetries of a square, on the first two axes: `turn` % 4 quarter turns, after a flip if > 3."""
+    return np.rot90(array[:, ::-1] if turn > 3 else array, turn % 4)
+
+
+def held_in_memory(section: Section, *, limit_bytes: int) -> Section:
+    """The section with its image read once at working resolution, where that takes at most `limit_bytes`."""
+    view = section.image
+    if view.height * view.width * 3 > limit_bytes:
+        return section
+    pixels = np.empty((3, view.height, view.width), dtype=np.uint8)
+    for y in range(0, view.height, 1024):
+        strip = Window(y, 0, min(1024, view.height - y), view.width)
+        pixels[:, y : strip.y1] = np.moveaxis(view.read(strip), -1, 0)
+    return replace(section, image=ImageView(pixels=pixels, scale=(1.0, 1.0), mpp=view.mpp))
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """One window of one section with the shapes that count in it."""
+
+    section: int
+    window: Window
+    shapes: NDArray[np.int64]
+    turn: int = 0
+
+
+class WindowSamples(Samples):
+    """Square windows of sections; a shape counts only if it lies wholly inside.
+
+    In training a window is placed at random around a random shape (sections in proportion to their shapes), turned by
+    one of the 8 symmetries; otherwise windows are laid so that every shape counts exactly once, away from the edge.
+    """
+
+    def __init__(
+        self,
+        sections: Sequence[Section],
+        *,
+        window_px: int,
+        stride: float,
+        reduction: Literal["mean", "sum"],
+        stain_jitter: float,
+        train: bool,
+        seed: int,
+    ) -> None:
+        self.sections, self.window_px, self.stride = sections, window_px, stride
+        self.reduction, self.stain_jitter, self.train, self.seed = reduction, stain_jitter, train, seed
+        self.bounds = [_coverage.bounds(s.geometry, s.radius) for s in sections]
+        self.cells = [_coverage.transform(s.geometry, s.radius, to_cells(stride)) for s in sections]
+        self._check_extent()
+        self.shapes = np.array([(i, k) for i, s in enumerate(sections) for k in range(s.n_shapes)])
+        self.cuts = [] if train else [cut for i in range(len(sections)) for cut in self._lay(i)]
+
+    def __len__(self) -> int:
+        return self._n_random() if self.train else len(self.cuts)
+
+    def __getitem__(self, index: int) -> tuple[NDArray, sp.csr_array, NDArray | None, NDArray]:
+        """Image (h, w, 3), coverage (n, cells), expression (n, g), rows (n, 2) of one window."""
+        cut = self._draw(index) if self.train else self.cuts[index]
+        section = self.sections[cut.section]
+        n = round(self.window_px / self.stride)
+        y0, x0 = round(cut.window.y0 / self.stride), round(cut.window.x0 / self.stride)
+        geometry, radius = (part[cut.shapes] for part in self.cells[cut.section])
+        covered = _coverage.coverage(geometry, radius, Window(y0, x0, n, n)) * self.stride**2
+        order = dihedral(np.arange(n * n).reshape(n, n), cut.turn).ravel()
+        image = dihedral(section.image.read(cut.window), cut.turn)
+        if self.stain_jitter:
+            rng = np.random.default_rng([self.seed, index, 1])
+            image = jitter(image, strength=self.stain_jitter, rng=rng)
+        expression = None if section.expression is None else section.expression[cut.shapes]
+        rows = np.column_stack([np.full(len(cut.shapes), cut.section), cut.shapes])
+        return np.ascontiguousarray(image), sp.csr_array(covered[:, order]), expression, rows
+
+    def collate(self, samples: Sequence[tuple[NDArray, sp.csr_array, NDArray | None, NDArray]]) -> Batch:
+        images, covered, expression, rows = zip(*samples, strict=True)
+        section = self.sections[0]
+        matrix = pooling_matrix(covered, reduction=self.reduction, mpp=section.mpp)
+        target = None if expression[0] is None else torch.from_numpy(np.concatenate(expression))
+        image = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+        return Batch(image, matrix, target, section.genes or (), np.concatenate(rows))
+
+    def _check_extent(self) -> None:
+        for section, bounds in zip(self.sections, self.bounds, strict=True):
+            extent = np.nanmax(bounds[:, 2:] - bounds[:, :2], initial=0)
+            if extent >= self.window_px:
+                raise ValueError(
+                    f"section {section.name!r} has a shape {extent * section.mpp:.0f} um wide; the training window is "
+                    f"{self.window_px * section.mpp:.0f} um. Give the model a larger window_px or smaller shapes."
+                )
+
+    def _n_random(self) -> int:
+        """So many windows that a shape is expected to count about once an epoch, if shapes fill the section."""
+        n = 0.0
+        for section, bounds in zip(self.sections, self.bounds, strict=True):
+            extent = np.nanmedian(bounds[:, 2:] - bounds[:, :2])
+            y0, x0 = np.nanmin(bounds[:, :2], axis=0)
+            y1, x1 = np.nanmax(bounds[:, 2:], axis=0)
+            per_window = section.n_shapes * (self.window_px - extent) ** 2 / ((y1 - y0) * (x1 - x0))
+            n += section.n_shapes / max(per_window, 1.0)
+        return max(1, int(np.ceil(n)))
+
+    def _draw(self, index: int) -> _Cut:
+        rng = np.random.default_rng([self.seed, index])
+        i, k = self.shapes[rng.integers(len(self.shapes))]
+        low, high = self.bounds[i][k, :2], self.bounds[i][k, 2:]
+        corner = rng.integers(np.ceil(high - self.window_px), np.floor(low) + 1)
+        y0, x0 = self._snap(corner)
+        window = Window(y0, x0, self.window_px, self.window_px)
+        return _Cut(i, window, self._inside(i, window), int(rng.integers(8)))
+
+    def _snap(self, corner: NDArray) -> tuple[int, int]:
+        """The corner moved up and left to whole pixels that start a cell (strides may be halves)."""
+        unit = self.stride if float(self.stride).is_integer() else 2 * self.stride
+        y, x = np.floor(corner / unit) * unit
+        return int(y), int(x)
+
+    def _inside(self, i: int, window: Window) -> NDArray[np.int64]:
+        section = self.sections[i]
+        return np.flatnonzero(_coverage.inside(section.geometry, section.radius, window))
+
+    def _lay(self, i: int) -> list[_Cut]:
+        """Windows on a regular grid; each shape goes to the window whose centre is nearest."""
+        bounds = self.bounds[i]
+        extent = float(np.nanmax(bounds[:, 2:] - bounds[:, :2], initial=0))
+        step = max(1.0, (self.window_px - extent) * 0.6)
+        centre = (bounds[:, :2] + bounds[:, 2:]) / 2
+        cells = np.floor(centre / step).astype(np.int64)
+        cuts = []
+        for y, x in np.unique(cells, axis=0):
+            y0, x0 = self._snap((np.array([y, x]) + 0.5) * step - self.window_px / 2)
+            shapes = np.flatnonzero((cells == (y, x)).all(axis=1))
+            cuts.append(_Cut(i, Window(y0, x0, self.window_px, self.window_px), shapes))
+        return cuts
+
+
+class PatchSamples(Samples):
+    """A square patch around the centre of every shape; the same in training and prediction."""
+
+    def __init__(self, sections: Sequence[Section], *, patch_px: int) -> None:
+        self.sections, self.patch_px = sections, patch_px
+        self.shapes = [(i, k) for i, s in enumerate(sections) for k in range(s.n_shapes)]
+        self.bounds = [_coverage.bounds(s.geometry, s.radius) for s in sections]
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __getitem__(self, index: int) -> tuple[NDArray, NDArray | None, tuple[int, int]]:
+        """Image (h, w, 3), expression (g,), row (2,) of one shape."""
+        i, k = self.shapes[index % len(self.shapes)]
+        section, bounds = self.sections[i], self.bounds[i][k]
+        y, x = np.floor((bounds[:2] + bounds[2:] - self.patch_px) / 2 + 0.5).astype(int)
+        image = section.image.read(Window(int(y), int(x), self.patch_px, self.patch_px))
+        return image, None if section.expression is None else section.expression[k], (i, k)
+
+    def collate(self, samples: Sequence[tuple[NDArray, NDArray | None, tuple[int, int]]]) -> Batch:
+        images, expression, rows = zip(*samples, strict=True)
+        target = None if expression[0] is None else torch.from_numpy(np.stack(expression))
+        image = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+        return Batch(image, None, target, self.sections[0].genes or (), np.array(rows))

@@ -1,0 +1,61 @@
+"""Devices and number formats: what "auto" means, said once and logged."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+import torch
+
+logger = logging.getLogger("stpredict")
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+_NAMES: dict[str, Precision] = {
+    "32": "32-true", "32-true": "32-true", "float32": "32-true", "bf16": "bf16-mixed", "bf16-mixed": "bf16-mixed",
+    "16": "16-mixed", "16-mixed": "16-mixed",
+}  # fmt: skip
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device meant by "auto" (CUDA, else Apple's MPS, else the CPU), or the one named.
+
+    Raises ValueError for a name torch does not know, or a device that is not there; never another one instead.
+    """
+    if device == "auto":
+        found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        logger.info("device='auto' chose %s", found)
+        return torch.device(found)
+    try:
+        named = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r} is no device: use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'.") from error
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (named.index or 0) >= there.get(named.type, 0):
+        have = [f"{kind} x {n}" for kind, n in there.items() if n]
+        raise ValueError(f"device={device!r} is not there; this machine has {', '.join(have)}. Pass device='cpu' or 'auto'.")
+    return named
+
+
+def resolve_precision(precision: str, device: torch.device) -> Precision:
+    """The format of the forward pass meant by "auto" (bf16 where the device has it in hardware), or the one named.
+
+    Raises ValueError for an unknown name.
+    """
+    if precision == "auto":
+        has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16(device)
+        chosen: Precision = "bf16-mixed" if has_bf16 else "32-true"
+        logger.info("precision='auto' chose %s on %s", chosen, device)
+        return chosen
+    if precision not in _NAMES:
+        raise ValueError(f"precision={precision!r} is unknown: use 'auto', '32', 'bf16' or '16'.")
+    return _NAMES[precision]
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """The context in which a forward pass runs at this precision."""
+    kind = torch.float16 if precision == "16-mixed" else torch.bfloat16
+    return torch.autocast(device.type, dtype=kind, enabled=precision != "32-true")
+
+
+def _cpu_has_bf16(device: torch.device) -> bool:
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())

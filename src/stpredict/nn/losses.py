@@ -1,0 +1,25 @@
+"""Losses on expression."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+EPS = 1e-8  # as in the code of a co-author's EGN, EGGN and SGN (methods: PixNet, Loss)
+
+
+def batch_pcc(pred: Float[Tensor, "n g"], true: Float[Tensor, "n g"]) -> Float[Tensor, " g"]:
+    """Pearson correlation of each gene over the shapes of a batch, differentiable; 0 where a gene is constant."""
+    pred, true = pred - pred.mean(0), true - true.mean(0)
+    return (pred * true).sum(0) / (pred.norm(dim=0) * true.norm(dim=0) + EPS)
+
+
+def mse_pcc(pred: Float[Tensor, "n g"], true: Float[Tensor, "n g"], *, pcc_weight: float = 0.5) -> Float[Tensor, ""]:
+    """Mean squared error + `pcc_weight` x (1 - mean over genes of the batch-wise Pearson correlation).
+
+    A batch of one shape has no correlation: the second term is then its constant.
+    Source: PixNet (arXiv 2503.01347), Loss; eps and weight from the code of EGN / SGN.
+    """
+    loss = torch.nn.functional.mse_loss(pred, true)
+    return loss + pcc_weight * (1 - batch_pcc(pred, true).mean()) if pcc_weight else loss

@@ -1,0 +1,33 @@
+"""Haematoxylin and eosin as optical densities: separation, and the jitter used in training."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+# optical density of R, G, B for unit haematoxylin, eosin, DAB: Ruifrok and Johnston 2001, table 1
+RGB_OF_HED: NDArray[np.float32] = np.array(
+    [[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], dtype=np.float32
+)
+HED_OF_RGB: NDArray[np.float32] = np.linalg.inv(RGB_OF_HED).astype(np.float32)
+_DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)  # of each of the 256 intensities; white is 0
+
+
+def separate(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(..., 3) amounts of haematoxylin, eosin and DAB (natural optical density) of uint8 RGB.
+
+    Source: Ruifrok and Johnston 2001, colour deconvolution; the order and matrix of skimage's ``rgb2hed``.
+    """
+    return _DENSITY[image] @ HED_OF_RGB
+
+
+def jitter(image: NDArray[np.uint8], *, strength: float, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """The image with each stain's amount scaled by 1 +- 2 `strength` and shifted by +- `strength` / 20.
+
+    Source: stain augmentation of Tellez et al. 2018 (HED jitter), with uniform draws.
+    """
+    scale = 1 + 2 * strength * rng.uniform(-1, 1, 3)
+    shift = strength / 20 * rng.uniform(-1, 1, 3)
+    turn = HED_OF_RGB @ np.diag(scale).astype(np.float32) @ RGB_OF_HED
+    density = _DENSITY[image] @ turn + (shift.astype(np.float32) @ RGB_OF_HED)
+    return np.clip(np.rint(np.exp(-density) * 256 - 1), 0, 255).astype(np.uint8)

@@ -1,0 +1,106 @@
+"""Where values inside shapes go: a layer of an existing table, or a new table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from spatialdata import get_centroids
+
+from stpredict import _sdata
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+
+@dataclass(frozen=True)
+class Place:
+    """A table and a key in it; `columns` are the table's columns of the genes, None for a new table."""
+
+    shapes_key: str
+    table_name: str
+    key: str
+    columns: NDArray[np.int64] | None
+
+
+def choose_place(
+    sdata: SpatialData,
+    genes: Sequence[str],
+    *,
+    key: str,
+    shapes_key: str | None,
+    table_name: str | None,
+    table_added: str | None,
+    tissue_key: str | None,
+    overwrite: bool,
+) -> Place:
+    """Decide, and check everything that can be checked before the work is done.
+
+    Raises ValueError for tables that do not annotate the shapes or are several, keys that are taken, genes the table
+    lacks, and layers that are too large.
+    """
+    shapes_key = _sdata.resolve_shapes(sdata, shapes_key, table_name=table_name, tissue_key=tissue_key)
+    if table_name is not None and table_added is not None:
+        raise ValueError(
+            f"table_name={table_name!r} asks for a layer of a table and table_added={table_added!r} for a new table; "
+            "pass one of them."
+        )
+    existing = table_name if table_name is not None else None if table_added else _only_table(sdata, shapes_key)
+    if existing is None:
+        new = table_added or f"{shapes_key}_{key}"
+        _sdata.check_element_key(sdata, new, kind="tables", overwrite=overwrite)
+        return Place(shapes_key, new, key, None)
+    _sdata.table_rows(sdata, existing, shapes_key)
+    _sdata.check_layer(sdata, existing, key, overwrite=overwrite)
+    table = sdata.tables[existing]
+    columns, missing = _sdata.match_genes(genes, list(table.var_names), what=f"table {existing!r}", var=table.var)
+    if missing:
+        raise ValueError(
+            f"table {existing!r} has {len(genes) - len(missing)} of the {len(genes)} genes to predict; it lacks "
+            f"{missing[:5]}. Pass table_added='...' to write all of them as a new table, or genes= with those in both."
+        )
+    _sdata.check_layer_size(table.n_obs, table.n_vars, len(genes))
+    return Place(shapes_key, existing, key, columns)
+
+
+def _only_table(sdata: SpatialData, shapes_key: str) -> str | None:
+    found = [name for name, table in sdata.tables.items() if shapes_key in _sdata.regions(table)]
+    if len(found) > 1:
+        raise ValueError(f"tables {found} all annotate shapes {shapes_key!r}. Pass table_name= or table_added=.")
+    return found[0] if found else None
+
+
+def table_change(
+    sdata: SpatialData,
+    place: Place,
+    values: NDArray[np.float32],
+    share: NDArray[np.float64],
+    genes: Sequence[str],
+    reliability: NDArray[np.float64] | None,
+    record: Mapping[str, Any],
+) -> Any:
+    """The change that writes values (n, g) in element order, with covered shares (n,), to their place."""
+    if place.columns is not None:
+        join = _sdata.table_rows(sdata, place.table_name, place.shapes_key)
+        return _sdata.layer(
+            sdata, place.table_name, place.key, values=values, join=join, columns=place.columns, coverage=share,
+            val_pcc=reliability, record=record,
+        )  # fmt: skip
+    shapes = sdata.shapes[place.shapes_key]
+    centroids = get_centroids(shapes, coordinate_system=_any_system(shapes)).compute()
+    table = _sdata.new_table(
+        values, key=place.key, genes=genes, region=place.shapes_key, instance_ids=shapes.index.to_numpy(),
+        centroids=centroids[["x", "y"]].to_numpy(), coverage=share, val_pcc=reliability, record=record,
+    )  # fmt: skip
+    return _sdata.Table(place.table_name, place.key, table, record=record)
+
+
+def _any_system(shapes: Any) -> str:
+    from spatialdata.transformations import get_transformation
+
+    known = get_transformation(shapes, get_all=True)
+    return "global" if "global" in known else next(iter(known))

@@ -1,0 +1,112 @@
+"""Training on SpatialData objects."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stpredict import _sdata, _train
+from stpredict._sdata import Target
+from stpredict._section import Section
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from spatialdata import SpatialData
+
+    from stpredict.models import Model
+
+logger = logging.getLogger("stpredict")
+
+
+def train(
+    sdatas: SpatialData | Sequence[SpatialData],
+    model: Model,
+    *,
+    val: Sequence[SpatialData] | float | None = None,
+    image_key: str | None = None,
+    shapes_key: str | None = None,
+    table_name: str = "table",
+    layer: str | None = None,
+    target: Target = "log1p_cp10k",
+    mpp: float | None = None,
+    tissue_key: str | None = None,
+    max_epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    devices: int = 1,
+    strategy: str = "auto",
+    num_nodes: int = 1,
+    checkpoint_dir: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    licence: str = "not stated",
+) -> pd.DataFrame:
+    """Train a model in place on measured sections.
+
+    sdatas
+        Training sections, each with an H&E image, shapes, and a table of raw counts that annotates them.
+    model
+        A model of `stp.models`, fresh or loaded (then its weights are trained on).
+    val
+        Where validation loss, early stopping and the per-gene reliability of the card come from: other sections; a
+        share in (0, 1) of each training section, held out as spatial blocks; None: 0.15. 0 trains on everything, with
+        no early stopping and no reliability.
+    image_key, shapes_key, table_name, layer, mpp, tissue_key
+        Which elements, where raw counts are, micrometres per pixel of the full image, outline of tissue; one name for
+        all sections. None: the only one there is, X, found from the object, the whole image.
+    target
+        "log1p_cp10k": natural log1p of counts per 10,000 over all genes of the table; "as_is": values as they are.
+    max_epochs, batch_size, lr
+        None: the model's own recipe (`model.recipe`).
+    device, precision, devices, strategy, num_nodes
+        Passed to Lightning; "auto" takes CUDA if it is there, and bf16 where the processor has it, and logs both.
+    checkpoint_dir, resume
+        Folder for `last.ckpt` and `log/metrics.csv`; resume=True goes on from there, to the same result.
+    licence
+        Written into the card: under which terms the trained weights may be used.
+
+    Returns the history, one row an epoch: epoch, train_loss, val_loss (with validation), lr.
+
+    Raises ValueError for sections that cannot be used (see `stp.pp.gene_panel` for a panel that all have), FileNotFoundError
+    for `resume` without a checkpoint.
+    """
+    sdatas = [sdatas] if not isinstance(sdatas, Sequence) else list(sdatas)
+    where = {
+        "genes": model.genes, "at_mpp": model.mpp, "image_key": image_key, "shapes_key": shapes_key, "mpp": mpp,
+        "table_name": table_name, "layer": layer, "target": target, "tissue_key": tissue_key,
+    }  # fmt: skip
+    sections = _named([_sdata.training_section(sdata, **where) for sdata in sdatas])
+    if val is None or isinstance(val, float | int):
+        parts = [_train.hold_out(s, share=0.15 if val is None else float(val), seed=seed) for s in sections]
+        fitted, held = [p[0] for p in parts], [p[1] for p in parts if p[1] is not None]
+        source = "spatial blocks held out of the training sections" if held else ""
+    else:
+        fitted, held = sections, _named([_sdata.training_section(sdata, **where) for sdata in val])
+        source = "validation sections: " + ", ".join(s.name for s in held)
+    plan = _train.Plan(
+        max_epochs=max_epochs, batch_size=batch_size, lr=lr, seed=seed, device=device, precision=precision,
+        devices=devices, strategy=strategy, num_nodes=num_nodes, checkpoint_dir=checkpoint_dir, resume=resume,
+        progress=progress,
+    )  # fmt: skip
+    return _train.fit(
+        model,
+        fitted,
+        held,
+        plan,
+        target=target,
+        n_target_genes=min(sdata.tables[table_name].n_vars for sdata in sdatas) if target != "as_is" else None,
+        sections=tuple(s.name for s in sections),
+        val_source=source,
+        licence=licence,
+    )
+
+
+def _named(sections: Sequence[Section]) -> list[Section]:
+    for section in sections:
+        logger.info("section %s: %d shapes; dropped: %s", section.name, section.n_shapes, dict(section.dropped))
+    return list(sections)
