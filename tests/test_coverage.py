@@ -1,0 +1,419 @@
+"""Coverage against exactextract, shapely and integrals; its invariances; what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import integrate
+
+from stpredict import _coverage
+from stpredict._coverage import areas, bounds, clip, coverage, inside, transform
+from stpredict._window import Window
+
+few = settings(max_examples=25, deadline=None, derandomize=True)
+BOWTIE = shapely.Polygon([(0, 0), (2, 2), (2, 0), (0, 2)])
+DONUT = shapely.Polygon(shapely.box(1.3, 2.1, 9.7, 11.2).exterior, [shapely.box(3.5, 4.0, 6.25, 8.5).exterior])
+PAIR = shapely.MultiPolygon([DONUT, shapely.box(10.5, 1.5, 14.5, 3.25), shapely.Point(4.9, 6.2).buffer(1.1)])
+
+
+def disk(x, y, r, *, corners=40_000):
+    """A circle as a polygon so fine that its errors (2.6 / corners^3) are rounding."""
+    angle = np.arange(corners) * (2 * np.pi / corners)
+    r = r * np.sqrt(2 * np.pi / corners / np.sin(2 * np.pi / corners))
+    return shapely.Polygon(np.stack([x + r * np.cos(angle), y + r * np.sin(angle)], axis=1))
+
+
+def by_shapely(polygon, window, *, cell_px=1):
+    """(rows, cols) areas by one intersection per cell; the polygon is cut to each row first, for speed alone."""
+    out = np.zeros((window.height // cell_px, window.width // cell_px))
+    x = window.x0 + cell_px * np.arange(out.shape[1])
+    for i in range(out.shape[0]):
+        y = window.y0 + cell_px * i
+        strip = shapely.intersection(polygon, shapely.box(window.x0, y, window.x1, y + cell_px))
+        if not strip.is_empty:
+            out[i] = shapely.area(shapely.intersection(strip, shapely.box(x, y, x + cell_px, y + cell_px)))
+    return out
+
+
+def covered(geometry, radius, window, *, cell_px=1):
+    """(rows, cols) areas of one shape."""
+    grid = window.height // cell_px, window.width // cell_px
+    return coverage([geometry], [radius], window, cell_px=cell_px).toarray().reshape(grid)
+
+
+def scattered(n, *, size=64.0, seed=0):
+    """Circles and polygons in turn, some of them across the border of (0, 0, size, size), overlapping."""
+    rng = np.random.default_rng(seed)
+    points = shapely.points(rng.uniform(-4, size + 4, (n, 2)))
+    radius = np.exp(rng.uniform(np.log(0.3), np.log(9.0), n))
+    spin = rng.uniform(0, 6.28, (n, 1)) + (np.arange(7) + rng.uniform(0, 0.9, (n, 7))) * (2 * np.pi / 7)
+    arm = (radius[:, None] * rng.uniform(0.4, 1.0, (n, 7)))[..., None]
+    arms = arm * np.stack([np.cos(spin), np.sin(spin)], axis=-1)
+    stars = shapely.polygons(shapely.get_coordinates(points)[:, None] + arms)
+    even = np.arange(n) % 2 == 0
+    return np.where(even, points, stars), np.where(even, radius, np.nan)
+
+
+@st.composite
+def polygons(draw):
+    """Valid polygons about (8, 8), with a hole or without, on grid lines or not, either way round."""
+    corners = draw(st.integers(3, 9))
+    snap = draw(st.sampled_from([0.0, 0.25, 1.0]))
+    angle = (np.arange(corners) + draw(st.floats(0, 1))) * 2 * np.pi / corners
+    reach = np.array(draw(st.lists(st.floats(1.0, 9.0), min_size=corners, max_size=corners)))
+    xy = 8 + reach[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    polygon = shapely.make_valid(shapely.Polygon(np.round(xy / snap) * snap if snap else xy))
+    if draw(st.booleans()):
+        polygon = shapely.difference(polygon, shapely.box(7.5, 7.0, 8.25, 9.0))
+    polygon = shapely.multipolygons([p for p in shapely.get_parts(polygon) if p.geom_type == "Polygon"])
+    return shapely.reverse(polygon) if draw(st.booleans()) else polygon
+
+
+@pytest.mark.parametrize("radius", [1e-3, 0.3, 0.5, 1.0, 2.7, 13.2])
+@pytest.mark.parametrize("centre", [(20.0, 20.0), (20.5, 20.5), (20.31, 19.87), (20.0, 20.4999999)])
+@pytest.mark.parametrize("cell_px", [1, 3])
+def test_circles_equal_shapely_in_every_cell(radius, centre, cell_px):
+    window = Window(0, 0, 42, 42)
+    truth = by_shapely(disk(*centre, radius), window, cell_px=cell_px)
+    found = covered(shapely.Point(centre), radius, window, cell_px=cell_px)
+    # 1e-9 of the area is what the oracle's corners and coordinates leave
+    np.testing.assert_allclose(found, truth, rtol=0, atol=1e-9 * np.pi * radius**2 + 1e-13)
+    assert found.sum() == pytest.approx(np.pi * radius**2, rel=1e-11)
+
+
+def test_circle_equals_an_integral():
+    x, y, r = 3.37, 2.81, 2.2
+
+    def slice_length(u, x0):
+        half = np.sqrt(max(r**2 - (u - y) ** 2, 0.0))
+        return max(min(x + half, x0 + 1) - max(x - half, x0), 0.0)
+
+    truth = [[integrate.quad(slice_length, i, i + 1, (j,), limit=200)[0] for j in range(6)] for i in range(6)]
+    np.testing.assert_allclose(covered(shapely.Point(x, y), r, Window(0, 0, 6, 6)), truth, atol=1e-7)
+
+
+def test_mean_and_sum_equal_exactextract():
+    extract = pytest.importorskip("exactextract")
+    geopandas = pytest.importorskip("geopandas")
+    geometry, radius = scattered(60, size=48.0)
+    geometry, radius = np.append(geometry, [DONUT, PAIR]), np.append(radius, [np.nan, np.nan])
+    window = Window(0, 0, 48, 48)
+    field = np.random.default_rng(1).uniform(0, 1, window.shape)
+    weights = coverage(geometry, radius, window)
+    sums, area = weights @ field.ravel(), weights.sum(axis=1)
+    drawn = [disk(g.x, g.y, r, corners=4000) if np.isfinite(r) else g for g, r in zip(geometry, radius, strict=True)]
+    # exactextract is north-up: row 0 is at the largest y; and it needs a crs, any crs
+    north_up = shapely.transform(np.array(drawn), lambda xy: xy * [1, -1] + [0, window.height])
+    shapes = geopandas.GeoDataFrame(geometry=north_up, crs=3857)
+    raster = extract.raster.NumPyRasterSource(field, 0, 0, 48, 48, srs_wkt=shapes.crs.to_wkt())
+    truth = extract.exact_extract(raster, shapes, ["sum", "mean", "count"], output="pandas")
+    seen = truth["count"].to_numpy() > 0
+    assert 50 <= seen.sum() < 62
+    assert np.array_equal(area > 0, seen)
+    np.testing.assert_allclose(sums[seen], truth["sum"][seen], rtol=1e-5)
+    np.testing.assert_allclose(sums[seen] / area[seen], truth["mean"][seen], rtol=1e-5)
+
+
+@given(polygons(), st.sampled_from([1, 2, 5]))
+@few
+def test_polygons_equal_shapely_in_every_cell(polygon, cell_px):
+    window = Window(-5, 3, 20, 10)  # of polygons about (8, 8): some are cut on the left, the right or below
+    found = covered(polygon, np.nan, window, cell_px=cell_px)
+    np.testing.assert_allclose(found, by_shapely(polygon, window, cell_px=cell_px), atol=1e-11)
+
+
+@pytest.mark.parametrize("shape", [DONUT, PAIR, shapely.reverse(PAIR)], ids=["hole", "island in a hole", "reversed"])
+def test_holes_and_islands(shape):
+    window = Window(0, 0, 12, 16)
+    found = covered(shape, np.nan, window)
+    np.testing.assert_allclose(found, by_shapely(shape, window), atol=1e-12)
+    assert found[5, 4] < 1e-2 or shape is not DONUT  # the hole is a hole
+    assert found.sum() == pytest.approx(shape.area, rel=1e-12)
+
+
+def test_squares_on_grid_lines_fill_their_cells_and_no_others():
+    squares = shapely.box([0, 8, 3], [0, 8, 2], [8, 16, 4], [8, 16, 3])
+    found = coverage(squares, np.full(3, np.nan), Window(0, 0, 16, 16))
+    assert np.diff(found.indptr).tolist() == [64, 64, 1]
+    assert set(found.data) == {1.0}
+    assert found.toarray()[2].reshape(16, 16)[2, 3] == 1.0
+    assert found.has_sorted_indices
+
+
+def test_rows_are_independent_and_keep_their_order(monkeypatch):
+    geometry, radius = scattered(80)
+    window = Window(0, 0, 64, 64)
+    whole = coverage(geometry, radius, window).toarray()
+    order = np.random.default_rng(2).permutation(80)
+    np.testing.assert_allclose(coverage(geometry[order], radius[order], window).toarray(), whole[order], atol=1e-13)
+    monkeypatch.setattr(_coverage._grid, "BLOCK_CELLS", 100)
+    np.testing.assert_allclose(coverage(geometry, radius, window).toarray(), whole, atol=1e-13)
+
+
+def test_no_cell_is_overfull_and_none_beyond_the_bounds_is_touched():
+    geometry, radius = scattered(400, seed=3)
+    tiny = 10.0 ** -np.linspace(1, 9, 200)  # their rows sum to rounding noise that is large beside their areas
+    geometry = np.append(geometry, shapely.points(np.random.default_rng(4).uniform(1, 63, (200, 2))))
+    radius = np.append(radius, tiny)
+    found = coverage(geometry, radius, Window(0, 0, 64, 64)).tocoo()
+    row, column = np.divmod(found.col, 64)
+    y0, x0, y1, x1 = bounds(geometry, radius)[found.row].T
+    assert ((row + 1 > y0) & (row < y1) & (column + 1 > x0) & (column < x1)).all()
+    assert found.data.min() > 0
+    assert found.data.max() <= 1
+    np.testing.assert_allclose(found.sum(axis=1)[400:], np.pi * tiny**2, rtol=1e-5)
+
+
+@given(st.integers(1, 31), st.integers(1, 31), st.integers(0, 5))
+@few
+def test_a_window_is_the_sum_of_its_parts(y, x, seed):
+    geometry, radius = scattered(30, size=32.0, seed=seed)
+    window = Window(0, 0, 32, 32)
+    parts = [Window(y0, x0, y1 - y0, x1 - x0) for y0, y1 in [(0, y), (y, 32)] for x0, x1 in [(0, x), (x, 32)]]
+    joined = np.zeros((30, *window.shape))
+    for part in parts:
+        joined[(slice(None), *part.slices())] = coverage(geometry, radius, part).toarray().reshape(30, *part.shape)
+    np.testing.assert_allclose(joined, coverage(geometry, radius, window).toarray().reshape(joined.shape), atol=1e-12)
+
+
+def test_a_shape_across_tile_borders_is_not_lost_and_far_from_the_origin_neither():
+    far = 100_000
+    geometry = np.array([shapely.Point(far + 8, far + 8), shapely.box(far + 7.9, far + 7.9, far + 8.2, far + 8.1)])
+    radius = np.array([0.3, np.nan])
+    tiles = [Window(far + y, far + x, 8, 8) for y in (0, 8) for x in (0, 8)]
+    per_tile = np.stack([coverage(geometry, radius, tile).sum(axis=1) for tile in tiles])
+    assert (per_tile > 0).all()
+    np.testing.assert_allclose(per_tile[:, 0], np.pi * 0.09 / 4, rtol=1e-8)
+    np.testing.assert_allclose(per_tile.sum(axis=0), areas(geometry, radius), rtol=1e-8)
+
+
+def test_total_is_the_area_of_every_shape_wholly_inside():
+    geometry, radius = scattered(300)
+    window = Window(0, 0, 64, 64)
+    total, area = coverage(geometry, radius, window).sum(axis=1), areas(geometry, radius)
+    whole = inside(geometry, radius, window)
+    assert 100 < whole.sum() < 300
+    np.testing.assert_allclose(total[whole], area[whole], rtol=1e-10)
+    assert (total[~whole] < area[~whole] * (1 - 1e-6)).all()
+
+
+@pytest.mark.parametrize("cell_px", [2, 4, 16])
+def test_cells_are_blocks_of_pixels(cell_px):
+    geometry, radius = scattered(60)
+    window = Window(-8, 4, 48, 64)
+    pixels = coverage(geometry, radius, window).toarray()
+    blocks = pixels.reshape(60, 48 // cell_px, cell_px, 64 // cell_px, cell_px).sum(axis=(2, 4))
+    found = coverage(geometry, radius, window, cell_px=cell_px).toarray()
+    np.testing.assert_allclose(found, blocks.reshape(60, -1), atol=1e-11)
+
+
+def test_shapes_that_miss_the_window_leave_empty_rows():
+    geometry = [shapely.Point(-5, 4), shapely.Point(4, 30), shapely.box(8, 0, 9, 8), shapely.box(-3, -3, 0, 0)]
+    geometry += [shapely.Polygon(), shapely.Point(), shapely.Point(4, 4)]
+    found = coverage(geometry, [5, 2, np.nan, np.nan, np.nan, np.nan, 100], Window(0, 0, 8, 8))
+    assert np.diff(found.indptr).tolist() == [0, 0, 0, 0, 0, 0, 64]
+    np.testing.assert_allclose(found.toarray()[6], 1.0)  # a circle larger than the window
+
+
+@pytest.mark.parametrize("window", [Window(0, 0, 8, 12), Window(0, 0, 0, 12), Window(0, 0, 0, 0)])
+def test_no_shapes_or_no_cells(window):
+    cells = window.height * window.width // 16
+    assert coverage([], [], window, cell_px=4).shape == (0, cells)
+    found = coverage([shapely.Point(0, 0)], [3.0], window, cell_px=4)
+    assert found.shape == (1, cells)
+    assert (found.nnz > 0) == (cells > 0)
+    assert areas([], []).shape == (0,)
+    assert bounds([], []).shape == (0, 4)
+    assert inside([], [], window).shape == (0,)
+    assert [len(part) for part in transform([], [], np.diag([2, 1, 1]))] == [0, 0]
+    assert [len(part) for part in clip([], [], DONUT)] == [0, 0]
+
+
+def test_the_mean_of_a_constant_is_the_constant():
+    geometry, radius = scattered(200)
+    weights = coverage(geometry, radius, Window(0, 0, 64, 64))
+    area = weights.sum(axis=1)
+    means = (weights @ np.full(64 * 64, 3.7))[area > 0] / area[area > 0]
+    np.testing.assert_allclose(means, 3.7, rtol=1e-14)
+
+
+@pytest.mark.parametrize("centre", [(10.0, 11.0), (10.5, 11.0), (10.5, 11.5)])
+@pytest.mark.parametrize("radius", [0.3, 0.5, 1.7, 9.0])
+def test_the_mean_of_a_gradient_is_its_value_at_the_centre(centre, radius):
+    rows, columns = np.mgrid[:24, :24] + 0.5
+    weights = coverage([shapely.Point(centre)], [radius], Window(0, 0, 24, 24))
+    # exact, as the grid looks the same from both sides of these centres
+    mean = weights @ (3.1 * columns - 0.7 * rows).ravel() / weights.sum(axis=1)
+    assert mean[0] == pytest.approx(3.1 * centre[0] - 0.7 * centre[1], rel=1e-13)
+
+
+@given(st.floats(20, 30), st.floats(20, 30), st.floats(0.3, 18))
+@few
+def test_the_mean_of_a_gradient_is_its_value_at_any_centre_on_a_fine_grid(x, y, r):
+    # a cell has one value, also where a circle cuts a corner from it: with cells of r / 100 that hardly matters
+    fine = 100 / r
+    window = Window(int(y * fine) - 110, int(x * fine) - 110, 221, 221)
+    rows, columns = np.mgrid[window.y0 : window.y1, window.x0 : window.x1] + 0.5
+    geometry, radius = transform([shapely.Point(x, y)], [r], np.diag([fine, fine, 1]))
+    mean = coverage(geometry, radius, window) @ ((3.1 * columns - 0.7 * rows).ravel() / fine) / areas(geometry, radius)
+    assert mean[0] == pytest.approx(3.1 * x - 0.7 * y, abs=1e-4 * r)
+
+
+def test_areas_bounds_and_inside():
+    geometry = [shapely.Point(5, 3), DONUT, shapely.Polygon(), shapely.Point()]
+    radius = [2.0, np.nan, np.nan, 1.0]
+    np.testing.assert_allclose(areas(geometry, radius), [4 * np.pi, DONUT.area, 0, 0])
+    expected = [[1, 3, 5, 7], [2.1, 1.3, 11.2, 9.7], [np.nan] * 4, [np.nan] * 4]
+    np.testing.assert_allclose(bounds(geometry, radius), expected)
+    assert inside(geometry, radius, Window(1, 3, 4, 4)).tolist() == [True, False, False, False]
+    assert inside(geometry, radius, Window(1, 3, 4, 3)).tolist() == [False, False, False, False]
+    assert inside(geometry, radius, Window(1, 1, 11, 9)).tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("flip", [1, -1], ids=["turned", "flipped"])
+def test_a_similarity_keeps_circles(flip):
+    turn = 2.5 * np.array([[np.cos(1), -np.sin(1)], [np.sin(1), np.cos(1)]]) @ np.diag([1, flip])
+    affine = np.block([[turn, np.array([[7], [9]])], [np.zeros((1, 2)), 1]])
+    before = np.array([shapely.Point(3, -2), DONUT, shapely.Point()]), np.array([1.2, np.nan, 1.0])
+    geometry, radius = transform(*before, affine)
+    assert geometry[0].geom_type == "Point"
+    np.testing.assert_allclose([geometry[0].x, geometry[0].y], turn @ [3, -2] + [7, 9])
+    np.testing.assert_allclose(areas(geometry, radius), areas(*before) * 2.5**2)
+    assert radius[0] == pytest.approx(3.0)
+    assert before[0][0].equals(shapely.Point(3, -2))
+    assert before[1][0] == 1.2
+    assert geometry[2].is_empty
+
+
+@pytest.mark.parametrize("radius", [0.3, 2.0, 9.0, 50.0])
+@pytest.mark.parametrize("linear", [[[1, 0.4], [0.1, -0.8]], [[3, 0], [0, 1]], [[1, 0], [0, 1.001]]])
+def test_other_maps_turn_circles_into_ellipses(radius, linear):
+    linear, shift = np.array(linear), np.array([70.2, 90.3])
+    affine = np.block([[linear, shift[:, None]], [np.zeros((1, 2)), 1]])
+    geometry, radii = transform([shapely.Point(1.3, 2.6)], [radius], affine)
+    area = np.pi * radius**2 * abs(np.linalg.det(affine))
+    assert np.isnan(radii[0])
+    assert areas(geometry, radii)[0] == pytest.approx(area, rel=1e-9)
+    oracle = shapely.transform(disk(1.3, 2.6, radius, corners=10_000), lambda xy: xy @ linear.T + shift)
+    y0, x0, y1, x1 = bounds(geometry, radii)[0]
+    window = Window(int(y0) - 2, int(x0) - 2, int(y1 - y0) + 5, int(x1 - x0) + 5)
+    truth, found = (coverage([g], [np.nan], window) for g in (oracle, geometry[0]))
+    # all of the misplaced area together: no field of values in [0, 1] can change its mean by more
+    assert abs(found - truth).sum() / area < 1e-5
+    assert found.sum() == pytest.approx(area, rel=1e-9)
+
+
+@given(polygons())
+@few
+def test_polygons_move_as_shapely_moves_them(polygon):
+    affine = np.array([[0.7, 0.5, 20], [-0.4, -1.1, 40], [0, 0, 1]])  # a flip: its rings turn the other way round
+    geometry, radius = transform([polygon], [np.nan], affine)
+    window = Window(10, 10, 40, 40)
+    truth = by_shapely(shapely.transform(polygon, lambda xy: xy @ affine[:2, :2].T + affine[:2, 2]), window)
+    np.testing.assert_allclose(covered(geometry[0], radius[0], window), truth, atol=1e-10)
+    assert areas(geometry, radius)[0] == pytest.approx(polygon.area * abs(np.linalg.det(affine)))
+
+
+def test_clip_keeps_what_is_inside_and_empties_what_is_outside():
+    region = shapely.MultiPolygon([shapely.box(0, 0, 20, 20) - shapely.box(8, 8, 12, 12), shapely.box(30, 0, 50, 20)])
+    points = shapely.points([[4, 4], [25, 10], [10, 10], [10, 10], [0, 10], [40, 10]])
+    boxes = shapely.box([1, 20, 19], [1, 3, 3], [2, 22, 31], [2, 5, 4])
+    geometry = np.array([*points, *boxes, shapely.Point()])
+    radius = np.array([4.0, 5.0, 1.0, 4.0, 3.0, 100.0, np.nan, np.nan, np.nan, 1.0])
+    found, radii = clip(geometry, radius, region)
+    assert found[0] is geometry[0]  # touches the border from inside
+    assert radii[0] == 4.0
+    assert found[6] is geometry[6]
+    gone = [1, 2, 7, 9]  # between the parts, in the hole, side by side, nothing to begin with
+    assert shapely.is_empty(found).nonzero()[0].tolist() == gone
+    assert np.isnan(radii[1:]).all()
+    assert set(shapely.get_type_id(found[radii != 4.0])) <= {3, 6}
+    cut = areas(found, radii)[[3, 4, 5, 8]]
+    np.testing.assert_allclose(cut, [np.pi * 16 - 16, np.pi * 9 / 2, region.area, 2.0], rtol=1e-6)
+    assert radius[1] == 5.0  # the input is untouched
+    assert not geometry[1].is_empty
+
+
+def test_clip_leaves_no_lines_behind():
+    region = shapely.Polygon([(0, 0), (10, 0), (10, 4), (6, 4), (6, 6), (10, 6), (10, 10), (0, 10)])
+    square = shapely.box(6, 3, 8, 6)  # meets the region in an area and, at x = 6 and y = 6, in lines
+    found, radius = clip([square], [np.nan], region)
+    assert found[0].geom_type in {"Polygon", "MultiPolygon"}
+    assert areas(found, radius)[0] == pytest.approx(2.0)
+
+
+@given(polygons(), st.floats(2, 14), st.floats(2, 14), st.floats(0.3, 6))
+@few
+def test_clipped_circles_cover_the_intersection(region, x, y, r):
+    window = Window(-2, -2, 24, 24)
+    geometry, radius = clip([shapely.Point(x, y)], [r], region)
+    truth = coverage([disk(x, y, r, corners=5000) & region], [np.nan], window)
+    assert abs(coverage(geometry, radius, window) - truth).sum() <= 1e-5 * np.pi * r**2
+
+
+@pytest.mark.parametrize(
+    ("geometry", "radius", "message"),
+    [
+        (shapely.Point(1, 1), 0.0, r"row 1 is POINT \(1 1\) with radius 0.0"),
+        (shapely.Point(1, 1), -2.0, "radius -2.0"),
+        (shapely.Point(1, 1), np.nan, "row 1 .* radius nan"),
+        (shapely.Point(1, 1), np.inf, "row 1 .* radius inf"),
+        (shapely.Point(np.nan, 1), 1.0, "row 1 .*finite coordinates"),
+        (shapely.LineString([(0, 0), (1, 1)]), np.nan, "row 1 is a LineString"),
+        (shapely.MultiPoint([(0, 0), (1, 1)]), 1.0, "row 1 is a MultiPoint"),
+        (None, np.nan, "row 1 is None"),
+        (BOWTIE, np.nan, r"row 1 is not valid: Self-intersection\[1 1\]"),
+    ],
+)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda g, r: coverage(g, r, Window(0, 0, 8, 8)),
+        areas,
+        lambda g, r: transform(g, r, np.eye(3)),
+        lambda g, r: clip(g, r, DONUT),
+    ],
+    ids=["coverage", "areas", "transform", "clip"],
+)
+def test_rows_that_are_no_shape_raise(call, geometry, radius, message):
+    with pytest.raises(ValueError, match=message):
+        call([shapely.Point(1, 1), geometry, shapely.Polygon()], [1.0, radius, np.nan])
+
+
+def test_an_invalid_row_is_named_by_its_own_number():
+    outside = shapely.box(50, 50, 51, 51)
+    with pytest.raises(ValueError, match="row 2 is not valid"):
+        coverage([outside, outside, BOWTIE], np.full(3, np.nan), Window(0, 0, 8, 8))
+
+
+@pytest.mark.parametrize("cell_px", [0, -1, 3, 1.5])
+def test_cells_that_do_not_tile_the_window_raise(cell_px):
+    with pytest.raises(ValueError, match=f"cells of {cell_px} px do not tile a window of 8 x 12 px"):
+        coverage([shapely.Point(1, 1)], [1.0], Window(0, 0, 8, 12), cell_px=cell_px)
+
+
+def test_rows_of_two_lengths_raise():
+    with pytest.raises(ValueError, match=r"\(2,\) and \(1,\)"):
+        areas([DONUT, DONUT], [np.nan])
+
+
+@pytest.mark.parametrize("affine", [np.eye(2), np.full((3, 3), np.nan), np.diag([1, 1, 2])], ids=["2x2", "nan", "2"])
+def test_matrices_that_are_no_affine_map_raise(affine):
+    with pytest.raises(ValueError, match=r"finite \(3, 3\) matrix with last row 0 0 1"):
+        transform([DONUT], [np.nan], affine)
+
+
+def test_a_singular_map_raises():
+    with pytest.raises(ValueError, match="singular"):
+        transform([DONUT], [np.nan], [[1, 2, 0], [2, 4, 0], [0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("region", "message"), [(BOWTIE, "Self-intersection"), (shapely.Point(0, 0), "a Point"), (None, "None")]
+)
+def test_regions_that_are_none_raise(region, message):
+    with pytest.raises(ValueError, match=message):
+        clip([DONUT], [np.nan], region)
