@@ -29,6 +29,7 @@ source_suffix = {".rst": "restructuredtext", ".md": "myst-nb"}
 exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
 templates_path = ["_templates"]
 default_role = "literal"
+smartquotes = False  # it would turn the -- of options into a dash
 
 # Names of ours must resolve; those of other packages cannot without their inventories, and the build fetches nothing.
 nitpicky = True

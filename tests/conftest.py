@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import shapely
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 
@@ -15,3 +17,55 @@ def data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the real data are not here (../shared/data)")
     return SHARED.resolve()
+
+
+@pytest.fixture(scope="session")
+def colour_section():
+    """A function of (seed, size) that makes a Section at 1 um / px whose genes are red, green and blue in its disks."""
+    from stpredict._coverage import coverage
+    from stpredict._section import ImageView, Section
+    from stpredict._window import Window
+
+    def make(seed: int = 0, size: int = 512, mpp: float = 1.0) -> Section:
+        rng = np.random.default_rng(seed)
+        coarse = rng.uniform(40, 230, (3, size // 32, size // 32))
+        pixels = np.rint(np.kron(coarse, np.ones((1, 32, 32)))).astype(np.uint8)
+        centres = rng.uniform(40, size - 40, (24, 2))
+        geometry = np.array([shapely.Point(x, y) for y, x in centres], dtype=object)
+        radius = np.full(len(geometry), 24.0)
+        covered = coverage(geometry, radius, Window(0, 0, size, size))
+        mean = (covered @ pixels.reshape(3, -1).T.astype(float)) / covered.sum(axis=1)[:, None]
+        return Section(
+            name=f"colour{seed}",
+            image=ImageView(pixels=pixels, scale=(1.0, 1.0), mpp=mpp),
+            geometry=geometry,
+            radius=radius,
+            ids=np.arange(len(geometry)),
+            area=np.pi * radius**2,
+            expression=(mean / 255).astype(np.float32),
+            genes=("red", "green", "blue"),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def build():
+    """A function that makes a fresh model of a class by its name, small where the class has sizes."""
+    import torch
+
+    from stpredict import models
+
+    small = {
+        "PixNet": lambda genes: models.PixNet(
+            config=models.PixNetConfig(
+                genes=genes, mpp=1.0, filters=(8, 8, 12, 16), window_px=256, core_px=256, halo_px=256
+            )
+        )
+    }
+
+    def make(name: str, genes: tuple[str, ...] = ("red", "green", "blue")):
+        torch.manual_seed(0)
+        return small[name](genes) if name in small else getattr(models, name)(genes)
+
+    return make

@@ -40,7 +40,7 @@ def server(tmp_path, monkeypatch):
     asked: list[str] = []
     handler = partial(Handler, directory=str(tmp_path / "www"), asked=asked)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
-        thread = threading.Thread(target=http.serve_forever, daemon=True)
+        thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{http.server_port}", asked
         http.shutdown()

@@ -33,7 +33,7 @@ CONTRACT = {
     "tl.predict": (
         "(sdata, model, *, image_key=None, shapes_key=None, table_name=None, genes=None, mpp=None, tissue_key=None, "
         "output='layer', raster_mpp=None, key_added=None, table_added=None, overwrite=False, device='auto', "
-        "precision='auto', batch_size='auto', resume=False, client=None, progress=True)"
+        "precision='auto', batch_size='auto', progress=True)"
     ),
     "tl.aggregate": (
         "(sdata, raster_key, *, shapes_key, stat='mean', genes=None, table_name=None, table_added=None, "

@@ -108,7 +108,7 @@ class Recorder:
 def test_only_the_pixels_under_the_window_are_asked(section_module, window_type, pixels):
     view = section_module.ImageView(pixels=Recorder(pixels), scale=(1.5, 2.0), mpp=1.0)
     view.read(window_type(4, 10, 6, 3))
-    (_, y, x), = view.pixels.asked
+    ((_, y, x),) = view.pixels.asked
     assert (y.start, y.stop) == (6, 15) and (x.start, x.stop) == (20, 26)
 
 

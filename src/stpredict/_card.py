@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = "stpredict-card/1"
+WEIGHTS, CARD = "model.safetensors", "card.json"
+_SHIPPED = Path(__file__).parent / "models" / "weights"
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,9 @@ class Card:
         Raises FileNotFoundError where there is none, ValueError where it is no card of this format or lacks a field.
         """
         if not path.is_file():
-            raise FileNotFoundError(f"{path.parent} has no {path.name}; a model is a folder with model.safetensors and it.")
+            raise FileNotFoundError(
+                f"{path.parent} has no {path.name}; a model is a folder with model.safetensors and it."
+            )
         try:
             content = json.loads(path.read_text())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -74,7 +79,9 @@ class Card:
         known = {f.name for f in fields(cls)}
         missing = {"model", "config", "genes", "mpp"} - set(content)
         if missing or set(content) - known:
-            raise ValueError(f"{path}: missing fields {sorted(missing)}, unknown fields {sorted(set(content) - known)}.")
+            raise ValueError(
+                f"{path}: missing fields {sorted(missing)}, unknown fields {sorted(set(content) - known)}."
+            )
         return cls(**content | {"genes": tuple(content["genes"]), "sections": tuple(content.get("sections", ()))})
 
 
@@ -82,3 +89,27 @@ def sha256(path: Path) -> str:
     """Hash of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def shipped() -> dict[str, Path]:
+    """Names and folders of the trained models that come with the package."""
+    folders = sorted(_SHIPPED.iterdir()) if _SHIPPED.is_dir() else []
+    return {folder.name: folder for folder in folders if (folder / CARD).is_file()}
+
+
+def find_model(name_or_path: str | Path) -> Path:
+    """The folder of a saved model: the name of one that comes with the package, or a path.
+
+    Raises FileNotFoundError, naming the closest shipped names, where there is neither.
+    """
+    known = shipped()
+    if str(name_or_path) in known:
+        return known[str(name_or_path)]
+    folder = Path(name_or_path)
+    if not (folder / CARD).is_file():
+        close = difflib.get_close_matches(str(name_or_path), known, n=1)
+        raise FileNotFoundError(
+            f"no model {str(name_or_path)!r}: it is neither a folder with a {CARD} nor one of the models that come with "
+            f"the package, {sorted(known)}." + (f" Did you mean {close[0]!r}?" if close else "")
+        )
+    return folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import shapely
@@ -127,8 +127,21 @@ def _stream(
             if k + 2 < len(groups):
                 ahead.append(reader.submit(_read, section, groups[k + 2]))
             batch = Batch(image.to(device, non_blocking=True), None, None, (), np.empty((0, 2), dtype=np.int64))
-            maps = model.latent(batch)[..., halo : halo + core, halo : halo + core].float()
+            maps = _turned_latent(model, batch)[..., halo : halo + core, halo : halo + core]
             yield from zip(group, maps, strict=True)
+
+
+def _turned_latent(model: Model, batch: Batch) -> Tensor:
+    """The latent maps (b, d, h, w) float32, averaged over the first `turns` symmetries of the square."""
+    total: Tensor | None = None
+    for turn in range(model.config.turns):
+        flip = turn > 3
+        image = torch.rot90(batch.image.flip(-1) if flip else batch.image, turn, dims=(-2, -1))
+        maps = torch.rot90(model.latent(replace(batch, image=image)).float(), -turn, dims=(-2, -1))
+        maps = maps.flip(-1) if flip else maps
+        total = maps if total is None else total + maps
+    assert total is not None
+    return total / model.config.turns
 
 
 def _read(section: Section, group: Sequence[Tile]) -> Tensor:

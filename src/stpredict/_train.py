@@ -6,15 +6,16 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
@@ -106,14 +107,23 @@ def hold_out(section: Section, *, share: float, seed: int) -> tuple[Section, Sec
     return take(section, ~held), take(section, held)
 
 
-def _loop(
-    model: Model, train: Sequence[Section], val: Sequence[Section], plan: Plan, recipe: Recipe
-) -> pd.DataFrame:
+def _loop(model: Model, train: Sequence[Section], val: Sequence[Section], plan: Plan, recipe: Recipe) -> pd.DataFrame:
     task = _Task(model, recipe, model.samples(train, train=True, seed=plan.seed), _val_samples(model, val), plan.seed)
     device = resolve_device(plan.device)
     folder = Path(plan.checkpoint_dir) if plan.checkpoint_dir is not None else None
     L.seed_everything(plan.seed, verbose=False)
-    trainer = L.Trainer(
+    with _quiet_lightning():
+        trainer = _trainer(plan, recipe, device, folder, has_val=bool(val))
+    with warnings.catch_warnings(), _quiet_lightning():
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # Lightning 2.6 with torch 2.15
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
+        trainer.fit(task, ckpt_path=_checkpoint(folder) if plan.resume else None, weights_only=True)
+    return pd.DataFrame(task.history)
+
+
+def _trainer(plan: Plan, recipe: Recipe, device: torch.device, folder: Path | None, *, has_val: bool) -> L.Trainer:
+    return L.Trainer(
         accelerator=device.type,
         devices=[device.index or 0] if device.type == "cuda" and plan.devices == 1 else plan.devices,
         strategy=plan.strategy,
@@ -121,21 +131,31 @@ def _loop(
         precision=resolve_precision(plan.precision, device),
         max_epochs=recipe.max_epochs,
         gradient_clip_val=recipe.gradient_clip,
-        callbacks=_callbacks(recipe, folder, has_val=bool(val), progress=plan.progress),
+        callbacks=_callbacks(recipe, folder, has_val=has_val, progress=plan.progress),
         logger=CSVLogger(folder, name="", version="log") if folder is not None else False,
         enable_checkpointing=folder is not None,
         enable_model_summary=False,
         enable_progress_bar=plan.progress,
         num_sanity_val_steps=0,
+        limit_val_batches=1.0 if has_val else 0,
         log_every_n_steps=1,
         reload_dataloaders_every_n_epochs=1,
         deterministic="warn",
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
-        trainer.fit(task, ckpt_path=_checkpoint(folder) if plan.resume else None, weights_only=True)
-    return pd.DataFrame(task.history)
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Without Lightning's notes on devices and products; its warnings stay."""
+    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
 
 
 def _val_samples(model: Model, val: Sequence[Section]) -> Samples | None:
@@ -152,9 +172,7 @@ def _checkpoint(folder: Path | None) -> Path:
 
 
 def _callbacks(recipe: Recipe, folder: Path | None, *, has_val: bool, progress: bool) -> list[Callback]:
-    callbacks: list[Callback] = []
-    if recipe.ema:
-        callbacks.append(EMAWeightAveraging(decay=recipe.ema))
+    callbacks: list[Callback] = [_KeepBest()] if has_val else []
     if has_val and recipe.patience is not None:
         callbacks.append(EarlyStopping("val_loss", patience=recipe.patience))
     if folder is not None:
@@ -162,6 +180,30 @@ def _callbacks(recipe: Recipe, folder: Path | None, *, has_val: bool, progress: 
     if progress:
         callbacks.append(TQDMProgressBar(leave=True))
     return callbacks
+
+
+class _KeepBest(Callback):
+    """Remembers the weights of the epoch with the lowest validation loss, and puts them back in the end."""
+
+    def __init__(self) -> None:
+        self.loss, self.epoch, self.weights = math.inf, -1, {}
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        loss = float(trainer.callback_metrics["val_loss"])
+        if loss < self.loss:
+            self.loss, self.epoch = loss, trainer.current_epoch
+            self.weights = {key: value.detach().clone() for key, value in pl_module.state_dict().items()}
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.weights:
+            logger.info("kept the weights of epoch %d, validation loss %.4f", self.epoch, self.loss)
+            pl_module.load_state_dict(self.weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"loss": self.loss, "epoch": self.epoch, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.loss, self.epoch, self.weights = (state_dict[key] for key in ("loss", "epoch", "weights"))
 
 
 class _EpochSampler(Sampler[int]):
@@ -228,7 +270,10 @@ class _Task(L.LightningModule):
         if recipe.encoder_lr == 0 and encoder is not None:
             encoder.requires_grad_(False)
         groups = [
-            {"params": [p for p in self.model.parameters() if id(p) in slow and p.requires_grad], "lr": recipe.encoder_lr},
+            {
+                "params": [p for p in self.model.parameters() if id(p) in slow and p.requires_grad],
+                "lr": recipe.encoder_lr,
+            },
             {"params": [p for p in self.model.parameters() if id(p) not in slow], "lr": recipe.lr},
         ]
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=recipe.weight_decay)
@@ -241,7 +286,9 @@ def _reliability(model: Model, val: Sequence[Section]) -> dict[str, float | None
     """Per-gene correlation on the validation sections, averaged over them; None where it is undefined."""
     samples = model.samples(val, train=False)
     n = model.recipe.batch_size
-    batches = [samples.collate([samples[i] for i in range(k, min(k + n, len(samples)))]) for k in range(0, len(samples), n)]
+    batches = [
+        samples.collate([samples[i] for i in range(k, min(k + n, len(samples)))]) for k in range(0, len(samples), n)
+    ]
     device = next(model.parameters(), torch.zeros(())).device
     with torch.inference_mode():
         values = [predict_batch(model, b.to(device), model.query(b.genes)).cpu().numpy() for b in batches]

@@ -76,7 +76,5 @@ def tiles(height: int, width: int, *, core_px: int, halo_px: int) -> list[Tile]:
         raise ValueError(f"an image of {height} x {width} pixels has nothing to tile.")
     if core_px < 1 or halo_px < 0:
         raise ValueError(f"core_px must be at least 1 and halo_px at least 0, got {core_px} and {halo_px}.")
-    cores = [
-        Window(y, x, core_px, core_px) for y in range(0, height, core_px) for x in range(0, width, core_px)
-    ]
+    cores = [Window(y, x, core_px, core_px) for y in range(0, height, core_px) for x in range(0, width, core_px)]
     return [Tile(core=core, read=core.pad(halo_px)) for core in cores]

@@ -30,7 +30,11 @@ def rgb(height=HEIGHT, width=WIDTH, *, transformations=None, scale_factors=None,
 def circles(xy, radius, *, ids=None, transformations=None):
     ids = [f"s{i}" for i in range(len(xy))] if ids is None else ids
     return ShapesModel.parse(
-        np.asarray(xy, float), geometry=0, radius=radius, index=pd.Index(ids), transformations=transformations or systems()
+        np.asarray(xy, float),
+        geometry=0,
+        radius=radius,
+        index=pd.Index(ids),
+        transformations=transformations or systems(),
     )
 
 
@@ -49,7 +53,9 @@ def counts_table(ids, *, region="spots", counts=None, genes=None, seed=0, **obs)
     counts = np.random.default_rng(seed).poisson(200, (len(ids), 12)) if counts is None else np.asarray(counts)
     genes = [f"G{i}" for i in range(counts.shape[1])] if genes is None else genes
     region = [region] * len(ids) if isinstance(region, str) else list(region)
-    frame = pd.DataFrame({"region": pd.Categorical(region), "instance_id": ids} | obs, index=[f"row{i}" for i in range(len(ids))])
+    frame = pd.DataFrame(
+        {"region": pd.Categorical(region), "instance_id": ids} | obs, index=[f"row{i}" for i in range(len(ids))]
+    )
     table = AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=frame, var=pd.DataFrame(index=genes))
     return TableModel.parse(table, region=sorted(set(region)), region_key="region", instance_key="instance_id")
 

@@ -36,7 +36,7 @@ def corners_by_spatialdata(element, system):
     return shapely.get_coordinates(transform(element, to_coordinate_system=system).geometry.to_numpy())
 
 
-@pytest.mark.parametrize("of_image", [name for name in TRANSFORMATIONS])
+@pytest.mark.parametrize("of_image", list(TRANSFORMATIONS))
 @pytest.mark.parametrize("of_shapes", [name for name in TRANSFORMATIONS if name != "with channels"])
 def test_pixels_and_shapes_meet_in_the_common_system(of_image, of_shapes):
     image = rgb(50, 60, transformations={"common": TRANSFORMATIONS[of_image]})

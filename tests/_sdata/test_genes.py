@@ -74,6 +74,10 @@ def test_a_gene_that_two_rows_of_the_column_have_is_ambiguous():
         find(["ERBB2", "GNAS"], IDS, var=var)
 
 
+def test_the_very_version_that_is_asked_is_taken():
+    assert find([f"{IDS[0]}.2"], [f"{IDS[0]}.1", f"{IDS[0]}.2"]) == ([1], [])
+
+
 def test_versions_that_make_two_rows_one_gene_are_ambiguous():
     with pytest.raises(ValueError, match="gene 'ENSG00000087460' occurs 2 times"):
         find([IDS[0]], [f"{IDS[0]}.1", f"{IDS[0]}.2"])
@@ -81,6 +85,7 @@ def test_versions_that_make_two_rows_one_gene_are_ambiguous():
 
 @pytest.mark.parametrize(("wanted", "available", "said"), [
     (["SCD", "SCD"], SYMBOLS, r"the genes asked are not unique: \['SCD'\]"),
+    ([f"{IDS[0]}.1", f"{IDS[0]}.2"], IDS, r"the genes asked are not unique: \['ENSG00000087460'\]"),
     (["SCD"], ["SCD", "ACTB", "ACTB"], r"the genes of table 'table' are not unique: \['ACTB'\]"),
     ([], SYMBOLS, "no genes were asked"),
     (["A1", "A2"], SYMBOLS, r"none of 2 genes is in table 'table': asked for \['A1', 'A2'\], there are \['GNAS'"),
@@ -91,3 +96,8 @@ def test_versions_that_make_two_rows_one_gene_are_ambiguous():
 def test_what_is_refused(wanted, available, said):
     with pytest.raises(ValueError, match=said):
         find(wanted, available)
+
+
+def test_advice_ends_the_message():
+    with pytest.raises(ValueError, match="none of 1 genes.*Pass table_added=.$"):
+        find(["XIST"], SYMBOLS, advice="Pass table_added=.")

@@ -74,7 +74,9 @@ def test_micrometre_systems_that_disagree_are_named():
 
 def test_nothing_to_go_by_names_the_three_ways():
     sdata = SpatialData(images={"image": rgb(9, 9, transformations={"global": Identity()})})
-    with pytest.raises(ValueError, match=r"Three ways.*pass mpp=.*'micrometers'.*known array.*\['global'\]; shapes: \[\]"):
+    with pytest.raises(
+        ValueError, match=r"Three ways.*pass mpp=.*'micrometers'.*known array.*\['global'\]; shapes: \[\]"
+    ):
         image_mpp(sdata, "image")
 
 

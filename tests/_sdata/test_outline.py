@@ -43,10 +43,11 @@ def test_labels_of_several_pieces_are_one_mask():
     assert _outline.outline(mask).equals(shapely.box(1, 1, 8, 4))
 
 
-def test_bands_of_rows_leave_no_seam(monkeypatch):
+@pytest.mark.parametrize("rows", [1, 7, 20, 40, 41])
+def test_bands_of_rows_leave_no_seam(monkeypatch, rows):
     mask = blobs(3)
     whole = _outline.outline(mask)
-    monkeypatch.setattr(_outline, "ROWS", 7)
+    monkeypatch.setattr(_outline, "ROWS", rows)
     assert _outline.outline(da.from_array(mask, chunks=(11, 13))).symmetric_difference(whole).area == 0
 
 

@@ -139,7 +139,9 @@ def make_flawed():
     in_tissue = [1] * 19
     in_tissue[3] = 0
     grid = {"array_row": np.arange(19) + 5, "array_col": np.arange(19)[::-1]}
-    return make_spots(shapes={"spots": shapes}, tables={"table": counts_table(ids, counts=counts, in_tissue=in_tissue, **grid)})
+    return make_spots(
+        shapes={"spots": shapes}, tables={"table": counts_table(ids, counts=counts, in_tissue=in_tissue, **grid)}
+    )
 
 
 DROPPED = {
@@ -213,7 +215,9 @@ def test_missing_genes_raise_or_are_nan(spots, caplog):
 
 
 def test_no_usable_spot_says_why(spots):
-    with pytest.raises(ValueError, match=r"no usable spot in shapes 'spots' .* of 20, dropped \{'fewer than 1e\+06 cou"):
+    with pytest.raises(
+        ValueError, match=r"no usable spot in shapes 'spots' .* of 20, dropped \{'fewer than 1e\+06 cou"
+    ):
         training_section(spots, genes=GENES, at_mpp=1.0, min_counts=1e6)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import anndata as ad
@@ -12,11 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import zarr
-from spatialdata import SpatialData, get_dask_backing_files, read_zarr
+from spatialdata import SpatialData, read_zarr
 from spatialdata.models import TableModel
-from spatialdata.transformations import get_transformation
 
-from stpredict._sdata import _results, _store_raster, table_rows
+from stpredict._sdata import _results, table_rows
 
 from .samples import GENES, RECORD, backed, fill, make_layer, make_sdata, make_table, make_target
 
@@ -44,7 +42,9 @@ def test_layer_lands_in_its_own_rows_and_comes_back_bit_for_bit(sdata: SpatialDa
         np.testing.assert_array_equal(table.var["pixnet_val_pcc"], [np.nan, 0.1, np.nan, 0.3, 0.4, np.nan])
         np.testing.assert_array_equal(table.obs["pixnet_coverage"], np.linspace(0, 1, 10)[number])
         assert each.attrs["stpredict"]["tables/table/layers/pixnet"] == RECORD
-        stored = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in table.uns["stpredict"]["pixnet"].items()}
+        stored = {
+            k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in table.uns["stpredict"]["pixnet"].items()
+        }
         assert stored == RECORD
 
 
@@ -67,104 +67,6 @@ def test_everything_at_once_and_written_again_elsewhere(sdata: SpatialData, tmp_
             "tables/table/layers/pixnet", "tables/spots_pixnet/layers/pixnet", "images/pixnet"
         }  # fmt: skip
         assert all(record == RECORD for record in each.attrs["stpredict"].values())
-
-
-def test_raster_of_a_backed_object_reads_from_the_store_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
-    sdata = backed(tmp_path)
-    with make_target(sdata) as target:
-        fill(target, np.ones((3, 10, 16)))
-        _results.commit(sdata, [target.image(RECORD)])
-    files = get_dask_backing_files(sdata.images["pixnet"])
-    assert [Path(file).is_relative_to(tmp_path / "slide.zarr" / "images" / "pixnet") for file in files] == [True]
-    assert sdata.is_self_contained()
-    assert [path.name for path in tmp_path.iterdir()] == ["slide.zarr"]
-    assert sdata.has_consolidated_metadata()
-
-
-def test_raster_lies_on_the_image_in_every_coordinate_system(sdata: SpatialData) -> None:
-    with make_target(sdata) as target:
-        fill(target, np.ones((3, 10, 16)))
-        _results.commit(sdata, [target.image(RECORD)])
-    source = get_transformation(sdata.images["image"], get_all=True)
-    for each in [sdata, *([read_zarr(sdata.path)] if sdata.path else [])]:
-        raster = get_transformation(each.images["pixnet"], get_all=True)
-        assert set(raster) == {"global", "micrometers", "turned"}
-        for name, transformation in raster.items():
-            onto = transformation.to_affine_matrix(("x", "y"), ("x", "y"))
-            image = source[name].to_affine_matrix(("x", "y"), ("x", "y"))
-            np.testing.assert_allclose(onto @ [3.0, 2.0, 1.0], image @ [12.0, 8.0, 1.0])
-
-
-def test_pixels_that_are_never_written_are_nan_and_zeros_are_zeros(sdata: SpatialData) -> None:
-    with make_target(sdata, dtype="float32") as target:
-        target.write(slice(8, 10), slice(4, 16), np.zeros((3, 2, 12)))
-        _results.commit(sdata, [target.image({})])
-    expected = np.full((3, 10, 16), np.nan, np.float32)
-    expected[:, 8:, 4:] = 0
-    np.testing.assert_array_equal(sdata.images["pixnet"].to_numpy(), expected)
-    if sdata.path:
-        np.testing.assert_array_equal(read_zarr(sdata.path).images["pixnet"].to_numpy(), expected)
-        assert zarr.open_array(sdata.path / "images/pixnet/s0").nchunks_initialized == 3
-
-
-def test_a_raster_that_is_not_committed_leaves_nothing(tmp_path: Path) -> None:
-    sdata = backed(tmp_path)
-    with pytest.raises(RuntimeError, match="cancelled"), make_target(sdata) as target:
-        target.write(slice(0, 4), slice(0, 16), np.ones((3, 4, 16)))
-        assert len(list(tmp_path.iterdir())) == 2
-        raise RuntimeError("cancelled")
-    assert [path.name for path in tmp_path.iterdir()] == ["slide.zarr"]
-    assert list(read_zarr(sdata.path).images) == ["image"]
-
-
-@pytest.mark.parametrize(
-    ("rows", "columns", "message"),
-    [
-        (slice(0, 3), slice(0, 4), "rows 0:3 are not whole chunks of 4 pixels inside 0:10"),
-        (slice(0, 4), slice(2, 8), "columns 2:8 are not whole chunks"),
-        (slice(8, 12), slice(0, 4), "rows 8:12 are not whole chunks"),
-        (slice(4, 8), slice(4, 8), "was written before"),
-    ],
-)
-def test_regions_that_would_touch_a_chunk_twice_are_refused(
-    sdata: SpatialData, rows: slice, columns: slice, message: str
-) -> None:
-    with make_target(sdata) as target:
-        target.write(slice(4, 8), slice(0, 16), np.ones((3, 4, 16)))
-        with pytest.raises(ValueError, match=message):
-            target.write(rows, columns, np.ones((3, rows.stop - rows.start, columns.stop - columns.start)))
-        with pytest.raises(ValueError, match=r"needs values of shape \(3, 4, 4\), got \(2, 4, 4\)"):
-            target.write(slice(0, 4), slice(0, 4), np.ones((2, 4, 4)))
-
-
-def test_values_that_the_type_cannot_hold_are_refused(sdata: SpatialData) -> None:
-    with make_target(sdata) as target:
-        target.write(slice(0, 4), slice(0, 4), np.full((3, 4, 4), 65504.0))
-        with pytest.raises(ValueError, match=r"up to 7e\+04 do not fit float16.*float32"):
-            target.write(slice(0, 4), slice(4, 8), np.full((3, 4, 4), 70000.0))
-
-
-def test_duplicate_genes_and_types_without_nan_are_refused(sdata: SpatialData) -> None:
-    with pytest.raises(ValueError, match=r"unique.*\['g1'\]"):
-        make_target(sdata, genes=["g1", "g2", "g1"])
-    with pytest.raises(ValueError, match="float dtype"):
-        make_target(sdata, dtype="int16")
-
-
-def test_a_raster_that_does_not_fit_says_both_sizes_and_the_ways_out(
-    sdata: SpatialData, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    need = 250 * 5000 * 4000 * 2
-    ways = r"10.0 GB.*10.0 GB free.*genes=.*raster_mpp=.*output='latent'"
-    for free in (need, need - 1):
-        monkeypatch.setattr(_store_raster.psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
-        monkeypatch.setattr(_store_raster.shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
-        if free == need:
-            _store_raster.check_raster_size(sdata, 250, (5000, 4000))
-    with pytest.raises(ValueError, match=("the disk of" if sdata.path else "memory") + ".*" + ways.partition(".*")[2]):
-        _store_raster.check_raster_size(sdata, 250, (5000, 4000))
-    with pytest.raises(ValueError, match=ways):
-        make_target(sdata, genes=[f"g{i}" for i in range(250)], shape=(5000, 4000))
 
 
 def test_a_layer_that_is_too_wide_says_both_sizes_and_names_table_added() -> None:
@@ -262,7 +164,12 @@ def test_a_new_table_follows_the_element_and_annotates_it(sdata: SpatialData) ->
 
 def test_a_new_table_keeps_integer_instance_ids() -> None:
     table = _results.new_table(
-        np.zeros((2, 1)), key="k", genes=["a"], region="cells", instance_ids=np.array([7, 3]), centroids=np.zeros((2, 2))
+        np.zeros((2, 1)),
+        key="k",
+        genes=["a"],
+        region="cells",
+        instance_ids=np.array([7, 3]),
+        centroids=np.zeros((2, 2)),
     )
     assert table.obs["instance_id"].dtype.kind == "i"
     assert table.obs_names.tolist() == ["7", "3"]

@@ -12,6 +12,7 @@ from spatialdata.transformations import Affine, Scale
 
 from stpredict import _coverage
 from stpredict._sdata import check_some_inside, place, rows_of, tissue
+from stpredict._sdata._shapes import clip_locally
 
 from .builders import HEIGHT, WIDTH, boxes, circles, make_spots, mask_labels, matrix, polygons, square_grid
 
@@ -150,9 +151,30 @@ def test_tissue_of_circles():
     assert both.area == pytest.approx(2 * np.pi * 900 - lens, rel=1e-3)
 
 
+def test_clipping_by_parts_is_clipping():
+    rng = np.random.default_rng(0)
+    angle = np.linspace(0, 2 * np.pi, 4000, endpoint=False)
+    reach = 60 + 8 * rng.random(4000)
+    coast = shapely.Polygon(np.stack([100 + reach * np.cos(angle), 100 + reach * np.sin(angle)], axis=1))
+    region = shapely.MultiPolygon([coast, shapely.box(180, 0, 200, 200)])
+    xy = rng.uniform(0, 200, (500, 2))
+    bins = shapely.box(xy[:, 0], xy[:, 1], xy[:, 0] + 9, xy[:, 1] + 9)
+    geometry = np.concatenate([shapely.points(xy), bins, [shapely.Polygon()] * 3])
+    radius = np.concatenate([rng.uniform(0.5, 8, 500), np.full(503, np.nan)])
+    whole, whole_radius = _coverage.clip(geometry, radius, region)
+    parts, parts_radius = clip_locally(geometry, radius, region)
+    np.testing.assert_array_equal(parts_radius, whole_radius)
+    np.testing.assert_array_equal(shapely.is_empty(parts), shapely.is_empty(whole))
+    np.testing.assert_allclose(shapely.area(parts), shapely.area(whole), rtol=1e-9)
+    assert shapely.area(shapely.symmetric_difference(parts, whole)).max() < 1e-9
+    assert 100 < np.isfinite(whole_radius).sum() < 400 and shapely.is_empty(whole).sum() > 100
+
+
 def test_tissue_that_is_not_there():
     sdata = make_spots(labels={"mask": mask_labels(np.ones((HEIGHT, WIDTH)))})
-    with pytest.raises(ValueError, match=r"no tissue shapes or labels 'masks'. Closest: 'mask'. Pass tissue_key= one of"):
+    with pytest.raises(
+        ValueError, match=r"no tissue shapes or labels 'masks'. Closest: 'mask'. Pass tissue_key= one of"
+    ):
         tissue(sdata, "masks", "image")
     empty = make_spots(labels={"mask": mask_labels(np.zeros((HEIGHT, WIDTH)))})
     with pytest.raises(ValueError, match="labels 'mask' hold no tissue: every pixel is 0"):

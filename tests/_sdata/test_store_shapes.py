@@ -15,7 +15,9 @@ def files(folder):
     return {str(each.relative_to(folder)): each.read_bytes() for each in folder.rglob("*") if each.is_file()}
 
 
-@pytest.mark.parametrize("build", [make_spots, lambda: SpatialData(images={"image": rgb()})], ids=["shapes", "no shapes"])
+@pytest.mark.parametrize(
+    "build", [make_spots, lambda: SpatialData(images={"image": rgb()})], ids=["shapes", "no shapes"]
+)
 def test_shapes_are_in_memory_and_in_the_store(build, tmp_path):
     build().write(tmp_path / "x.zarr")
     sdata = read_zarr(tmp_path / "x.zarr")

@@ -27,12 +27,22 @@ def small(toy_module):
 
 @pytest.fixture(scope="module")
 def large(toy_module):
-    """Two sections with enough spots for a regression, about 180 each."""
-    return toy_module.toy(2, seed=2, size_um=1500.0)
+    """Two sections with enough spots for a regression, about 130 each."""
+    return toy_module.toy(2, seed=2, size_um=1300.0)
 
 
 def rgb(sdata):
     return np.asarray(sdata.images["image"]["scale0"]["image"].data)
+
+
+def on_tissue(sdata):
+    """Which pixels of an image at 1 um per pixel are tissue."""
+    return np.asarray(sdata["field"].data).sum(axis=0).repeat(2, axis=0).repeat(2, axis=1) > 0
+
+
+def blocks(one, side=12):
+    """Means over squares of `side` cells."""
+    return one.reshape(len(one) // side, side, -1, side).astype(np.float64).mean(axis=(1, 3))
 
 
 def rate_in_disc(sdata, row):
@@ -52,22 +62,34 @@ def squares(sdata, corners_um, side_um):
     boxes = [shapely.box(x, y, x + side_um, y + side_um) for y, x in corners_um]
     element = ShapesModel.parse(GeoDataFrame(geometry=boxes), transformations={"micrometers": Identity()})
     return spatialdata.SpatialData(
-        images=dict(sdata.images), shapes={**sdata.shapes, "squares": element}, tables=dict(sdata.tables)
+        images={"field": spatialdata.deepcopy(sdata["field"])},
+        shapes={"spots": sdata["spots"], "squares": element},
+        tables={"table": sdata["table"]},
     )
 
 
-def test_counts_are_poisson_with_the_integral_of_the_field_as_their_mean(small):
+def test_counts_are_poisson_with_the_integral_of_the_field_as_their_mean(toy_module):
+    sdata = toy_module.toy(1, seed=4, size_um=500.0, umi_per_spot=500_000.0)[0]  # deep: a mean wrong by 0.3 % shows
+    table = sdata.tables["table"]
+    amount = np.stack([rate_in_disc(sdata, row) for row in range(table.n_obs)])
+    efficiency = table.obs["capture_efficiency"].to_numpy()
+    mean = efficiency[:, None] * (amount @ table.varm["toy_profiles"].T)
+    counts = table.X.toarray().astype(np.float64)
+    assert abs(counts.sum() - mean.sum()) < 5 * np.sqrt(mean.sum())
+    z = (counts - mean) / np.sqrt(mean)
+    assert abs(z.mean()) < 5 / np.sqrt(z.size)
+    assert abs((z**2).sum() - z.size) < 5 * np.sqrt((2 + 1 / mean).sum())  # variance of the z² of Poisson counts
+
+
+def test_depth_is_the_median_over_spots(small, toy_module):
+    from stpredict import _coverage
+    from stpredict._window import Window
+
     for sdata in small:
-        table = sdata.tables["table"]
-        amount = np.stack([rate_in_disc(sdata, row) for row in range(table.n_obs)])
-        efficiency = table.obs["capture_efficiency"].to_numpy()
-        mean = efficiency[:, None] * (amount @ table.varm["toy_profiles"].T)
-        counts = table.X.toarray()
-        assert abs(counts.sum() - mean.sum()) < 5 * np.sqrt(mean.sum())
-        z = (counts - mean) / np.sqrt(mean)
-        assert abs(z.mean()) < 5 / np.sqrt(z.size)
-        assert abs((z**2).sum() - z.size) < 5 * np.sqrt((2 + 1 / mean).sum())  # variance of z² of a Poisson count
-        assert np.median(amount.sum(axis=1)) == pytest.approx(8000.0, rel=1e-4)
+        total = np.asarray(sdata["field"].data, dtype=np.float64).sum(axis=0)
+        centre = shapely.points(sdata["table"].obsm["spatial"] / FIELD_MPP)
+        area = _coverage.coverage(centre, np.full(len(centre), 27.5 / FIELD_MPP), Window(0, 0, *total.shape))
+        assert np.median(area @ total.ravel()) * FIELD_MPP**2 == pytest.approx(8000.0, rel=1e-5)
 
 
 def test_capture_efficiency_is_log_normal_around_one(large):
@@ -76,7 +98,7 @@ def test_capture_efficiency_is_log_normal_around_one(large):
     assert log.std() == pytest.approx(0.35, rel=5 / np.sqrt(2 * len(log)))
 
 
-@pytest.mark.parametrize("step", [0.5, 1.0, 2.75, 4.0, 27.5])
+@pytest.mark.parametrize("step", [0.5, 4.0, 27.5])
 def test_pooling_conserves_the_rate(small, step):
     from stpredict.datasets._toy_field import pooled
 
@@ -86,7 +108,7 @@ def test_pooling_conserves_the_rate(small, step):
     assert sums.shape == (len(field), *np.ceil(np.array(field.shape[1:]) / step).astype(int))
 
 
-@pytest.mark.parametrize("mpp", [1.0, 2.0, 8.0, 16.0, 55.0])
+@pytest.mark.parametrize("mpp", [1.0, 8.0, 55.0])
 def test_truth_as_a_map_equals_truth_inside_squares(small, toy_module, mpp):
     genes = ["COL1A1", "TOY003", "MT-CO1"]
     truth = toy_module.toy_truth(small[0], genes=genes, mpp=mpp)
@@ -103,8 +125,8 @@ def test_truth_as_a_map_equals_truth_inside_squares(small, toy_module, mpp):
 
 def test_truth_at_the_field_is_the_rate_itself_and_nan_off_the_tissue(small, toy_module):
     sdata = small[1]
-    truth = toy_module.toy_truth(sdata, mpp=FIELD_MPP)
-    field, profile = np.asarray(sdata.images["field"].data, np.float64), sdata.tables["table"].varm["toy_profiles"]
+    truth = toy_module.toy_truth(sdata, genes=list(sdata["table"].var_names[::10]), mpp=FIELD_MPP)
+    field, profile = np.asarray(sdata.images["field"].data, np.float64), sdata["table"].varm["toy_profiles"][::10]
     on = field.sum(axis=0) > 0
     assert np.array_equal(np.isfinite(truth.values).all(axis=0), on)
     assert np.isnan(truth.values[:, ~on]).all()
@@ -153,18 +175,19 @@ def test_sections_share_programmes_but_neither_tissue_nor_stain(large):
     assert not np.array_equal(np.asarray(first["field"].data), np.asarray(second["field"].data))
     hues = []
     for sdata in large:
-        density = -np.log(np.maximum(rgb(sdata), 1) / 245.0).reshape(3, -1)
-        stained = density[:, density[1] > 0.15]
-        halves = [np.median(part / part[1], axis=1) for part in np.array_split(stained, 2, axis=1)]
-        hues.append(halves)
+        image, on = rgb(sdata).reshape(3, -1), on_tissue(sdata).ravel()
+        glass = np.median(image[:, ~on], axis=1, keepdims=True)
+        density = -np.log(np.maximum(image[:, on], 1) / glass)
+        nuclei = density[:, density.sum(axis=0) > np.percentile(density.sum(axis=0), 97)]
+        hues.append([np.median(half / half.sum(axis=0), axis=1) for half in np.array_split(nuclei, 2, axis=1)])
     within = max(np.abs(a - b).max() for a, b in hues)
-    assert np.abs(np.mean(hues[0], axis=0) - np.mean(hues[1], axis=0)).max() > 1.5 * within
+    assert np.abs(np.mean(hues[0], axis=0) - np.mean(hues[1], axis=0)).max() > 3 * within
 
 
 def test_depth_changes_neither_image_nor_proportions(small, toy_module):
     deep = toy_module.toy(1, seed=1, size_um=(600.0, 700.0), umi_per_spot=32_000.0, efficiency_sd=0.0)[0]
     assert np.array_equal(rgb(deep), rgb(small[0]))
-    np.testing.assert_allclose(deep["field"].data, 4.0 * small[0]["field"].data, rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(deep["field"].data), 4.0 * np.asarray(small[0]["field"].data), rtol=1e-5)
     assert (deep["table"].obs["capture_efficiency"] == 1.0).all()
     assert deep.attrs["toy"]["oracle"]["pcc_m"] > small[0].attrs["toy"]["oracle"]["pcc_m"] + 0.05
 
@@ -172,7 +195,7 @@ def test_depth_changes_neither_image_nor_proportions(small, toy_module):
 def test_resolution_does_not_change_the_tissue(small, toy_module):
     coarse = toy_module.toy(1, seed=1, size_um=(600.0, 700.0), mpp=2.0)[0]
     assert rgb(coarse).shape == (3, 300, 350)
-    assert np.array_equal(coarse["field"].data, small[0]["field"].data)
+    assert np.array_equal(np.asarray(coarse["field"].data), np.asarray(small[0]["field"].data))
     assert np.array_equal(coarse["table"].X.toarray(), small[0]["table"].X.toarray())
     fine = rgb(small[0]).astype(float).reshape(3, 300, 2, 350, 2).mean(axis=(2, 4))
     assert np.corrcoef(fine[1].ravel(), rgb(coarse)[1].ravel())[0, 1] > 0.9
@@ -180,8 +203,7 @@ def test_resolution_does_not_change_the_tissue(small, toy_module):
 
 def test_glass_is_white_and_tissue_is_not(small):
     for sdata in small:
-        on = np.asarray(sdata["field"].data).sum(axis=0).repeat(2, axis=0).repeat(2, axis=1) > 0
-        image = rgb(sdata)
+        on, image = on_tissue(sdata), rgb(sdata)
         assert 0.5 < on.mean() < 0.9
         assert np.percentile(image[:, ~on], 2) > 215
         assert image[1, on].mean() < 200
@@ -211,15 +233,18 @@ def test_colour_is_informative_but_not_sufficient(large):
 def test_the_image_shows_as_much_of_the_state_as_asked(toy_module):
     shown = {}
     for visible in (0.0, 1.0):
-        sdata = toy_module.toy(1, seed=3, size_um=1000.0, visible=visible, field_length_um=70.0)[0]
-        names = list(sdata["field"].coords["c"].values)
-        low, high = (np.asarray(sdata["field"].data)[names.index(f"fibroblast:{state}")] for state in ("low", "high"))
-        green = -np.log(np.maximum(rgb(sdata)[1].reshape(500, 2, 500, 2).mean(axis=(1, 3)), 1) / 245.0)
-        stroma = low + high > 0.8 * np.asarray(sdata["field"].data).sum(axis=0)
-        stroma &= low + high > np.median((low + high)[low + high > 0])
-        shown[visible] = np.corrcoef(green[stroma], (high / (low + high + 1e-12))[stroma])[0, 1]
-    assert shown[1.0] > 0.25
-    assert shown[1.0] > 3 * abs(shown[0.0])
+        sdata = toy_module.toy(1, seed=5, size_um=960.0, visible=visible, field_length_um=70.0)[0]
+        field, names = np.asarray(sdata["field"].data), list(sdata["field"].coords["c"].values)
+        low, high = (field[names.index(f"fibroblast:{state}")] for state in ("low", "high"))
+        stroma = low + high > 0.7 * field.sum(axis=0)
+        density = -np.log(np.maximum(rgb(sdata)[1], 1) / 245.0).reshape(480, 2, 480, 2).mean(axis=(1, 3))
+        share, dark, rate, part = (
+            blocks(one) for one in (stroma, density * stroma, (low + high) * stroma, high * stroma)
+        )
+        usable = share > 0.35
+        shown[visible] = np.corrcoef((dark[usable] / share[usable]), part[usable] / rate[usable])[0, 1]
+    assert shown[1.0] > 0.3
+    assert abs(shown[0.0]) < 0.5 * shown[1.0]
 
 
 def test_gaussian_field_has_the_variance_and_the_length_it_was_asked_for():
@@ -299,11 +324,16 @@ def test_round_trip_through_a_store(small, toy_module, tmp_path):
 
 def test_the_oracle_joins_by_instance_id(small, toy_module):
     sdata = small[0]
-    order = np.random.default_rng(0).permutation(sdata["table"].n_obs)
-    shuffled = spatialdata.SpatialData(
-        images=dict(sdata.images), shapes=dict(sdata.shapes), tables={"table": sdata["table"][order].copy()}
-    )
-    assert toy_module.toy_oracle(shuffled)["pcc_m"] == pytest.approx(sdata.attrs["toy"]["oracle"]["pcc_m"], rel=1e-6)
+    order = np.random.default_rng(0).permutation(sdata["table"].n_obs)[5:]  # some spots have no row
+    scores = []
+    for rows in (order, np.sort(order)):
+        part = spatialdata.SpatialData(
+            images=dict(sdata.images), shapes=dict(sdata.shapes), tables={"table": sdata["table"][rows].copy()}
+        )
+        scores.append(toy_module.toy_oracle(part))
+    assert scores[0]["n_spots"] == len(order)
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-6)
+    assert scores[0]["pcc_m"] > 0.4
 
 
 @pytest.mark.parametrize(
@@ -340,6 +370,6 @@ def test_truth_says_what_it_lacks(small, toy_module):
         toy_module.toy_truth_shapes(sdata, "cells")
     with pytest.raises(ValueError, match="mpp must be a number above 0"):
         toy_module.toy_truth(sdata, mpp=0.0)
-    plain = spatialdata.SpatialData(images={"image": sdata["image"]}, tables={"table": sdata["table"]})
+    plain = spatialdata.SpatialData(images={"image": sdata["image"]})
     with pytest.raises(ValueError, match="the object is no toy section"):
         toy_module.toy_truth(plain)

@@ -119,6 +119,14 @@ def test_jpg_is_what_pillow_decodes(tmp_path):
         np.testing.assert_array_equal(level(read_image(tmp_path / "a.JPG")), np.asarray(image))
 
 
+def test_jpeg_tiles_in_tiff_become_rgb(tmp_path):
+    flat = np.full((128, 128, 3), (200, 120, 180), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", flat, photometric="rgb", compression="jpeg", tile=(64, 64))
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert file.pages[0].photometric == tifffile.PHOTOMETRIC.YCBCR  # as JPEG stores it
+    np.testing.assert_allclose(level(read_image(tmp_path / "a.tif")), flat, atol=3)
+
+
 class TestPyramid:
     """Levels of the file as they are, coarser ones by halving."""
 

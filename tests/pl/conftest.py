@@ -95,5 +95,13 @@ def make_sdata() -> Callable[..., SpatialData]:
 
 
 @pytest.fixture
+def bare(make_sdata: Callable[..., SpatialData]) -> SpatialData:
+    """The section without its H&E: a map of it takes a tenth of the time."""
+    sdata = make_sdata()
+    del sdata.images["image"]
+    return sdata
+
+
+@pytest.fixture
 def sdata(make_sdata: Callable[..., SpatialData]) -> SpatialData:
     return make_sdata()

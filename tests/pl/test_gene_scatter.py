@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import geopandas as gpd
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from scipy.stats import pearsonr
+from shapely import Point
 from spatialdata import SpatialData
+from spatialdata.models import ShapesModel
 
 from stpredict import pl
 
@@ -36,6 +39,20 @@ def test_only_scored_spots_are_points(sdata: SpatialData) -> None:
     ax = pl.gene_scatter(sdata, "pixnet", gene="SCD")
     assert len(ax.collections[0].get_offsets()) == 22
     assert "22 spots" in ax.get_title()
+
+
+def test_spots_not_wholly_on_the_image_are_not_scored(sdata: SpatialData) -> None:
+    spots = sdata.shapes["spots"]
+    geometry = list(spots.geometry)
+    geometry[0] = Point(3.0, 15.0)  # radius 7
+    moved = gpd.GeoDataFrame({"radius": spots["radius"]}, geometry=geometry, index=spots.index)
+    sdata.shapes["spots"] = ShapesModel.parse(moved, transformations=dict(spots.attrs["transform"]))
+    assert "23 spots" in pl.gene_scatter(sdata, "pixnet", gene="GNAS").get_title()
+
+
+def test_a_constant_prediction_has_no_correlation(sdata: SpatialData) -> None:
+    sdata.tables["table"].layers["pixnet"][:, 0] = 2.5
+    assert pl.gene_scatter(sdata, "pixnet", gene="GNAS").get_title() == "GNAS\nr not defined, 24 spots"
 
 
 def test_it_draws_on_the_axes_given(sdata: SpatialData) -> None:

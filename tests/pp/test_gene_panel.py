@@ -9,7 +9,6 @@ from stpredict import pp
 
 from .builders import make_section
 
-RNG = np.random.default_rng(0)
 GENES = [f"G{i:02d}" for i in range(30)]
 
 
@@ -72,7 +71,7 @@ def test_ties_go_by_name():
 def test_only_common_genes_are_candidates():
     one = make_section([[900, 10, 5], [900, 10, 7]], ["TOP", "A", "B"])
     two = make_section([[900, 10, 5], [900, 10, 7]], ["OTHER", "B", "A"])
-    assert pp.gene_panel([one, two], n_genes=2) == ["A", "B"]  # 10 and 5: A first in both orders on average
+    assert pp.gene_panel([one, two], n_genes=2) == ["A", "B"]  # mirror images: a tie
     assert set(pp.gene_panel([one, two], n_genes=2, by="hvg_union")) == {"A", "B"}
 
 
@@ -121,11 +120,13 @@ def test_no_common_gene_is_an_empty_panel():
 
 
 def test_double_genes_are_named():
+    with pytest.warns(UserWarning, match="not unique"):
+        sdata = make_section([[600, 600]], ["A", "A"])
     with pytest.raises(ValueError, match=r"genes of table 'table' are not unique: \['A'\]"):
-        pp.gene_panel([make_section([[600, 600]], ["A", "A"])], n_genes=1)
+        pp.gene_panel([sdata], n_genes=1)
 
 
-@pytest.mark.parametrize("sdatas", [[], make_section([[600, 600]], ["A", "B"])], ids=["none", "one object"])
-def test_a_list_of_sections_is_needed(sdatas):
+@pytest.mark.parametrize("pick", [lambda sections: [], lambda sections: sections[0]], ids=["none", "one object"])
+def test_a_list_of_sections_is_needed(sections, pick):
     with pytest.raises(ValueError, match="gene_panel needs a list of training sections"):
-        pp.gene_panel(sdatas, n_genes=1)
+        pp.gene_panel(pick(sections), n_genes=1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import shapely
 from spatialdata import SpatialData, read_zarr, transform
-from spatialdata.transformations import Affine, Identity, Scale, Sequence, get_transformation
+from spatialdata.transformations import Affine, Identity, Scale, Sequence, get_transformation, set_transformation
 
 from stpredict import pp
 from stpredict._sdata import image_mpp, section
@@ -52,8 +52,6 @@ def test_every_coordinate_system_of_the_image_is_kept():
     image = make_image(scale_factors=[2])
     turn = Affine(np.array([[0.0, -2.0, 30], [1.5, 0.3, 4], [0, 0, 1]]), XY, XY)
     systems = {"global": turn, "micrometers": Scale([0.5, 0.5], axes=XY), "other": Sequence([turn, Scale([3], ("x",))])}
-    from spatialdata.transformations import set_transformation
-
     set_transformation(image, systems, set_all=True)
     sdata = SpatialData(images={"image": image})
     pp.tile_grid(sdata, diameter_um=5.0, shape="square", key_added="bins")
@@ -66,12 +64,13 @@ def test_every_coordinate_system_of_the_image_is_kept():
         assert np.abs(found - corner[:2]).max(axis=1).min() < 1e-9  # one of its corners is pixel (10, 10)
 
 
-def test_the_mpp_can_be_said_and_is_remembered():
+@pytest.mark.parametrize("shape", ["circle", "square"])
+def test_the_mpp_can_be_said_and_is_remembered(shape):
     sdata = SpatialData(images={"image": make_image(mpp=None)})
     with pytest.raises(ValueError, match="Three ways"):
-        pp.tile_grid(sdata, diameter_um=4.0, key_added="grid")
-    pp.tile_grid(sdata, diameter_um=4.0, pitch_um=8.0, mpp=0.4, key_added="grid")
-    assert (sdata.shapes["grid"]["radius"] == 5.0).all()
+        pp.tile_grid(sdata, diameter_um=4.0, shape=shape, key_added="grid")
+    pp.tile_grid(sdata, diameter_um=4.0, pitch_um=8.0, shape=shape, mpp=0.4, key_added="grid")
+    np.testing.assert_allclose(np.ptp(sdata.shapes["grid"].geometry[0].bounds[::2]), 10.0 if shape == "square" else 0.0)
     assert image_mpp(sdata, "image", "grid") == pytest.approx(0.4)  # no second guess at what array this is
 
 

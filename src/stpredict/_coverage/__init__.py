@@ -5,6 +5,8 @@ radius of the circle around a Point and NaN elsewhere. Pixel (i, j) covers [j, j
 a shape of which nothing is left: it covers nothing, has no bounds and is nowhere inside.
 """
 
+from __future__ import annotations
+
 from stpredict._coverage._grid import coverage
 from stpredict._coverage._shapes import areas, bounds, clip, inside, transform
 

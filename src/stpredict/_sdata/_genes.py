@@ -16,20 +16,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stpredict")
 
 ENSEMBL = re.compile(r"^(ENS[A-Z]*G\d{11})(\.\d+)?$")
-OTHER_COLUMNS = (
-    "gene_ids",
-    "gene_id",
-    "ensembl_id",
-    "gene_symbols",
-    "gene_symbol",
-    "gene_name",
-    "gene_names",
-    "feature_name",
-)
+OTHER_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "gene_symbols", "gene_name", "feature_name")
 
 
 def match_genes(
-    wanted: Sequence[str], available: Sequence[str], *, what: str, var: pd.DataFrame | None = None
+    wanted: Sequence[str],
+    available: Sequence[str],
+    *,
+    what: str,
+    var: pd.DataFrame | None = None,
+    advice: str = "",
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Where each wanted gene stands among the available ones, and which are not there.
 
@@ -40,47 +36,44 @@ def match_genes(
     var
         The table's `var`, rows as in `available`: where it has a column with the other kind of identifier and that
         finds more genes, it is used, and logged.
+    advice
+        What the caller can do about genes that are not there, for the message.
 
     Returns (len(wanted),) positions, -1 where a gene is missing, and the missing genes in the order asked. A partial
     match is logged.
 
-    Raises ValueError for names that occur twice among the wanted or, of these, among the available, and where the two
-    have nothing in common.
+    Raises ValueError for names that occur twice among the wanted or among the available, and where the two have nothing
+    in common.
     """
     wanted, available = list(map(str, wanted)), list(map(str, available))
     if not wanted:
         raise ValueError(f"no genes were asked of {what}.")
-    _check_unique(wanted, "the genes asked")
+    _check_unique([_plain(gene) for gene in wanted], "the genes asked")
     _check_unique(available, f"the genes of {what}")
     positions = _positions(wanted, available, what)
-    column = _best_column(wanted, var, int((positions >= 0).sum()), what)
+    column = _best_column(wanted, var, int((positions >= 0).sum()))
     if column is not None and var is not None:
         logger.info("%s: genes are matched by var[%r].", what, column)
         positions = _positions(wanted, var[column].astype(str).tolist(), f"{what}, var[{column!r}]")
     missing = [gene for gene, position in zip(wanted, positions, strict=True) if position < 0]
     if len(missing) == len(wanted):
-        raise ValueError(_nothing_in_common(wanted, available, what))
+        raise ValueError(f"{_nothing_in_common(wanted, available, what)} {advice}".strip())
     if missing:
-        logger.warning(
-            "%s has %d of %d genes; missing: %s%s",
-            what,
-            len(wanted) - len(missing),
-            len(wanted),
-            missing[:10],
-            " ..." if len(missing) > 10 else "",
-        )
+        some = f"{missing[:10]}{' ...' if len(missing) > 10 else ''}"
+        logger.warning("%s has %d of %d genes; missing: %s", what, len(wanted) - len(missing), len(wanted), some)
     return positions, missing
 
 
 def _positions(wanted: list[str], available: list[str], what: str) -> NDArray[np.int64]:
-    """(len(wanted),) first exact matches; ids without their version where the exact name is not there; else -1."""
-    exact = {name: i for i, name in reversed(list(enumerate(available)))}
+    """(len(wanted),) the exact name; where that is not there, the id without its version; else -1."""
+    exact: dict[str, list[int]] = {}
     plain: dict[str, list[int]] = {}
     for i, name in enumerate(available):
+        exact.setdefault(name, []).append(i)
         plain.setdefault(_plain(name), []).append(i)
     out = np.full(len(wanted), -1, dtype=np.int64)
     for row, gene in enumerate(wanted):
-        found = [exact[gene]] if gene in exact and len(plain[_plain(gene)]) == 1 else plain.get(_plain(gene), [])
+        found = exact.get(gene) or plain.get(_plain(gene), [])
         if len(found) > 1:
             raise ValueError(
                 f"gene {gene!r} occurs {len(found)} times in {what}: {[available[i] for i in found[:5]]}. "
@@ -91,7 +84,7 @@ def _positions(wanted: list[str], available: list[str], what: str) -> NDArray[np
     return out
 
 
-def _best_column(wanted: list[str], var: pd.DataFrame | None, n_by_name: int, what: str) -> str | None:
+def _best_column(wanted: list[str], var: pd.DataFrame | None, n_by_name: int) -> str | None:
     """The column of `var` that finds more of the wanted genes than the names do, if there is one."""
     best, n_best = None, n_by_name
     for column in OTHER_COLUMNS:

@@ -27,7 +27,7 @@ ARRAYS = (
     ("Visium with Space Ranger's 65-um circles", 6, 65.0, 100.0),
     ("legacy Spatial Transcriptomics", 4, 100.0, 200.0),
 )
-DIAMETER_COLUMN = "diameter_um"  # pp.tile_grid says here how large its circles are: they are no measured array
+DIAMETER_COLUMN = "diameter_um"  # pp.tile_grid says here how large its shapes are: they are no measured array
 MIN_SPOTS = 10  # fewer show no grid
 NEAR = 1.25  # neighbours lie within this many nearest-neighbour distances; the diagonal of a square is at 1.41
 RATIO_TOLERANCE = 0.05  # Visium's two diameters differ by 17 %
@@ -97,13 +97,15 @@ def _from_spots(sdata: SpatialData, image_key: str, shapes_key: str | None) -> f
 def _array_mpp(sdata: SpatialData, image_key: str, key: str) -> dict[str, float]:
     """{key: um per image pixel}, or {} where the shapes are no known array or not placed on the image."""
     shapes = sdata.shapes[key]
-    if "radius" not in shapes or not set(affines(sdata, key)) & set(affines(sdata, image_key)):
+    if not set(affines(sdata, key)) & set(affines(sdata, image_key)):
         return {}
-    radius = shapes["radius"].to_numpy(dtype=np.float64)
+    geometry = shapes.geometry.to_numpy()
+    circles = "radius" in shapes and bool((shapely.get_type_id(geometry) == shapely.GeometryType.POINT).all())
+    radius = shapes["radius"].to_numpy(dtype=np.float64) if circles else np.sqrt(shapely.area(geometry)) / 2
     if DIAMETER_COLUMN in shapes:
-        name, unit_um = "circles of a stated diameter", float(np.median(shapes[DIAMETER_COLUMN] / (2.0 * radius)))
+        name, unit_um = "shapes of a stated size", float(np.median(shapes[DIAMETER_COLUMN] / radius / 2))
     else:
-        array = spot_array(shapely.get_coordinates(shapes.geometry.to_numpy()), radius)
+        array = spot_array(shapely.get_coordinates(geometry), radius) if circles else None
         if array is None:
             return {}
         name, unit_um = array

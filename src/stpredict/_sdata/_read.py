@@ -122,24 +122,15 @@ def training_section(
     image_key = resolve_image(sdata, image_key)
     shapes_key = resolve_shapes(sdata, shapes_key, table_name=table_name, tissue_key=tissue_key)
     whole, on_image = _placed(sdata, image_key, shapes_key, at_mpp, mpp, tissue_key, name)
-    rows, keep, dropped = _usable_rows(
-        sdata,
-        table_name,
-        shapes_key,
-        layer,
-        target,
-        on_image,
-        _share(whole.geometry, whole.radius, whole.area),
-        min_counts,
-    )
-    table = sdata.tables[table_name]
+    share = _share(whole.geometry, whole.radius, whole.area)
+    rows, keep, dropped = _usable_rows(sdata, table_name, shapes_key, layer, target, on_image, share, min_counts)
+    table, what = sdata.tables[table_name], _what(table_name, layer)
     columns, missing = match_genes(genes, list(table.var_names), what=f"table {table_name!r}", var=table.var)
     if missing and missing_genes == "raise":
         raise ValueError(
             f"section {whole.name!r}: table {table_name!r} lacks {len(missing)} of {len(genes)} genes: "
             f"{missing[:5]}. Choose a panel that all sections have, for example with pp.gene_panel."
         )
-    what = _what(table_name, layer)
     values = target_of(matrix_of(table, layer, what=what)[rows], target=target, columns=columns, what=what)
     return dataclasses.replace(
         _take(whole, keep), expression=values, genes=tuple(map(str, genes)), grid=_grid(table, rows), dropped=dropped

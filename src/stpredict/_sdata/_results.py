@@ -13,6 +13,7 @@ from spatialdata.models import TableModel
 
 from stpredict._sdata._store import Journal, Store, check_element_key, check_key, open_store
 from stpredict._sdata._store_element import Image, Table, hide
+from stpredict._sdata._store_raster import RasterTarget, check_raster_size, raster_transformations
 from stpredict._sdata._store_table import NAMESPACE, Entry, check_entry
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def commit(sdata: SpatialData, changes: Sequence[Change], *, overwrite: bool = F
         Whether what is there under the same names is replaced. The old is deleted after everything has succeeded.
 
     A process that is killed on the way leaves a store that can be read, and in which each of the names holds the whole
-    result or is not there; a folder ``.{store}.stpredict-*`` may then lie beside the store, and holds what was replaced.
+    result or is not there. A folder ``.{store}.stpredict-*`` may then lie beside the store: it holds what was replaced.
 
     Raises ValueError for names that cannot be written or are taken, for values of a wrong shape, and for a table that
     differs between memory and store; PermissionError for a store that may only be read. Nothing has changed then.
@@ -144,7 +145,8 @@ def new_table(
     obs.index.name = None
     if coverage is not None:
         obs[f"{key}_coverage"] = np.asarray(coverage)
-    var = pd.DataFrame({key: np.ones(g, bool)}, index=list(genes))
+    var = pd.DataFrame(index=list(genes))
+    var[key] = np.ones(g, bool)
     if val_pcc is not None:
         var[f"{key}_val_pcc"] = np.asarray(val_pcc)
     table = AnnData(
@@ -152,9 +154,9 @@ def new_table(
         obs=obs,
         var=var,
         layers={key: np.asarray(values, np.float32).copy()},
-        obsm={"spatial": np.asarray(centroids, np.float64)},
         uns={NAMESPACE: {key: dict(record or {})}},
     )
+    table.obsm["spatial"] = np.asarray(centroids, np.float64)
     return TableModel.parse(table, region=region, region_key="region", instance_key="instance_id")
 
 
@@ -224,6 +226,6 @@ def _spread(values: NDArray[Any] | None, index: NDArray[np.int64], n: int) -> ND
 
 
 __all__ = [
-    "Change", "Entry", "Image", "Table", "check_element_key", "check_key", "check_layer", "check_layer_size", "commit",
-    "layer", "new_table", "plain",
+    "Change", "Entry", "Image", "RasterTarget", "Table", "check_element_key", "check_key", "check_layer",
+    "check_layer_size", "check_raster_size", "commit", "layer", "new_table", "plain", "raster_transformations",
 ]  # fmt: skip

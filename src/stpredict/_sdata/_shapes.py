@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stpredict")
 
 POINT, POLYGON, MULTIPOLYGON = 0, 3, 6  # shapely's type ids
+LOCAL_CORNERS, LOCAL_SHAPES = 512, 32  # below these a region is used whole
 BORDER_PX = 1e-6  # rounding of an affine does not push a shape off the image
 
 
@@ -74,7 +75,7 @@ def tissue(sdata: SpatialData, tissue_key: str, image_key: str) -> BaseGeometry:
     geometry, radius = _coverage.transform(geometry, radius, relative_affine(sdata, tissue_key, image_key))
     circles = np.isfinite(radius)
     geometry[circles] = shapely.buffer(geometry[circles], radius[circles], quad_segs=64)
-    return shapely.union_all(geometry)
+    return shapely.union_all(geometry) if len(geometry) > 1 else geometry[0]
 
 
 def place(
@@ -100,8 +101,29 @@ def place(
     if tissue_key is not None:
         mask = np.array([tissue(sdata, tissue_key, image_key)], dtype=object)
         mask, _ = _coverage.transform(mask, np.array([np.nan]), frame)
-        geometry, radius = _coverage.clip(geometry, radius, mask[0])
+        geometry, radius = clip_locally(geometry, radius, mask[0])
     return geometry, radius, area, on_image
+
+
+def clip_locally(geometry: NDArray[np.object_], radius: NDArray[np.float64], region: BaseGeometry) -> Rows:
+    """As `_coverage.clip`, but every shape meets only the part of the region around it.
+
+    A mask of many corners would else be walked once for every shape on its border: shapes are halved by place, and the
+    region with them, until few corners are left.
+    """
+    y0, x0, y1, x1 = _coverage.bounds(geometry, radius).T
+    there = np.isfinite(x0)
+    if shapely.get_num_coordinates(region) <= LOCAL_CORNERS or there.sum() < LOCAL_SHAPES:
+        return _coverage.clip(geometry, radius, region)
+    # one pixel more, so that no side of the box touches a shape
+    box = shapely.box(x0[there].min() - 1, y0[there].min() - 1, x1[there].max() + 1, y1[there].max() + 1)
+    region = _coverage.clip(np.array([region], dtype=object), np.array([np.nan]), box)[0][0]
+    wide = np.ptp(x0[there]) > np.ptp(y0[there])
+    order = np.argsort(x0 + x1 if wide else y0 + y1)  # empty shapes last
+    geometry, radius = geometry.copy(), radius.copy()
+    for half in np.array_split(order, 2):
+        geometry[half], radius[half] = clip_locally(geometry[half], radius[half], region)
+    return geometry, radius
 
 
 def check_some_inside(

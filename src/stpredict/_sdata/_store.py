@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import psutil
 import zarr
 from anndata.io import read_elem
 
@@ -69,8 +71,8 @@ def check_element_key(sdata: SpatialData, key: str, *, kind: str, overwrite: boo
         twins = sorted(name for name in names[other] if other != kind and name.lower() == key.lower())
         if twins:
             raise ValueError(
-                f"{key!r} cannot be the name of the new {what}: there is {twins[0]!r} in {other}, and element names are "
-                "unique over all kinds, whatever their case. Pass another name."
+                f"{key!r} cannot be the name of the new {what}: there is {twins[0]!r} in {other}, and element names "
+                "are unique over all kinds, whatever their case. Pass another name."
             )
 
 
@@ -112,8 +114,10 @@ class Store:
     def scratch(self) -> Path:
         """A new empty folder beside the store, on the same file system, so that a rename moves what is built in it."""
         real = self.path.resolve()
+        prefix = f".{real.name}.stpredict-"
         try:
-            folder = Path(tempfile.mkdtemp(prefix=f".{real.name}.stpredict-", dir=real.parent))
+            _log_leftovers(real.parent, prefix)
+            folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=real.parent))
         except OSError as error:
             raise PermissionError(
                 f"cannot write beside the store {self.path} ({error}): results are built in a folder next to it and "
@@ -148,8 +152,8 @@ def open_store(sdata: SpatialData) -> Store | None:
             f"the object is backed by {sdata.path}, which is not a folder here. Write the object to a local store "
             "with sdata.write(...), or read it again."
         )
-    root = store.meta() if store.has() else {"zarr_format": 2}
-    if root["zarr_format"] != 3 or root["attributes"].get("spatialdata_attrs", {}).get("version") == "0.1":
+    root = store.meta() if store.has() else {}
+    if root.get("zarr_format") != 3 or root["attributes"].get("spatialdata_attrs", {}).get("version") == "0.1":
         raise ValueError(
             f"the store {store.path} is in an older format of SpatialData (Zarr 2). Write the object to a new store "
             "with sdata.write(...) and go on there."
@@ -230,7 +234,7 @@ class Journal:
         for what, undo in reversed(self._undo):
             try:
                 undo()
-            except Exception as other:
+            except Exception as other:  # noqa: BLE001 - the other ways back must be gone all the same
                 whole = False
                 error.add_note(f"could not undo {what!r} ({other!r}); what was there before is kept in {self.folder}.")
         return whole
@@ -247,6 +251,14 @@ def remove(folder: Path) -> None:
         _log.warning("could not delete %s; it is not needed any more.", folder)
 
 
+def _log_leftovers(folder: Path, prefix: str) -> None:
+    """Name the scratch folders of processes that were killed; to delete them is for the user to decide."""
+    for each in folder.glob(f"{glob.escape(prefix)}*"):
+        pid = each.name.removeprefix(prefix).partition("-")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            _log.warning("%s was left by a run that was killed; delete it unless you miss results in it.", each)
+
+
 def _check_same(stored: Any, memory: Any, what: str, axis: str, path: Path) -> None:
     """Raise ValueError unless two (n,) arrays of names are equal."""
     if len(stored) == len(memory) and bool(np.all(stored == memory)):
@@ -255,7 +267,7 @@ def _check_same(stored: Any, memory: Any, what: str, axis: str, path: Path) -> N
     where = f", first at {at}: {stored[at]!r} and {memory[at]!r}" if at is not None else ""
     raise ValueError(
         f"{axis}_names of {what} differ between the store {path} ({len(stored)} of them) and memory ({len(memory)})"
-        f"{where}. The table was filtered, sorted or renamed after it was read, and a result written to the store would "
-        "make it unreadable. Save this object as a store of its own with sdata.write(...) and go on there, or read "
-        "the store again."
+        f"{where}. The table was filtered, sorted or renamed after it was read, and a result written to the store "
+        "would make it unreadable. Save this object as a store of its own with sdata.write(...) and go on there, or "
+        "read the store again."
     )

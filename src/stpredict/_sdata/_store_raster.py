@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 2**20  # a chunk holds few genes, so that a map of one gene reads little of the others
 
 
-def check_raster_size(sdata: SpatialData, n_genes: int, shape: tuple[int, int], *, dtype: DTypeLike = "float16") -> None:
+def check_raster_size(
+    sdata: SpatialData, n_genes: int, shape: tuple[int, int], *, dtype: DTypeLike = "float16"
+) -> None:
     """Raise ValueError if a raster does not fit into memory or, for a backed object, onto the disk of its store.
 
     n_genes, shape
@@ -46,9 +48,7 @@ def check_raster_size(sdata: SpatialData, n_genes: int, shape: tuple[int, int], 
         )
 
 
-def raster_transformations(
-    image: DataArray | DataTree, *, scale: tuple[float, float]
-) -> dict[str, BaseTransformation]:
+def raster_transformations(image: DataArray | DataTree, *, scale: tuple[float, float]) -> dict[str, BaseTransformation]:
     """For every coordinate system of `image`, the transformation of a raster on top of it.
 
     scale

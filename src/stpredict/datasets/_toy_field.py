@@ -62,7 +62,7 @@ def components(tissue: Tissue, cells: Cells, owner: NDArray[np.int64]) -> NDArra
         rate *= tissue.inside
         np.multiply(rate, tissue.state[k], out=out[2 * k + 1])
         np.subtract(rate, out[2 * k + 1], out=out[2 * k])
-    mean = out[:-1].sum(dtype=np.float64) / max(1, tissue.inside.sum())
+    mean = out[:-1].sum(dtype=np.float64) / max(1, int(tissue.inside.sum()))
     out[-1] = np.float32(AMBIENT_SHARE * mean) * tissue.inside
     return out
 

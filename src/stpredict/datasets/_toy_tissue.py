@@ -261,7 +261,7 @@ def _states(
     fields = [gaussian_field(rng, shape, length_px=field_length_um / FIELD_MPP) for _ in range(2 * len(KINDS))]
     shown, hidden = np.stack(fields[0::2]), np.stack(fields[1::2])
     mixed = np.float32(np.sqrt(visible)) * shown + np.float32(np.sqrt(1.0 - visible)) * hidden
-    return shown, 1.0 / (1.0 + np.exp(np.float32(-1.7) * mixed))
+    return shown, np.reciprocal(1.0 + np.exp(np.float32(-1.7) * mixed), dtype=np.float32)
 
 
 def apart(

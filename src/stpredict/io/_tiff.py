@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from math import prod
 from pathlib import Path
@@ -109,13 +108,11 @@ def _open_level(path: Path, index: int, level: int) -> Reader:
             # the store opens the file again by itself
             store = file.aszarr(series=index, level=level)
             source, close = zarr.open_array(store, mode="r"), store.close
-    lock = threading.Lock()
 
     def read(window: Window) -> NDArray[np.uint8]:
         rows, columns = window.slices()
         key = tuple({"Y": rows, "X": columns, "S": slice(None), "C": slice(None)}.get(axis, 0) for axis in axes)
-        with lock:
-            pixels = np.asarray(source[key])
+        pixels = np.asarray(source[key])  # the store has its own lock
         kept = [axis for axis in axes if axis in "YXSC"]
         channels = "S" if "S" in kept else "C"
         return over_white(pixels.transpose([kept.index(axis) for axis in (channels, "Y", "X")]))

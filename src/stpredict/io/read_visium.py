@@ -64,7 +64,7 @@ def _read(folder: SpaceRanger) -> AnnData:
     except ImportError as error:
         raise ImportError("read_visium needs spatialdata-io: pip install 'stpredict[io]'.") from error
     with warnings.catch_warnings():
-        # some symbols occur twice in every 10x reference; spatialdata-io makes them unique right after the first of these
+        # some symbols occur twice in every 10x reference; spatialdata-io makes them unique right after the first
         for message in ("Variable names are not unique", "Converting `region_key"):
             warnings.filterwarnings("ignore", message=message, category=UserWarning)
         sdata = visium(folder.root, dataset_id=folder.prefix or "visium")

@@ -30,8 +30,8 @@ def ceiling(counts: Any, columns: ArrayLike, *, n_splits: int = 1, seed: int = 0
     target log1p cp10k per half; r = Pearson correlation of the halves over spots; reliability = 2 r / (1 + r)
     (Spearman-Brown); ceiling = its square root. Counts are overdispersed, so it is an upper bound.
 
-    Returns (n_genes,) in [0, 1]. A gene whose halves do not correlate (r <= 0) shows no signal at this depth: 0, not NaN,
-    for dropping such genes would raise the mean over the rest. NaN where a half is constant, as in `pcc`.
+    Returns (n_genes,) in [0, 1]. A gene whose halves do not correlate (r <= 0) shows no signal at this depth: 0, not
+    NaN, for dropping such genes would raise the mean over the rest. NaN where a half is constant, as in `pcc`.
 
     Raises ValueError for counts that are negative, not integer or not finite; for spots too shallow to split; for
     columns that do not exist; for fewer than 2 spots.

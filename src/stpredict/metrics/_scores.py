@@ -75,7 +75,7 @@ def mae(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
 
 
 def validated(pred: ArrayLike, true: ArrayLike, *, min_spots: int) -> tuple[NDArray, NDArray]:
-    """`pred` and `true` as arrays of one shape (n_spots, n_genes), all finite; else a ValueError that says what to do."""
+    """`pred` and `true` as arrays of one shape (n_spots, n_genes), all finite, else a ValueError."""
     arrays = {"pred": _dense("pred", pred), "true": _dense("true", true)}
     shape = arrays["pred"].shape
     if shape != arrays["true"].shape:
@@ -113,8 +113,8 @@ def _check_finite(name: str, array: NDArray) -> None:
     found = []
     if spots.any():
         found.append(
-            f"in {spots.sum()} of {len(spots)} spots; drop those spots (nothing of them is on image or tissue) from pred "
-            f"and true: keep = np.isfinite({name}).all(axis=1)"
+            f"in {spots.sum()} of {len(spots)} spots; drop those spots (nothing of them is on image or tissue) from "
+            f"pred and true: keep = np.isfinite({name}).all(axis=1)"
         )
     if genes.any():
         found.append(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from stpredict._card import CARD, Card, find_model, shipped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["Mean", "Model", "PixNet", "PixNetConfig", "Recipe", "Ridge", "list_models", "load"]
 
 _HOME = {"Model": "_base", "Recipe": "_base", "PixNetConfig": "pixnet"}
-SHIPPED = Path(__file__).parent / "weights"
 
 
 def _classes() -> dict[str, str]:
@@ -57,9 +57,7 @@ def list_models() -> pd.DataFrame:
     """
     import pandas as pd
 
-    from stpredict._card import Card
-
-    cards = {folder.name: Card.read(folder / "card.json") for folder in sorted(SHIPPED.iterdir()) if folder.is_dir()}
+    cards = {name: Card.read(folder / CARD) for name, folder in shipped().items()}
     rows = [
         {
             "name": name,
@@ -75,24 +73,6 @@ def list_models() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["name", "model", "n_genes", "mpp", "encoder", "sections", "licence"])
 
 
-def folder_of(name_or_path: str | Path) -> Path:
-    """The folder of a saved model: a path, or the name of one that comes with the package.
-
-    Raises FileNotFoundError, naming the closest shipped names, where there is neither.
-    """
-    shipped = {folder.name: folder for folder in SHIPPED.iterdir() if folder.is_dir()} if SHIPPED.is_dir() else {}
-    if str(name_or_path) in shipped:
-        return shipped[str(name_or_path)]
-    folder = Path(name_or_path)
-    if not (folder / "card.json").is_file():
-        close = difflib.get_close_matches(str(name_or_path), shipped, n=2)
-        raise FileNotFoundError(
-            f"no model {str(name_or_path)!r}: it is no folder with a card.json, and none of the models that come with "
-            f"the package, {sorted(shipped)}" + (f" (did you mean {close[0]!r}?)." if close else ".")
-        )
-    return folder
-
-
 def load(name_or_path: str | Path) -> Model:
     """A trained model, ready to predict: a shipped name (`list_models`) or a folder of `model.save`.
 
@@ -100,11 +80,10 @@ def load(name_or_path: str | Path) -> Model:
 
     Raises FileNotFoundError for an unknown name, ValueError for a damaged or foreign folder.
     """
-    from stpredict._card import Card
     from stpredict.models._base import load_weights
 
-    folder = folder_of(name_or_path)
-    card = Card.read(folder / "card.json")
+    folder = find_model(name_or_path)
+    card = Card.read(folder / CARD)
     if card.model not in _classes():
         raise ValueError(f"{folder} holds a {card.model!r}, which this version does not know: {sorted(_classes())}.")
     model = _build(getattr(importlib.import_module(f"{__name__}.{_classes()[card.model]}"), card.model), card.config)
@@ -117,7 +96,9 @@ def _build(model_class: type[Model], config: Mapping[str, Any]) -> Model:
     config_class = model_class.config_class
     known = {f.name for f in dataclasses.fields(config_class)}
     if set(config) - known:
-        raise ValueError(f"the card has fields that {config_class.__name__} does not know: {sorted(set(config) - known)}.")
+        raise ValueError(
+            f"the card has fields that {config_class.__name__} does not know: {sorted(set(config) - known)}."
+        )
     from stpredict.models._base import Recipe
 
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}

@@ -16,12 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
-from stpredict._card import Card, sha256
+from stpredict._card import CARD, WEIGHTS, Card, sha256
 from stpredict._section import Section
 from stpredict.models._samples import Batch, Samples
 from stpredict.nn.pool import pool
-
-WEIGHTS, CARD = "model.safetensors", "card.json"
 
 
 @dataclass(frozen=True)
@@ -32,8 +30,6 @@ class Recipe:
         Peak learning rates of AdamW; `encoder_lr` is that of pretrained encoder weights (0 freezes them).
     warmup
         Share of the steps over which the learning rates rise; they fall along a cosine afterwards.
-    ema
-        Decay of the exponential moving average of the weights that is kept in the end; 0 = the last weights.
     patience
         Epochs without a better validation loss before training stops; None = never (the schedule ends it).
     """
@@ -45,7 +41,6 @@ class Recipe:
     weight_decay: float = 1e-4
     warmup: float = 0.1
     gradient_clip: float = 1.0
-    ema: float = 0.0
     patience: int | None = None
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from stpredict import _coverage
 from stpredict._section import ImageView, Section
 from stpredict._window import Window
-from stpredict.nn.pool import pooling_matrix
+from stpredict.nn.pool import Pooling, pooling
 from stpredict.nn.stain import jitter
 
 
@@ -27,7 +27,7 @@ class Batch:
     image
         (b, 3, h, w) uint8 RGB.
     pooling
-        Sparse (n, b * cells) matrix that pools a dense latent inside the n shapes; None where a row is an image.
+        How a dense latent is pooled inside the n shapes; None where a row is an image.
     expression, genes
         (n, g) float32 target and its columns.
     rows
@@ -35,7 +35,7 @@ class Batch:
     """
 
     image: Tensor
-    pooling: Tensor | None
+    pooling: Pooling | None
     expression: Tensor | None
     genes: tuple[str, ...]
     rows: NDArray[np.int64]
@@ -43,7 +43,7 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         moved = {
-            key: None if (value := getattr(self, key)) is None else value.to(device, non_blocking=True)
+            key: None if (value := getattr(self, key)) is None else value.to(device)
             for key in ("image", "pooling", "expression")
         }
         return replace(self, **moved)
@@ -67,7 +67,7 @@ class Samples(ABC):
     def collate(self, samples: Sequence[Any]) -> Batch: ...
 
 
-def to_cells(stride: float) -> NDArray[np.float64]:
+def to_cells(stride: float | int) -> NDArray[np.float64]:
     """The affine from working pixels to cells of a map with this stride."""
     return np.diag([1 / stride, 1 / stride, 1.0])
 
@@ -111,7 +111,7 @@ class WindowSamples(Samples):
         sections: Sequence[Section],
         *,
         window_px: int,
-        stride: float,
+        stride: float | int,
         reduction: Literal["mean", "sum"],
         stain_jitter: float,
         train: bool,
@@ -148,10 +148,10 @@ class WindowSamples(Samples):
     def collate(self, samples: Sequence[tuple[NDArray, sp.csr_array, NDArray | None, NDArray]]) -> Batch:
         images, covered, expression, rows = zip(*samples, strict=True)
         section = self.sections[0]
-        matrix = pooling_matrix(covered, reduction=self.reduction, mpp=section.mpp)
+        into = pooling(covered, reduction=self.reduction, mpp=section.mpp)
         target = None if expression[0] is None else torch.from_numpy(np.concatenate(expression))
         image = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-        return Batch(image, matrix, target, section.genes or (), np.concatenate(rows))
+        return Batch(image, into, target, section.genes or (), np.concatenate(rows))
 
     def _check_extent(self) -> None:
         for section, bounds in zip(self.sections, self.bounds, strict=True):
@@ -175,7 +175,7 @@ class WindowSamples(Samples):
 
     def _draw(self, index: int) -> _Cut:
         rng = np.random.default_rng([self.seed, index])
-        i, k = self.shapes[rng.integers(len(self.shapes))]
+        i, k = map(int, self.shapes[rng.integers(len(self.shapes))])
         low, high = self.bounds[i][k, :2], self.bounds[i][k, 2:]
         corner = rng.integers(np.ceil(high - self.window_px), np.floor(low) + 1)
         y0, x0 = self._snap(corner)

@@ -28,8 +28,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from stpredict._card import CARD, WEIGHTS, Card, find_model
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, check_panel, predict_batch
 from stpredict.models._samples import Batch, Samples, WindowSamples, rgb
@@ -54,7 +56,7 @@ class PixNetConfig:
     """
 
     genes: tuple[str, ...]
-    mpp: float = 1.0
+    mpp: float = 2.0  # not given; of 1 and 2 um the better on a held-out training section (benchmarks/README.md)
     encoder: str = "mobilenetv2_100"
     taps: tuple[int, ...] = (1, 2, 3, 4)
     encoder_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -66,11 +68,17 @@ class PixNetConfig:
     reduction: Literal["mean", "sum"] = "mean"  # the paper sums; log expression is intensive (docs: concepts)
     link: Literal["identity", "log1p"] = "identity"  # the paper: the map is in log units
     pcc_weight: float = 0.5  # the paper
-    window_px: int = 512  # training window, not given: the largest at which a step of 8 fits a laptop
-    stain_jitter: float = 0.1  # not given: relative change of stain strength, about the spread between the sections
+    window_px: int = 384  # training window, not given: about ten 100 um spots, and a step of 8 windows fits a laptop
+    stain_jitter: float = 0.08  # not given: stains vary by +- 16 %
     core_px: int = 1024  # inference tile; a multiple of every attention window and stride
     halo_px: int = 256  # measured: benchmarks/README.md, seams
-    recipe: Recipe = field(default_factory=Recipe)
+    turns: int = 1  # 4 or 8: the mean over quarter turns (and flips) at prediction, at that many times the cost
+    recipe: Recipe = field(
+        # not given for this size; the paper's 5e-4 with 1e-4 decay is the published configuration
+        default_factory=lambda: Recipe(
+            max_epochs=30, batch_size=8, lr=3e-3, encoder_lr=1e-3, weight_decay=1e-2, patience=10
+        )
+    )
 
 
 PUBLISHED: Mapping[str, Any] = {
@@ -123,9 +131,7 @@ class BilinearUp(nn.Sequential):
     """Upsampling of a shallow level: block, bilinear by 2, block."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
-        super().__init__(
-            ConvBlock(c_in, c_out), nn.Upsample(scale_factor=2, mode="bilinear"), ConvBlock(c_out, c_out)
-        )
+        super().__init__(ConvBlock(c_in, c_out), nn.Upsample(scale_factor=2, mode="bilinear"), ConvBlock(c_out, c_out))
 
 
 class SkipFusion(nn.Module):
@@ -222,19 +228,24 @@ class PixNet(Model):
         config: Literal["small", "published"] | PixNetConfig = "small",
     ) -> None:
         super().__init__()
-        self.config = _config(config, genes, encoder, mpp)
+        donor = (
+            None if encoder_weights in (None, "timm") or Path(encoder_weights).is_file() else _donor(encoder_weights)
+        )
+        self.config = _config(config, genes, encoder, mpp, donor)
         c = self.config
         self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
         spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
-        self.encoder = Encoder(spec, weights=encoder_weights)
-        self.decoder = Decoder(
-            self.encoder.channels, c.filters, n_bilinear=c.n_bilinear, window=c.attention_window
-        )
+        self.encoder = Encoder(spec, weights=None if donor else encoder_weights)
+        self.decoder = Decoder(self.encoder.channels, c.filters, n_bilinear=c.n_bilinear, window=c.attention_window)
         self.weight = nn.Parameter(torch.randn(len(c.genes), c.filters[0]) * 0.02)
         self.bias = nn.Parameter(torch.zeros(len(c.genes)))
         self.stride = self.encoder.strides[0] / 2 ** (len(c.filters) - len(c.taps))
         self._position = {gene: i for i, gene in enumerate(c.genes)}
         _check_sizes(c, self.encoder)
+        if donor:
+            state = load_file(find_model(encoder_weights) / WEIGHTS)
+            body = {key: value for key, value in state.items() if key.startswith(("encoder.", "decoder."))}
+            self.load_state_dict(body, strict=False)
 
     def prepare(self, sections: Sequence[Section]) -> None:
         """Set the output bias to the mean of the training target, each section weighing the same."""
@@ -289,19 +300,37 @@ class PixNet(Model):
         """Nothing: the weights are all there is."""
 
 
-def _config(config: str | PixNetConfig, genes: Sequence[str], encoder: str | None, mpp: float | None) -> PixNetConfig:
+def _donor(encoder_weights: str | Path) -> dict[str, Any]:
+    """The fields of a saved PixNet's config that decide the shapes of its encoder and decoder."""
+    card = Card.read(find_model(encoder_weights) / CARD)
+    if card.model != "PixNet":
+        raise ValueError(f"encoder_weights={str(encoder_weights)!r} is a {card.model}; name a PixNet.")
+    shape = ("encoder", "taps", "encoder_kwargs", "encoder_mean", "encoder_std", "filters", "n_bilinear")
+    fields = {key: card.config[key] for key in (*shape, "attention_window")}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+
+
+def _config(
+    config: str | PixNetConfig,
+    genes: Sequence[str],
+    encoder: str | None,
+    mpp: float | None,
+    donor: Mapping[str, Any] | None,
+) -> PixNetConfig:
     named = {"small": {}, "published": PUBLISHED}
     if isinstance(config, str):
         if config not in named:
             raise ValueError(f"config={config!r} is unknown. Choose one of {sorted(named)}, or pass a PixNetConfig.")
         config = PixNetConfig(genes=(), **named[config])
     given = {"genes": tuple(genes) or None, "encoder": encoder, "mpp": mpp}
-    config = replace(config, **{key: value for key, value in given.items() if value is not None})
+    config = replace(config, **{key: value for key, value in given.items() if value is not None} | dict(donor or {}))
     check_panel(config.genes, "PixNet")
     return config
 
 
 def _check_sizes(c: PixNetConfig, encoder: Encoder) -> None:
+    if c.turns not in (1, 4, 8):
+        raise ValueError(f"turns={c.turns} must be 1, 4 (quarter turns) or 8 (with flips).")
     n_bare = len(c.filters) - len(c.taps)
     coarsest = encoder.strides[0] / 2**n_bare * 2 ** (len(c.filters) - 2)  # stride of the deepest fusion
     unit = int(np.lcm(encoder.block_px, int(coarsest) * c.attention_window))

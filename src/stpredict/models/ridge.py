@@ -64,11 +64,10 @@ class Ridge(Model):
         y = np.concatenate([s.expression for s in sections]).astype(np.float64)
         centre, spread = x.mean(axis=0), x.std(axis=0)
         spread[spread < 1e-8] = 1.0
-        inner = LeaveOneGroupOut() if len(sections) > 1 else KFold(5, shuffle=True, random_state=0)
         search = GridSearchCV(
-            SklearnRidge(), {"alpha": self.config.penalties}, scoring="neg_mean_squared_error", cv=inner
+            SklearnRidge(), {"alpha": self.config.penalties}, scoring="neg_mean_squared_error", cv=_inner(rows[:, 0])
         )
-        search.fit((x - centre) / spread, y, groups=rows[:, 0])
+        search.fit((x - centre) / spread, y)
         best = search.best_estimator_
         weight = np.column_stack([best.coef_, best.intercept_])
         for name, value in (("centre", centre), ("spread", spread), ("weight", weight), ("penalty", [best.alpha])):
@@ -108,6 +107,13 @@ class Ridge(Model):
 
     def finish(self, sections: Sequence[Section]) -> None:
         """Nothing."""
+
+
+def _inner(section: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Inner folds: each training section left out in turn, or of a single one five random parts."""
+    if len(np.unique(section)) > 1:
+        return list(LeaveOneGroupOut().split(section, groups=section))
+    return list(KFold(5, shuffle=True, random_state=0).split(section))
 
 
 def colour_statistics(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 42"]:

@@ -2,6 +2,6 @@
 
 from stpredict.nn.encoders import Encoder, EncoderSpec
 from stpredict.nn.losses import mse_pcc
-from stpredict.nn.pool import pool, pooling_matrix
+from stpredict.nn.pool import Pooling, pool, pooling
 
-__all__ = ["Encoder", "EncoderSpec", "mse_pcc", "pool", "pooling_matrix"]
+__all__ = ["Encoder", "EncoderSpec", "Pooling", "mse_pcc", "pool", "pooling"]

@@ -32,7 +32,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
     there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (named.index or 0) >= there.get(named.type, 0):
         have = [f"{kind} x {n}" for kind, n in there.items() if n]
-        raise ValueError(f"device={device!r} is not there; this machine has {', '.join(have)}. Pass device='cpu' or 'auto'.")
+        raise ValueError(
+            f"device={device!r} is not there; this machine has {', '.join(have)}. Pass device='cpu' or 'auto'."
+        )
     return named
 
 

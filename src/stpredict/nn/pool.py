@@ -3,42 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def pooling_matrix(
-    covered: Sequence[sp.csr_array], *, reduction: Literal["mean", "sum"], mpp: float = 1.0
-) -> Tensor:
-    """One sparse (n, b * cells) float32 tensor that pools the maps of a batch inside their shapes.
+class Pooling(NamedTuple):
+    """Which cells of a batch of maps weigh how much in which shape: a sparse (n, b * cells) matrix, entry by entry.
+
+    Entries in place of a sparse tensor: sums by index have a gradient on every device and need no sorted columns.
+    """
+
+    shape: Int[Tensor, " entries"]
+    cell: Int[Tensor, " entries"]
+    weight: Float[Tensor, " entries"]
+    n_shapes: int
+
+    def to(self, device: torch.device | str) -> "Pooling":  # noqa: UP037 (checked at run time, before the class is there)
+        """The same entries on another device."""
+        return self._replace(**{key: getattr(self, key).to(device) for key in ("shape", "cell", "weight")})
+
+
+def pooling(covered: Sequence[sp.csr_array], *, reduction: Literal["mean", "sum"], mpp: float = 1.0) -> Pooling:
+    """The weights that pool the maps of a batch inside their shapes.
 
     covered
         For each map of the batch the (n_i, cells) covered areas in square pixels.
     reduction
-        "mean": rows sum to one, the area-weighted mean. "sum": areas in square micrometres.
+        "mean": the weights of a shape sum to one, the area-weighted mean. "sum": areas in square micrometres.
     """
-    stacked = sp.block_diag(covered, format="csr")
-    if reduction == "mean":
-        total = np.asarray(stacked.sum(axis=1)).ravel()
-        weight = np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)
-    else:
-        weight = np.full(stacked.shape[0], mpp**2)
-    stacked = sp.csr_array(sp.diags_array(weight) @ stacked)
-    return torch.sparse_csr_tensor(
-        torch.from_numpy(stacked.indptr.astype(np.int64)),
+    stacked = sp.csr_array(sp.block_diag(covered, format="csr"))
+    total = np.asarray(stacked.sum(axis=1)).ravel()
+    row = np.repeat(np.arange(stacked.shape[0]), np.diff(stacked.indptr))
+    weight = stacked.data / total[row] if reduction == "mean" else stacked.data * mpp**2
+    return Pooling(
+        torch.from_numpy(row.astype(np.int64)),
         torch.from_numpy(stacked.indices.astype(np.int64)),
-        torch.from_numpy(stacked.data.astype(np.float32)),
-        size=stacked.shape,
+        torch.from_numpy(weight.astype(np.float32)),
+        stacked.shape[0],
     )
 
 
-def pool(maps: Float[Tensor, "b d h w"], matrix: Tensor) -> Float[Tensor, "n d"]:
-    """The maps of a batch pooled inside shapes by a matrix of `pooling_matrix`, in float32 whatever autocast says."""
-    with torch.autocast(maps.device.type, enabled=False):
-        rows = maps.movedim(1, -1).reshape(-1, maps.shape[1])  # (b h w, d)
-        return matrix @ rows.float()
+def pool(maps: Float[Tensor, "b d h w"], into: Pooling) -> Float[Tensor, "n d"]:
+    """The maps of a batch pooled inside shapes, in float32; a shape without any covered cell gives 0."""
+    rows = maps.movedim(1, -1).reshape(-1, maps.shape[1]).float()  # (b h w, d)
+    out = rows.new_zeros(into.n_shapes, rows.shape[1])
+    return out.index_add(0, into.shape, rows[into.cell] * into.weight[:, None])

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,8 +25,10 @@ def new_axes(view: Box, *, n: int = 1) -> NDArray[np.object_]:
     """(n,) axes side by side in a new figure, as wide as the view needs."""
     x0, y0, x1, y1 = view
     width = float(np.clip(HEIGHT_IN * (x1 - x0) / (y1 - y0), 2.5, 8.0))
-    figure, axes = plt.subplots(1, n, figsize=(n * width + 1.2, HEIGHT_IN + 0.4), layout="constrained", squeeze=False)
-    figure.get_layout_engine().set(h_pad=0.12)  # in inches: less cuts a title of two lines over axes of fixed aspect
+    # h_pad in inches: with less, a title of two lines over axes of fixed aspect is cut
+    _, axes = plt.subplots(
+        1, n, figsize=(n * width + 1.2, HEIGHT_IN + 0.4), layout=ConstrainedLayoutEngine(h_pad=0.12), squeeze=False
+    )
     return axes[0]
 
 
@@ -49,7 +52,7 @@ def colour_bar(
 ) -> Colorbar:
     """One colour bar for some axes; its arrows say on which side values lie beyond the scale."""
     low, high = colours.get_clim()
-    below, above = any(np.nanmin(v) < low for v in values), any(np.nanmax(v) > high for v in values)
+    below, above = any((v < low).any() for v in values), any((v > high).any() for v in values)
     extend = "both" if below and above else "min" if below else "max" if above else "neither"
     bar = axes[0].figure.colorbar(
         colours, ax=list(axes), label=label, extend=extend, shrink=0.7, aspect=25, pad=0.02, alpha=alpha

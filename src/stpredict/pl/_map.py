@@ -153,14 +153,18 @@ def read_image(
 
 def with_values(
     sdata: SpatialData, shapes_key: str, values: NDArray[np.float64], *, coordinate_system: str
-) -> gpd.GeoDataFrame:
-    """Shapes and their values (n_shapes,), in element order, as an element; shapes whose value is NaN are left out.
+) -> gpd.GeoDataFrame | None:
+    """Shapes and their values (n_shapes,), in element order, as an element without those whose value is NaN.
+
+    None where no value is left.
 
     The value travels as a column of the element: by gene name, "C3" is a colour to spatialdata-plot, and the measured
     target is in no layer.
     """
     geometry, radius = rows_of(sdata, shapes_key)
     shown = np.isfinite(values) & ~shapely.is_empty(geometry)
+    if not shown.any():
+        return None
     frame = gpd.GeoDataFrame({VALUE: values[shown]}, geometry=geometry[shown])
     if np.isfinite(radius).any():
         frame["radius"] = radius[shown]
@@ -176,11 +180,13 @@ def draw(
     shapes: gpd.GeoDataFrame | None = None,
     colours: ScalarMappable | None = None,
     alpha: float = 1.0,
-    um_per_unit: float | None = None,
+    um: float | None = None,
 ) -> None:
-    """Draw the H&E, then shapes by their values, by spatialdata-plot; with a scale bar where micrometres are known."""
-    elements = {"image": image, "shapes": shapes}
-    chain = SpatialData.init_from_elements({name: one for name, one in elements.items() if one is not None})
+    """Draw the H&E, then shapes by their values, by spatialdata-plot; a scale bar where `um` per unit are known."""
+    elements = {name: one for name, one in (("image", image), ("shapes", shapes)) if one is not None}
+    if not elements:
+        return
+    chain = SpatialData.init_from_elements(elements)
     if image is not None:
         # scale="full": spatialdata-plot would resample a rotated image into a box with black corners
         chain = chain.pl.render_images("image", scale="full")
@@ -190,7 +196,7 @@ def draw(
         )
     chain.pl.show(
         ax=ax, coordinate_systems=coordinate_system, title="", colorbar=False,
-        scalebar_dx=um_per_unit, scalebar_units="um",
+        scalebar_dx=um, scalebar_units="um",
         scalebar_params={"location": "lower right", "box_alpha": 0.8, "length_fraction": 0.25},
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stpredict._sdata import usable_rows
+from stpredict._sdata import table_rows, usable_rows
 from stpredict.metrics import pcc
 from stpredict.pl._values import check_comparable, measured, predicted
 
@@ -38,10 +38,10 @@ def scored_rows(
 ) -> NDArray[np.int64]:
     """The rows that protocol stp-1 scores: wholly on the image, on tissue where the table says so, deep enough.
 
-    Without an image (None), all rows of the shapes, whose depth `pair` has judged already.
+    Without an image (None), all rows of these shapes, whose depth `pair` has judged already.
     """
     if image_key is None:
-        return np.arange(sdata.tables[table_name].n_obs)
+        return table_rows(sdata, table_name, shapes_key)[0]
     rows, _ = usable_rows(
         sdata, image_key=image_key, shapes_key=shapes_key, table_name=table_name, layer=measured_layer,
         target="log1p_cp10k" if measured_layer is None else "as_is", min_counts=min_counts,

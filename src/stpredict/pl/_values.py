@@ -51,9 +51,9 @@ def predicted(table: AnnData, layer: str, gene: str, *, table_name: str) -> NDAr
     values = matrix_of(table, layer, what=what)
     column = _column(values, gene_position(gene, list(table.var_names), what=what))
     if not np.isfinite(column).any():
-        genes = [str(name) for name in table.var_names[table.var[layer]]] if layer in table.var else []
-        if genes and gene not in genes:
-            gene_position(gene, genes, what=f"the panel of layer {layer!r}")
+        panel = table.var_names[table.var[layer]] if layer in table.var and table.var[layer].dtype == bool else [gene]
+        if gene not in panel:
+            gene_position(gene, list(panel), what=f"the panel of layer {layer!r}")
         raise ValueError(f"layer {layer!r} of {what} has no value of {gene!r}: NaN in all {len(column)} rows.")
     return column
 

@@ -74,10 +74,7 @@ def compare(
     um = micrometres_per_unit(sdata, image_key or shapes_key, coordinate_system)
     for ax, values, title in zip(two, maps, (f"{gene}\nmeasured", f"{gene}\n{layer}, {said}"), strict=True):
         shapes = with_values(sdata, shapes_key, values, coordinate_system=coordinate_system)
-        draw(
-            ax, coordinate_system=coordinate_system, image=image, shapes=shapes, colours=colours, alpha=alpha,
-            um_per_unit=um,
-        )  # fmt: skip
+        draw(ax, coordinate_system=coordinate_system, image=image, shapes=shapes, colours=colours, alpha=alpha, um=um)
         frame_map(ax, view, title=title)
     colour_bar(list(two), colours, *maps, label=layer_unit(table, measured), alpha=alpha)
     return two

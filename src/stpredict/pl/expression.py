@@ -69,7 +69,7 @@ def expression(
         ax, coordinate_system=coordinate_system, colours=colours, alpha=alpha,
         image=read_image(sdata, image_key, coordinate_system=coordinate_system, view=view, n_px=display_px(ax)),
         shapes=with_values(sdata, shapes_key, values, coordinate_system=coordinate_system),
-        um_per_unit=micrometres_per_unit(sdata, image_key or shapes_key, coordinate_system),
+        um=micrometres_per_unit(sdata, image_key or shapes_key, coordinate_system),
     )  # fmt: skip
     colour_bar([ax], colours, values, label=layer_unit(table, layer), alpha=alpha)
     frame_map(ax, view, title=gene)

@@ -76,12 +76,11 @@ def raster(
     ax = new_axes(view)[0] if ax is None else ax
     pixels, matrix = read_view(levels, affine, view, n_px=display_px(ax))
     colours = colour_scale(pixels, cmap=cmap, vmin=vmin, vmax=vmax)
-    if image_key is not None:
-        draw(
-            ax, coordinate_system=coordinate_system,
-            image=read_image(sdata, image_key, coordinate_system=coordinate_system, view=view, n_px=display_px(ax)),
-            um_per_unit=micrometres_per_unit(sdata, image_key, coordinate_system),
-        )  # fmt: skip
+    draw(
+        ax, coordinate_system=coordinate_system,
+        image=read_image(sdata, image_key, coordinate_system=coordinate_system, view=view, n_px=display_px(ax)),
+        um=micrometres_per_unit(sdata, image_key or raster_key, coordinate_system),
+    )  # fmt: skip
     # by hand: spatialdata-plot refuses images with NaN, and 0 in their place would be a measurement
     (_, height, width), (low, high) = pixels.shape, colours.get_clim()
     ax.imshow(

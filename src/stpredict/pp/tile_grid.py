@@ -10,8 +10,14 @@ from geopandas import GeoDataFrame
 from spatialdata.models import ShapesModel
 from spatialdata.transformations import get_transformation
 
-from stpredict._sdata import DIAMETER_COLUMN, add_shapes, image_mpp, raster_size, resolve_image
-from stpredict._sdata._store import check_element_key
+from stpredict._sdata import (
+    DIAMETER_COLUMN,
+    add_shapes,
+    check_element_key,
+    image_mpp,
+    raster_size,
+    resolve_image,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

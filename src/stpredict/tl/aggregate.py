@@ -9,7 +9,7 @@ import numpy as np
 
 from stpredict import _coverage, _sdata
 from stpredict._window import Window
-from stpredict.tl._place import Place, choose_place, table_change
+from stpredict.tl._place import choose_place, table_change
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

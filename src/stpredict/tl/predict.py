@@ -95,7 +95,9 @@ def predict(
         raise ValueError(f"output={output!r} is unknown: use one of {_OUTPUTS}.")
     model = load(model) if isinstance(model, str | Path) else model
     if model.card is None:
-        raise ValueError(f"this {type(model).__name__} was never trained. Call tl.train first, or load a trained model.")
+        raise ValueError(
+            f"this {type(model).__name__} was never trained. Call tl.train first, or load a trained model."
+        )
     asked = _Asked(
         model, _genes(model, genes), key_added or type(model).__name__.lower(), output, image_key, shapes_key,
         table_name, table_added, mpp, raster_mpp, tissue_key, overwrite,

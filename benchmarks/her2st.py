@@ -1,0 +1,103 @@
+"""Leave-one-section-out on her2st C2..C5: PixNet beside Ridge, Mean, the depth of the spot, and the noise ceiling.
+
+    python benchmarks/her2st.py --out results/her2st        # resumes fold by fold; prints Markdown
+
+Every number follows the protocol stp-1. The panel, the scaler of Ridge, its penalty and the bias of PixNet come from the
+training sections of the fold; the number of epochs is fixed beforehand, and nothing is chosen on a test section.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from _settings import DATA, SECTIONS, pixnet
+from spatialdata import SpatialData
+
+import stpredict as stp
+from stpredict.models import Mean, Model, Ridge
+
+MODELS: dict[str, Callable[[Sequence[str]], Model]] = {"pixnet": pixnet, "ridge": Ridge, "mean": Mean}
+
+
+def run_fold(test: str, sections: dict[str, SpatialData], *, n_genes: int, seed: int) -> dict:
+    """Train every model on all sections but one, predict that one, and score it."""
+    train = [sdata for name, sdata in sections.items() if name != test]
+    panel = stp.pp.gene_panel(train, n_genes=n_genes, by="mean")
+    fold: dict = {"test": test, "panel": panel, "seed": seed, "scores": {}, "pcc": {}, "seconds": {}, "parameters": {}}
+    for name, build in MODELS.items():
+        torch.manual_seed(seed)
+        model = build(panel)
+        start = time.perf_counter()
+        stp.tl.train(train, model, val=0.0, seed=seed, progress=False)
+        fold["seconds"][name] = time.perf_counter() - start
+        fold["parameters"][name] = sum(p.numel() for p in model.parameters())
+        stp.tl.predict(sections[test], model, key_added=name, precision="32", overwrite=True, progress=False)
+        scores = stp.tl.evaluate(sections[test], name)
+        fold["scores"][name] = scores.attrs["summary"].iloc[0].to_dict()
+        fold["pcc"][name] = scores["pcc"].where(scores["pcc"].notna(), None).tolist()
+        fold["genes"] = scores["gene"].tolist()
+        fold["depth"], fold["ceiling"] = float(scores["pcc_log_depth"].mean()), float(scores["ceiling"].mean())
+        print(f"{test} {name}: PCC@M {fold['scores'][name]['pcc_m']:.3f}, {fold['seconds'][name]:.0f} s", flush=True)
+    return fold
+
+
+def table(folds: Sequence[dict]) -> str:
+    """The scores fold by fold, then their mean and standard deviation over sections, in Markdown."""
+    columns = {"pcc_f": "PCC@F", "pcc_s": "PCC@S", "pcc_m": "PCC@M", "heg": "HEG", "hvg": "HVG", "mse": "MSE", "mae": "MAE"}
+    lines = ["| test | model | " + " | ".join(columns.values()) + " | training s |", "|---" * (len(columns) + 3) + "|"]
+    for name in MODELS:
+        values = np.array([[fold["scores"][name][key] for key in columns] for fold in folds], dtype=float)
+        for fold, row in zip(folds, values, strict=True):
+            cells = " | ".join("NaN" if np.isnan(v) else f"{v:.3f}" for v in row)
+            lines.append(f"| {fold['test']} | {name} | {cells} | {fold['seconds'][name]:.0f} |")
+        cells = " | ".join(
+            "NaN" if np.isnan(v).all() else f"{v.mean():.3f} ± {v.std(ddof=1) if len(v) > 1 else 0:.3f}" for v in values.T
+        )
+        lines.append(f"| **mean ± sd** | **{name}** | {cells} | |")
+    return "\n".join(lines)
+
+
+def differences(folds: Sequence[dict]) -> str:
+    """PixNet minus Ridge, fold by fold, paired by gene; with the depth null and the ceiling."""
+    lines = [
+        "| test | spots | dropped | PixNet - Ridge, PCC@M | genes better | log depth | ceiling |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for fold in folds:
+        a, b = (pd.Series(fold["pcc"][name], dtype=float) for name in ("pixnet", "ridge"))
+        s = fold["scores"]["pixnet"]
+        lines.append(
+            f"| {fold['test']} | {s['n_spots']:.0f} | {s['n_dropped']:.0f} | {s['pcc_m'] - fold['scores']['ridge']['pcc_m']:+.3f} | "
+            f"{(a > b).mean():.0%} | {fold['depth']:.3f} | {fold['ceiling']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--out", type=Path, required=True, help="folder for one JSON file a fold")
+    parser.add_argument("--folds", nargs="+", default=list(SECTIONS), choices=SECTIONS)
+    parser.add_argument("--n-genes", type=int, default=250)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    sections = dict(zip(SECTIONS, stp.datasets.her2st(list(SECTIONS), path=args.data / "her2st"), strict=True))
+    folds = []
+    for test in args.folds:
+        path = args.out / f"{test}_seed{args.seed}.json"
+        if not path.is_file():
+            path.write_text(json.dumps(run_fold(test, sections, n_genes=args.n_genes, seed=args.seed)))
+        folds.append(json.loads(path.read_text()))
+    print(table(folds), differences(folds), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The command line: the verbs over .zarr stores."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+import stpredict as stp
+from stpredict.cli._demo import demo
+from stpredict.cli._doctor import doctor
+from stpredict.cli._evaluate import evaluate
+from stpredict.cli._models import models
+from stpredict.cli._predict import predict
+from stpredict.cli._train import train
+
+ERRORS = (ValueError, OSError, ImportError, MemoryError)  # what the package raises for users
+
+app = App(
+    name="stpredict",
+    help=(
+        "Spatially resolved gene expression from H&E images.\n\n"
+        "Train on measured sections, predict others; every section is a SpatialData store (.zarr). Options have the "
+        "meaning of the arguments of the same name in `stpredict.tl`. `stpredict COMMAND --help` lists them."
+    ),
+    version=lambda: stp.__version__,
+    help_format="markdown",
+)
+for position, command in enumerate((demo, train, predict, evaluate, models, doctor)):
+    app.command(command, sort_key=position)
+
+
+@app.meta.default
+def _launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    debug: Annotated[bool, Parameter(negative="", help="Show the traceback of an error.")] = False,
+) -> int | None:
+    """Run one command; what goes wrong is one line on stderr, and status 1."""
+    try:
+        return app(tokens, result_action="return_value")
+    except ERRORS as error:
+        if debug:
+            raise
+        name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        print(f"error: {name}{' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+
+
+def main() -> None:
+    """The program `stpredict`."""
+    logger = logging.getLogger("stpredict")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    warnings.showwarning = _warn
+    sys.exit(app.meta())
+
+
+def _warn(message: Warning | str, category: type[Warning], *place: object) -> None:
+    """One line for what concerns users; what libraries tell developers is shown only where PYTHONWARNINGS is set."""
+    for_developers = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
+    if os.environ.get("PYTHONWARNINGS") or not issubclass(category, for_developers):
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)

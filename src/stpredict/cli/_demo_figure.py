@@ -1,0 +1,41 @@
+"""The demo's figure: the H&E, the true and the predicted map of one gene, and its spots."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from stpredict import pl
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+
+def figure(test: SpatialData, *, gene: str) -> Figure:
+    """Six panels: H&E, true and predicted map of a gene; its spots as measured, as predicted, and one against another.
+
+    test
+        A toy section with images["pixnet"], images["truth"] and the layer "pixnet".
+    gene
+        One that was predicted.
+    """
+    drawn = Figure(figsize=(15, 9.6), layout="constrained")
+    (tissue, truth, predicted), (measured, spots, scatter) = drawn.subplots(2, 3)
+    _histology(test, tissue)
+    values = test.images["truth"].sel(c=gene).to_numpy().astype(np.float64)
+    low, high = np.nanpercentile(values, (1, 99))
+    for ax, key, title in ((truth, "truth", "truth at every pixel"), (predicted, "pixnet", "PixNet's map")):
+        pl.raster(test, key, gene=gene, image_key="image", ax=ax, alpha=1.0, vmin=float(low), vmax=float(high))
+        ax.set_title(f"{gene}\n{title}")
+    pl.compare(test, "pixnet", gene=gene, shapes_key="spots", image_key="image", axes=[measured, spots])
+    pl.gene_scatter(test, "pixnet", gene=gene, shapes_key="spots", image_key="image", ax=scatter)
+    return drawn
+
+
+def _histology(test: SpatialData, ax) -> None:
+    levels = list(test.images["image"].values())
+    pixels = next(iter(levels[min(1, len(levels) - 1)].data_vars.values()))
+    ax.imshow(pixels.transpose("y", "x", "c").to_numpy())
+    ax.set(title="the section that was predicted\nH&E, simulated", xticks=[], yticks=[])

@@ -1,0 +1,200 @@
+"""The demo, step by step: two toy sections, three models, one table, two stores and a figure."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from spatialdata.models import Image2DModel
+
+from stpredict import datasets, metrics, pp, tl
+from stpredict._card import shipped
+from stpredict._sdata import image_mpp, raster_transformations
+from stpredict.cli._demo_figure import figure
+from stpredict.cli._demo_scores import NEAREST, ORACLE_MAP, SCALES_UM, scores
+from stpredict.models import Mean, PixNet, PixNetConfig, Recipe, Ridge
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from spatialdata import SpatialData
+
+    from stpredict.models import Model
+
+START = "pixnet-her2st"  # the trained model whose encoder and decoder the demo's PixNet starts from
+TRUTH_MPP = 8.0
+NOTES = """\
+PCC@F, @S, @M: 25th percentile, median, mean over genes of the correlation over spots (pixels, shapes).
+MSE: over spots and genes.
+nearest spot: every pixel copies the nearest measured spot of this very section.
+oracle's map: the true log rate of every pixel, read as PixNet's map is. oracle: the true rate pooled in each shape."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the demo is.
+
+    size_um, n_genes
+        Side of the toy sections, and how many of their genes are predicted (those with the highest mean).
+    max_epochs, window_px
+        Of PixNet's training; chosen on sections of other seeds than the demo's own.
+    mpp
+        Micrometres per pixel at which PixNet sees; its map has a step of 4 x mpp.
+    core_px, halo_px
+        Inference tile.
+    scales_um
+        At which scales the map is read and scored.
+    """
+
+    size_um: float = 2400.0
+    n_genes: int = 60
+    max_epochs: int = 12
+    batch_size: int = 4
+    window_px: int = 384
+    mpp: float = 1.0
+    core_px: int = 1024
+    halo_px: int = 256
+    scales_um: tuple[float, ...] = SCALES_UM
+
+
+def run(out: Path, *, seed: int = 0, overwrite: bool = False, size: Size | None = None) -> pd.DataFrame:
+    """The whole demo; prints what it does, and returns the table of scores.
+
+    Raises FileExistsError where `out` holds something and `overwrite` is not given.
+    """
+    size = size or Size()
+    _clear(out, overwrite=overwrite)
+    say = _Clock()
+    train, test = datasets.toy(2, seed=seed, size_um=size.size_um)
+    say(f"simulated two sections with {train['table'].n_obs} and {test['table'].n_obs} spots")
+    models = fit(train, seed=seed, size=size)
+    say("trained PixNet, Ridge and Mean on the first")
+    predict(test, models)
+    say("predicted the second: layers in its table, and PixNet's map")
+    genes = list(models["pixnet"].genes)
+    patch_models = {name: models[name] for name in ("ridge", "mean")}
+    table = scores(test, raster_key="pixnet", patch_models=patch_models, genes=genes, scales_um=size.scales_um)
+    say("scored it")
+    add_truth(test, genes)
+    paths = _write(out, train, test, models["pixnet"], table, gene=shown_gene(train, genes))
+    say("wrote it")
+    print(f"\n{_text(table)}\n\n{NOTES}\n")
+    for what, path in paths.items():
+        print(f"{what:<18}{path}")
+    return table
+
+
+def fit(train: SpatialData, *, seed: int, size: Size) -> dict[str, Model]:
+    """PixNet, Ridge and Mean, trained on one section and nothing else."""
+    panel = pp.gene_panel([train], n_genes=size.n_genes)
+    torch.manual_seed(seed)
+    models = {"pixnet": small_pixnet(panel, size), "ridge": Ridge(panel), "mean": Mean(panel)}
+    for name, model in models.items():
+        tl.train(
+            train,
+            model,
+            shapes_key="spots",
+            val=None if name == "pixnet" else 0.0,
+            seed=seed,
+            device="cpu",
+            progress=False,
+        )
+    return models
+
+
+def small_pixnet(panel: list[str], size: Size) -> PixNet:
+    """A PixNet for the toy: from the trained model of the package where there is one, else from random weights."""
+    start = START if START in shipped() else None
+    recipe = Recipe(max_epochs=size.max_epochs, batch_size=size.batch_size, lr=3e-3, encoder_lr=1e-3, weight_decay=1e-2)
+    config = PixNetConfig(
+        genes=tuple(panel), mpp=size.mpp, window_px=size.window_px, core_px=size.core_px, halo_px=size.halo_px,
+        recipe=recipe,
+    )  # fmt: skip
+    return PixNet(config=config, encoder_weights=start)
+
+
+def predict(test: SpatialData, models: Mapping[str, Model]) -> None:
+    """Write a layer for every model, and the map of those that have one."""
+    for name, model in models.items():
+        output = "both" if model.output == "raster" else "layer"
+        tl.predict(
+            test, model, shapes_key="spots", output=output, key_added=name, device="cpu", precision="32", progress=False
+        )
+
+
+def shown_gene(train: SpatialData, genes: list[str]) -> str:
+    """The gene that the figure shows: the one that varies most between the training spots."""
+    table = train.tables["table"]
+    totals = np.asarray(table.X.sum(axis=1), dtype=np.float64).ravel()
+    measured = metrics.log1p_cp10k(table[totals > 0, genes].X.toarray(), totals[totals > 0])
+    return genes[int(np.argmax(measured.var(axis=0)))]
+
+
+def add_truth(test: SpatialData, genes: list[str]) -> None:
+    """The true maps of the predicted genes as images["truth"], to look at beside the predicted ones."""
+    truth = datasets.toy_truth(test, genes=genes, mpp=TRUTH_MPP).astype(np.float16)
+    pixel = TRUTH_MPP / image_mpp(test, "image")
+    test.images["truth"] = Image2DModel.parse(
+        truth.to_numpy(), dims=("c", "y", "x"), c_coords=genes,
+        transformations=raster_transformations(test.images["image"], scale=(pixel, pixel)),
+    )  # fmt: skip
+    test.attrs["stpredict"]["images/truth"] = {"made_by": "datasets.toy_truth", "target": "log1p_cp10k"}
+
+
+class _Clock:
+    """Says what was done, and how long it took."""
+
+    def __init__(self) -> None:
+        self.since = time.perf_counter()
+
+    def __call__(self, done: str) -> None:
+        now = time.perf_counter()
+        print(f"{now - self.since:5.0f} s  {done}", flush=True)
+        self.since = now
+
+
+def _paths(out: Path) -> dict[str, Path]:
+    return {
+        "predicted section": out / "test.zarr",
+        "training section": out / "train.zarr",
+        "trained model": out / "pixnet",
+        "table": out / "scores.csv",
+        "figure": out / "demo.png",
+    }
+
+
+def _clear(out: Path, *, overwrite: bool) -> None:
+    """Make room for the results; only what a demo writes is ever removed."""
+    there = [path for path in _paths(out).values() if path.exists()]
+    if there and not overwrite:
+        raise FileExistsError(
+            f"{out} holds an earlier demo ({there[0].name}). Pass another --out, or --overwrite to replace it."
+        )
+    for path in there:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _write(
+    out: Path, train: SpatialData, test: SpatialData, model: Model, table: pd.DataFrame, *, gene: str
+) -> dict[str, Path]:
+    paths = _paths(out)
+    train.write(paths["training section"])
+    test.write(paths["predicted section"])
+    model.save(paths["trained model"])
+    table.to_csv(paths["table"])
+    figure(test, gene=gene).savefig(paths["figure"], dpi=110)
+    return paths
+
+
+def _text(table: pd.DataFrame) -> str:
+    """The table with three decimals; a dash where a row has no such score, NaN where the score is not defined."""
+    text = table.map(lambda value: "NaN" if np.isnan(value) else f"{value:.3f}").astype(str)
+    spots = table.columns.get_level_values(0)[0]
+    text.loc[[NEAREST, ORACLE_MAP], spots] = "-"
+    return text.to_string()

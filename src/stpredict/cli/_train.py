@@ -1,0 +1,179 @@
+"""`stpredict train`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+import stpredict as stp
+from stpredict._card import CARD
+from stpredict.cli._options import (
+    DATA,
+    MODEL,
+    RESULT,
+    RUN,
+    Device,
+    Genes,
+    ImageKey,
+    ImageMpp,
+    Layer,
+    Precision,
+    Progress,
+    ShapesKey,
+    Stores,
+    TableName,
+    TissueKey,
+    gene_names,
+    opened,
+    shown,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from spatialdata import SpatialData
+
+    from stpredict.models import Model
+
+N_GENES = 250
+TAIL = 5  # epochs of the history that are printed
+
+
+def train(
+    stores: Stores,
+    /,
+    *,
+    out: Annotated[Path, Parameter(group=RESULT, help="Folder for the trained model: model.safetensors, card.json.")],
+    overwrite: Annotated[bool, Parameter(group=RESULT, help="Replace a model in `--out`.", negative="")] = False,
+    licence: Annotated[
+        str, Parameter(group=RESULT, help="Terms under which the trained weights may be used; for the card.")
+    ] = "not stated",
+    model: Annotated[Literal["pixnet", "ridge", "mean"], Parameter(group=MODEL, help="What is trained.")] = "pixnet",
+    n_genes: Annotated[int, Parameter(group=MODEL, help="Size of the gene panel, chosen from the stores.")] = N_GENES,
+    by: Annotated[
+        Literal["mean", "hvg_union"],
+        Parameter(group=MODEL, help="How the panel is chosen: highest mean, or each section's highest variance."),
+    ] = "mean",
+    min_spots: Annotated[
+        int | None, Parameter(group=MODEL, help="With `--by hvg_union`: genes seen in at least so many spots.")
+    ] = None,
+    genes: Genes = None,
+    config: Annotated[Literal["small", "published"], Parameter(group=MODEL, help="Which PixNet.")] = "small",
+    encoder: Annotated[str | None, Parameter(group=MODEL, help="PixNet's encoder, by its timm or hub name.")] = None,
+    encoder_weights: Annotated[
+        str | None,
+        Parameter(
+            group=MODEL,
+            help="Where PixNet's encoder starts: a .safetensors file of timm, a trained PixNet by name or folder (its "
+            "decoder too), `timm` for what timm fetches. Default: random.",
+        ),
+    ] = None,
+    model_mpp: Annotated[
+        float | None, Parameter(group=MODEL, help="Micrometres per pixel at which the model sees. Default: its own.")
+    ] = None,
+    val: Annotated[
+        list[str] | None,
+        Parameter(
+            group=DATA,
+            help="Validation: the share of each section that is held out (0: none), or stores. Default: 0.15.",
+            consume_multiple=True,
+            negative=(),
+        ),
+    ] = None,
+    target: Annotated[
+        Literal["log1p_cp10k", "as_is"],
+        Parameter(group=DATA, help="Units that are learnt, from counts or as they are."),
+    ] = "log1p_cp10k",
+    image_key: ImageKey = None,
+    shapes_key: ShapesKey = None,
+    table_name: TableName = "table",
+    layer: Layer = None,
+    mpp: ImageMpp = None,
+    tissue_key: TissueKey = None,
+    max_epochs: Annotated[int | None, Parameter(group=RUN, help="Default: the model's own.")] = None,
+    batch_size: Annotated[int | None, Parameter(group=RUN, help="Default: the model's own.")] = None,
+    lr: Annotated[float | None, Parameter(group=RUN, help="Peak learning rate. Default: the model's own.")] = None,
+    seed: Annotated[int, Parameter(group=RUN, help="Of weights, windows and held-out blocks.")] = 0,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    devices: Annotated[int, Parameter(group=RUN, help="How many devices.")] = 1,
+    strategy: Annotated[str, Parameter(group=RUN, help="Lightning's strategy, such as ddp.")] = "auto",
+    num_nodes: Annotated[int, Parameter(group=RUN, help="How many machines.")] = 1,
+    checkpoint_dir: Annotated[Path | None, Parameter(group=RUN, help="Folder for checkpoints and the log.")] = None,
+    resume: Annotated[bool, Parameter(group=RUN, help="Go on from `--checkpoint-dir`.", negative="")] = False,
+    progress: Progress = True,
+) -> None:
+    """Train a model on measured sections, and save it.
+
+    Each store needs an H&E image, shapes, and a table of raw counts that annotates them. The gene panel is chosen from
+    these stores alone, unless `--genes` names it.
+    """
+    if (out / CARD).exists() and not overwrite:
+        raise FileExistsError(f"{out} holds a model already. Pass another --out, or --overwrite to replace it.")
+    start = {"config": config, "encoder": encoder, "encoder_weights": encoder_weights}
+    check_start(model, start)
+    where = {"image_key": image_key, "shapes_key": shapes_key, "table_name": table_name, "layer": layer}
+    where |= {"target": target, "tissue_key": tissue_key}
+    sdatas, held = opened(stores), validation(val)
+    names = gene_names(genes)
+    panel = names or stp.pp.gene_panel(sdatas, n_genes=n_genes, by=by, min_spots=min_spots, **where)
+    fresh = build(model, panel, seed=seed, mpp=model_mpp, **start)
+    history = stp.tl.train(
+        sdatas, fresh, val=held, mpp=mpp, max_epochs=max_epochs, batch_size=batch_size, lr=lr, seed=seed,
+        device=device, precision=precision, devices=devices, strategy=strategy, num_nodes=num_nodes,
+        checkpoint_dir=checkpoint_dir, resume=resume, progress=progress, licence=licence, **where,
+    )  # fmt: skip
+    fresh.save(out)
+    print(report(fresh, history))
+    print(f"model: {out}")
+
+
+def check_start(model: str, start: dict[str, str | None]) -> None:
+    """Raise ValueError where options of PixNet are given to a model that has no encoder."""
+    given = [f"--{key.replace('_', '-')}" for key, value in start.items() if value not in (None, "small")]
+    if model != "pixnet" and given:
+        raise ValueError(f"{', '.join(given)}: --model {model} has no encoder; leave it out, or use --model pixnet.")
+
+
+def build(
+    model: str,
+    panel: Sequence[str],
+    *,
+    seed: int,
+    mpp: float | None,
+    config: str,
+    encoder: str | None,
+    encoder_weights: str | None,
+) -> Model:
+    """A fresh model; the same seed gives the same weights."""
+    if model != "pixnet":
+        kind = {"ridge": stp.models.Ridge, "mean": stp.models.Mean}[model]
+        return kind(panel) if mpp is None else kind(panel, mpp=mpp)
+    import torch
+
+    torch.manual_seed(seed)
+    return stp.models.PixNet(panel, encoder=encoder, mpp=mpp, encoder_weights=encoder_weights, config=config)
+
+
+def validation(val: Sequence[str] | None) -> float | list[SpatialData] | None:
+    """What `--val` means: nothing, a share, or stores."""
+    if val is None:
+        return None
+    if len(val) == 1:
+        try:
+            return float(val[0])
+        except ValueError:
+            pass
+    return opened([Path(each) for each in val])
+
+
+def report(model: Model, history: pd.DataFrame) -> str:
+    """The last epochs, and what the card says of the model's reliability."""
+    lines = [shown(history.tail(TAIL), index=False)] if len(history.columns) > 1 else []
+    assert model.card is not None
+    known = [value for value in model.card.val_pcc.values() if value is not None]
+    if known:
+        lines.append(f"PCC {sum(known) / len(known):.3f} over {len(known)} genes on {model.card.val_source}")
+    return "\n".join([*lines, f"{len(model.genes)} genes, sections {', '.join(model.card.sections)}"])

@@ -1,0 +1,78 @@
+"""Mean and Ridge: what they are on a section whose colour is its expression, and on real sections."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+
+def _fit(model, sections):
+    from stpredict._train import Plan, fit
+
+    fit(model, sections, [], Plan(device="cpu", progress=False))
+    return model
+
+
+def _predict(model, section):
+    from stpredict._infer import Runtime, predict
+
+    return predict(model, section, list(model.genes), runtime=Runtime(device="cpu", precision="32", progress=False))[0]
+
+
+def test_mean_is_the_mean_of_section_means(colour_section, build):
+    from stpredict._section import take
+
+    sections = [colour_section(0), take(colour_section(1), np.arange(5))]
+    values = _predict(_fit(build("Mean"), sections), colour_section(2))
+    wanted = np.mean([s.expression.mean(axis=0) for s in sections], axis=0)
+    np.testing.assert_allclose(values, np.tile(wanted, (24, 1)), rtol=1e-5)
+
+
+def test_ridge_reads_colour(colour_section, build):
+    from stpredict import metrics
+
+    model = _fit(build("Ridge"), [colour_section(seed) for seed in range(6)])
+    section = colour_section(9)
+    # the patch is 112 px wide, the disk 48 px: colour around the disk blurs what is inside
+    assert metrics.pcc(_predict(model, section), section.expression).min() > 0.8
+
+
+def test_ridge_equals_the_normal_equations(colour_section, build):
+    sections = [colour_section(0), colour_section(1)]
+    model = _fit(build("Ridge"), sections)
+    x, _ = model._statistics(sections)
+    z = (x - x.mean(0)) / x.std(0)
+    y = np.concatenate([s.expression for s in sections]).astype(float)
+    w = np.linalg.solve(z.T @ z + float(model.penalty[0]) * np.eye(42), z.T @ (y - y.mean(0)))
+    np.testing.assert_allclose(_predict(model, sections[0]), (z @ w + y.mean(0))[:24], atol=2e-4)
+
+
+def test_colour_statistics_are_those_of_numpy_and_scikit_image():
+    import torch
+    from skimage.color import separate_stains
+
+    from stpredict.models.ridge import colour_statistics
+    from stpredict.nn.stain import HED_OF_RGB
+
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    got = colour_statistics(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255)[0].numpy().reshape(6, 7)
+    density = -np.log((image.astype(float) + 1) / 256)
+    planes = np.concatenate([image / 255, density @ HED_OF_RGB], axis=2).reshape(-1, 6)
+    wanted = np.column_stack([planes.mean(0), planes.std(0), np.percentile(planes, [5, 25, 50, 75, 95], axis=0).T])
+    np.testing.assert_allclose(got, wanted, atol=2e-4)
+    theirs = separate_stains(image, HED_OF_RGB)[..., 0].ravel()
+    assert np.corrcoef(theirs, planes[:, 3])[0, 1] > 0.99  # another floor under the logarithm
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("test", "wanted"), [("C2", 0.22), ("C3", 0.26), ("C4", 0.26), ("C5", 0.25)])
+def test_ridge_reaches_its_protocol_value(data, test, wanted):
+    import stpredict as stp
+
+    names = ["C2", "C3", "C4", "C5"]
+    sections = dict(zip(names, stp.datasets.her2st(names, path=data / "her2st"), strict=True))
+    train = [sdata for name, sdata in sections.items() if name != test]
+    model = stp.models.Ridge(stp.pp.gene_panel(train, n_genes=250, by="mean"))
+    stp.tl.train(train, model, val=0, progress=False)
+    stp.tl.predict(sections[test], model, progress=False)
+    assert stp.tl.evaluate(sections[test], "ridge")["pcc"].mean() > wanted - 0.015

@@ -1,0 +1,246 @@
+"""PixNet: shapes and counts of both configurations, attention against NumPy, tiles, units, and taking weights over."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def awake(build):
+    """A PixNet whose batch norms and branches are not at their silent initial state."""
+    import torch
+
+    model = build("PixNet")
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for module in model.decoder.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1, generator=generator)
+                module.running_var.uniform_(0.5, 1.5, generator=generator)
+        model.weight.normal_(0, 0.5, generator=generator)
+    return model.eval()
+
+
+def _infer(model, section, **settings):
+    from stpredict._infer import Runtime, predict
+
+    run = Runtime(device="cpu", precision="32", progress=False)
+    return predict(model, section, list(model.genes), runtime=run, **settings)
+
+
+def _block(c_in: int, c_out: int) -> int:  # depth-wise 3x3, norm, 1x1, norm; no biases
+    return 9 * c_in + 2 * c_in + c_in * c_out + 2 * c_out
+
+
+def _depth_to_space(c_in: int, c: int) -> int:  # 3x3 to 4 C, 3x3, block
+    return (9 * c_in * 4 * c + 4 * c) + (9 * c * c + c) + _block(c, c)
+
+
+def _bilinear(c_in: int, c: int) -> int:
+    return _block(c_in, c) + _block(c, c)
+
+
+def _fusion(skip: int, up: int) -> int:  # depth-wise 3x3, 1x1, layer norm, batch norm, 1x1 to Q K V
+    return (9 * skip + skip) + (skip * skip + skip) + 2 * skip + 2 * skip + ((skip + up) * 3 * up + 3 * up)
+
+
+def test_the_published_configuration_counts_as_derived_by_hand():
+    import torch
+
+    from stpredict.models.pixnet import PUBLISHED, PixNet, PixNetConfig
+
+    config = PixNetConfig(genes=tuple(f"g{i}" for i in range(250)), **PUBLISHED)
+    with torch.device("meta"):
+        model = PixNet(config=replace(config, encoder="vit_giant_patch14_224"))  # UNI2-h's architecture, by its timm name
+    assert sum(p.numel() for p in model.encoder.parameters()) == 681_394_176
+    f = (64, 128, 256, 512, 512, 512)
+    wanted = _block(1536, f[5])
+    wanted += _depth_to_space(f[5], f[4]) + _fusion(1536, f[4])
+    wanted += _depth_to_space(f[4], f[3]) + _fusion(1536, f[3])
+    wanted += _depth_to_space(f[3], f[2]) + _fusion(1536, f[2])
+    wanted += _bilinear(f[2], f[1]) + _bilinear(f[1], f[0]) + _block(f[0], f[0])
+    assert sum(p.numel() for p in model.decoder.parameters()) == wanted
+    assert model.weight.shape == (250, 64)
+    assert model.stride == 3.5  # 14 px tokens, two bare levels: 1.75 um at 0.5 um / px
+
+
+def test_the_published_decoder_has_the_shapes_of_the_paper():
+    import torch
+
+    from stpredict.models.pixnet import PUBLISHED, Decoder
+
+    with torch.device("meta"):
+        decoder = Decoder((1536,) * 4, PUBLISHED["filters"], n_bilinear=2, window=8)
+        pyramid = [torch.empty(1, 1536, 64 // 2**i, 64 // 2**i) for i in range(4)]  # 896 px in tokens of 14 px
+        out = []
+        for up in decoder.ups:
+            up.register_forward_hook(lambda _m, _i, y: out.append(tuple(y.shape[1:])))
+        assert decoder(pyramid).shape == (1, 64, 256, 256)
+    assert out == [(512, 16, 16), (512, 32, 32), (256, 64, 64), (128, 128, 128), (64, 256, 256)]
+    kinds = [type(up).__name__ for up in decoder.ups]
+    assert kinds == ["DepthToSpaceUp"] * 3 + ["BilinearUp"] * 2
+    assert len(decoder.fusions) == 3
+
+
+def test_the_small_configuration_counts_as_derived_by_hand(build):
+    model = build("PixNet")
+    c, f = model.encoder.channels, (8, 8, 12, 16)
+    wanted = _block(c[3], f[3]) + _depth_to_space(f[3], f[2]) + _fusion(c[2], f[2])
+    wanted += _depth_to_space(f[2], f[1]) + _fusion(c[1], f[1])
+    wanted += _bilinear(f[1], f[0]) + _fusion(c[0], f[0]) + _block(f[0], f[0])
+    assert sum(p.numel() for p in model.decoder.parameters()) == wanted
+
+
+def test_skip_fusion_is_attention_in_windows():
+    import torch
+
+    from stpredict.models.pixnet import SkipFusion
+
+    torch.manual_seed(0)
+    fusion = SkipFusion(5, 6, window=4).eval()
+    skip, up = torch.randn(2, 5, 8, 12), torch.randn(2, 6, 8, 12)
+    seen = {}
+    fusion.qkv.register_forward_hook(lambda _m, _i, y: seen.update(qkv=y.detach().double().numpy()))
+    with torch.inference_mode():
+        got = fusion(skip, up).numpy()
+    q, k, v = np.split(seen["qkv"], 3, axis=1)
+    wanted = up.double().numpy().copy()
+    for b in range(2):
+        for y in range(0, 8, 4):
+            for x in range(0, 12, 4):
+                part = (b, slice(None), slice(y, y + 4), slice(x, x + 4))
+                rows = [m[part].reshape(6, 16).T for m in (q, k, v)]
+                scores = rows[0] @ rows[1].T / np.sqrt(6)
+                share = np.exp(scores - scores.max(axis=1, keepdims=True))
+                share /= share.sum(axis=1, keepdims=True)
+                wanted[part] += (share @ rows[2]).T.reshape(6, 4, 4)
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("core_px", [256, 512])
+def test_tiles_do_not_show(awake, colour_section, core_px):
+    section = colour_section(5, size=1280)
+    whole, tiled = (replace(awake.config, core_px=px, halo_px=halo) for px, halo in ((1280, 512), (core_px, 256)))
+    values = {}
+    for name, config in (("whole", whole), ("tiled", tiled)):
+        awake.config = config
+        values[name], _ = _infer(awake, section)
+    assert np.abs(values["whole"] - values["tiled"]).max() <= 1e-3 * values["whole"].std(axis=0).min()
+
+
+def test_the_raster_read_inside_shapes_is_the_layer(awake, colour_section):
+    from stpredict import _coverage
+    from stpredict._window import Window
+
+    section = colour_section(4)
+    raster = np.full((3, 128, 128), np.nan, dtype=np.float32)
+
+    def write(y, x, part):
+        assert np.isnan(raster[:, y, x]).all()
+        raster[:, y, x] = part
+
+    values, share = _infer(awake, section, raster=write)
+    assert np.isfinite(raster).all()
+    covered = _coverage.coverage(section.geometry, section.radius, Window(0, 0, 512, 512), cell_px=4)
+    wanted = (covered @ raster.reshape(3, -1).T) / covered.sum(axis=1)[:, None]
+    np.testing.assert_allclose(values, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(share, 1.0)
+
+
+def test_a_shape_half_off_the_image_is_read_where_it_is_covered(awake, colour_section):
+    import shapely
+
+    section = colour_section(4)
+    geometry, radius = section.geometry.copy(), section.radius.copy()
+    geometry[0], geometry[1], radius[1] = shapely.Point(0, 200), shapely.box(0, 176, 24, 224), np.nan
+    area = section.area.copy()
+    area[1] = 24 * 48
+    values, share = _infer(awake, replace(section, geometry=geometry, radius=radius, area=area))
+    assert share[0] == pytest.approx(0.5, abs=1e-6)
+    assert share[1] == pytest.approx(1.0, abs=1e-6)
+    assert np.isfinite(values).all()
+
+
+def test_eight_turns_make_the_map_turn_with_the_image(awake, colour_section):
+    from stpredict._section import ImageView
+
+    section, plain = colour_section(4), awake.config
+    rasters = []
+    for turn in range(3):
+        turned = replace(section, image=ImageView(np.rot90(section.image.pixels, turn, (1, 2)).copy(), (1.0, 1.0), 1.0))
+        raster = np.zeros((3, 128, 128), np.float32)
+        awake.config = replace(plain, turns=8, core_px=512)
+        _infer(awake, turned, raster=lambda y, x, part, raster=raster: raster.__setitem__((slice(None), y, x), part))
+        awake.config = plain
+        rasters.append(np.rot90(raster, -turn, (1, 2)))
+    np.testing.assert_allclose(rasters[1], rasters[0], atol=2e-4)
+    np.testing.assert_allclose(rasters[2], rasters[0], atol=2e-4)
+
+
+def test_a_sum_is_the_mean_times_the_area(awake, colour_section):
+    section = colour_section(4)
+    mean, _ = _infer(awake, section)
+    plain = awake.config
+    awake.config = replace(plain, reduction="sum")
+    total, _ = _infer(awake, section)
+    awake.config = plain
+    np.testing.assert_allclose(total, mean * (np.pi * 24**2), rtol=1e-4)
+
+
+def test_the_log1p_link_maps_a_rate_that_is_not_negative(colour_section):
+    import torch
+
+    from stpredict.models import PixNet, PixNetConfig
+
+    torch.manual_seed(0)
+    config = PixNetConfig(
+        genes=("red", "green", "blue"), mpp=1.0, filters=(8, 8, 12, 16), window_px=256, core_px=256, link="log1p"
+    )
+    model = PixNet(config=config).eval()
+    section = colour_section(4)
+    model.prepare([section])
+    parts = []
+    values, _ = _infer(model, section, raster=lambda _y, _x, part: parts.append(part))
+    assert min(part.min() for part in parts) > 0
+    assert (values > 0).all()
+    bias = torch.nn.functional.softplus(model.bias).detach().numpy()
+    np.testing.assert_allclose(np.log1p(bias), section.expression.mean(axis=0), rtol=1e-3)
+
+
+def test_prepare_starts_at_the_training_mean(build, colour_section):
+    model = build("PixNet")
+    sections = [colour_section(0), colour_section(1)]
+    model.prepare(sections)
+    wanted = np.mean([s.expression.mean(axis=0) for s in sections], axis=0)
+    np.testing.assert_allclose(model.bias.detach().numpy(), wanted, rtol=1e-5)
+
+
+def test_a_saved_pixnet_gives_its_encoder_and_decoder_away(build, colour_section, tmp_path):
+    import torch
+
+    from stpredict._train import Plan, fit
+    from stpredict.models import PixNet
+
+    donor = build("PixNet")
+    fit(donor, [colour_section(0)], [], Plan(max_epochs=1, device="cpu", progress=False))
+    donor.save(tmp_path / "donor")
+    heir = PixNet(["a", "b"], encoder_weights=tmp_path / "donor", mpp=1.0)
+    assert heir.config.filters == donor.config.filters
+    for part in ("encoder", "decoder"):
+        for key, value in getattr(donor, part).state_dict().items():
+            torch.testing.assert_close(getattr(heir, part).state_dict()[key], value)
+    assert heir.weight.shape == (2, 8)
+    with pytest.raises(FileNotFoundError, match="no model 'pixnet-of-nobody'"):
+        PixNet(["a"], encoder_weights="pixnet-of-nobody")
+
+
+def test_sizes_that_do_not_divide_are_refused_with_the_unit():
+    from stpredict.models import PixNet, PixNetConfig
+
+    with pytest.raises(ValueError, match=r"core_px=1000 must be a multiple of 128 px"):
+        PixNet(config=PixNetConfig(genes=("a",), core_px=1000))
+    with pytest.raises(ValueError, match="config='huge' is unknown"):
+        PixNet(["a"], config="huge")

@@ -1,0 +1,156 @@
+"""The loop: the same seed, a run that was interrupted, validation, and what is held out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+
+def _plan(**settings):
+    from stpredict._train import Plan
+
+    return Plan(**({"max_epochs": 2, "batch_size": 4, "device": "cpu", "precision": "32", "progress": False} | settings))
+
+
+def _state(model):
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def _equal(one, other) -> bool:
+    return all(bool((one[key] == other[key]).all()) for key in one)
+
+
+@pytest.fixture
+def sections(colour_section):
+    return [colour_section(0), colour_section(1)]
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(build, sections):
+    from stpredict._train import fit
+
+    models = [build("PixNet") for _ in range(3)]
+    histories = [fit(m, sections, [], _plan(max_epochs=1, seed=s)) for m, s in zip(models, (0, 0, 1), strict=True)]
+    assert _equal(_state(models[0]), _state(models[1]))
+    assert not _equal(_state(models[0]), _state(models[2]))
+    assert histories[0].equals(histories[1])
+    assert list(histories[0].columns) == ["epoch", "train_loss", "lr"]
+
+
+def test_a_resumed_run_ends_where_the_whole_one_does(build, sections, tmp_path, monkeypatch):
+    from stpredict import _train
+
+    whole = build("PixNet")
+    history = _train.fit(whole, sections, [sections[0]], _plan(max_epochs=3, checkpoint_dir=tmp_path / "whole"))
+
+    broken = build("PixNet")
+    end = _train._Task.on_train_epoch_end
+
+    def interrupt(task):
+        end(task)
+        if task.current_epoch == 2:
+            raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_train._Task, "on_train_epoch_end", interrupt)
+        with pytest.raises(InterruptedError):
+            _train.fit(broken, sections, [sections[0]], _plan(max_epochs=3, checkpoint_dir=tmp_path / "broken"))
+    resumed = build("PixNet")
+    plan = _plan(max_epochs=3, checkpoint_dir=tmp_path / "broken", resume=True)
+    again = _train.fit(resumed, sections, [sections[0]], plan)
+    assert _equal(_state(whole), _state(resumed))
+    assert history["epoch"].tolist() == again["epoch"].tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(history["train_loss"], again["train_loss"])
+    assert (tmp_path / "broken" / "log" / "metrics.csv").is_file()
+
+
+def test_resume_without_a_checkpoint_is_refused(build, sections, tmp_path):
+    from stpredict._train import fit
+
+    with pytest.raises(FileNotFoundError, match=r"there is no last.ckpt in checkpoint_dir="):
+        fit(build("PixNet"), sections, [], _plan(checkpoint_dir=tmp_path, resume=True))
+
+
+def test_the_best_weights_are_kept_and_patience_ends_it(build, sections, monkeypatch):
+    from dataclasses import replace
+
+    from stpredict import _train
+
+    model = build("PixNet")
+    model.recipe = replace(model.recipe, patience=2)
+    losses = iter([3.0, 1.0, 2.0, 2.5, 2.6, 2.7])
+    seen = []
+
+    def step(task, batch, _):
+        pass
+
+    def log(task):
+        task.log("val_loss", next(losses))
+        seen.append(_state(task.model))
+
+    monkeypatch.setattr(_train._Task, "validation_step", step)
+    monkeypatch.setattr(_train._Task, "on_validation_epoch_end", log, raising=False)
+    history = _train.fit(model, sections, [sections[0]], _plan(max_epochs=6))
+    assert len(history) == 4  # two epochs after the best one
+    assert _equal(_state(model), seen[1])
+    assert not _equal(_state(model), seen[3])
+
+
+def test_reliability_is_the_correlation_on_validation_sections(build, sections, colour_section):
+    from stpredict import metrics
+    from stpredict._infer import Runtime, predict
+    from stpredict._train import fit
+
+    model, val = build("Ridge"), colour_section(3)
+    fit(model, sections, [val], _plan())
+    values, _ = predict(model, val, list(model.genes), runtime=Runtime(device="cpu", precision="32", progress=False))
+    np.testing.assert_allclose(list(model.card.val_pcc.values()), metrics.pcc(values, val.expression), rtol=1e-5)
+    assert list(model.card.val_pcc) == ["red", "green", "blue"]
+
+
+def test_a_constant_prediction_has_no_reliability(build, sections, colour_section):
+    from stpredict._train import fit
+
+    model = build("Mean")
+    fit(model, sections, [colour_section(3)], _plan())
+    assert set(model.card.val_pcc.values()) == {None}
+
+
+def test_held_out_shapes_are_blocks_and_a_partition(colour_section):
+    from stpredict._train import hold_out
+
+    section = colour_section(0)
+    kept, held = hold_out(section, share=0.3, seed=0)
+    assert sorted([*kept.ids, *held.ids]) == list(range(24))
+    assert 0.2 <= held.n_shapes / 24 <= 0.5
+    assert hold_out(section, share=0.0, seed=0) == (section, None)
+    with pytest.raises(ValueError, match="val=1.5 must lie in"):
+        hold_out(section, share=1.5, seed=0)
+
+
+def test_the_rate_rises_and_falls():
+    from stpredict._train import _rate
+
+    rates = [_rate(step, 100, 0.1) for step in range(101)]
+    assert rates[9] == 1.0
+    assert rates[0] == pytest.approx(0.1)
+    assert (np.diff(rates[10:]) <= 0).all()
+    assert rates[100] == pytest.approx(0.01)
+
+
+def test_a_frozen_encoder_does_not_move(build, sections):
+    from dataclasses import replace
+
+    from stpredict._train import fit
+
+    model = build("PixNet")
+    model.recipe = replace(model.recipe, encoder_lr=0.0)
+    before = _state(model.encoder)
+    fit(model, sections, [], _plan(max_epochs=1))
+    assert _equal(before, _state(model.encoder))
+
+
+def test_nothing_to_train_on_is_said(build):
+    from stpredict._train import fit
+
+    with pytest.raises(ValueError, match="there is nothing to train on"):
+        fit(build("Mean"), [], [], _plan())

@@ -1,0 +1,121 @@
+"""A raster read inside shapes: against the layer, exactextract, and by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import shapely
+from geopandas import GeoDataFrame
+from spatialdata.models import Image2DModel, ShapesModel
+from spatialdata.transformations import Identity, Scale
+
+RUN = {"device": "cpu", "precision": "32", "progress": False}
+
+
+@pytest.fixture
+def raster_sdata(sdata):
+    """Gene maps "maps" at 4 px of the image, and cells: overlapping, with a hole, in two parts, half a raster pixel."""
+    values = np.random.default_rng(0).uniform(0, 5, (3, 128, 128)).astype(np.float32)
+    systems = {"global": Scale([4.0, 4.0], axes=("x", "y"))}
+    sdata.images["maps"] = Image2DModel.parse(
+        values, dims=("c", "y", "x"), c_coords=["red", "green", "blue"], transformations=systems
+    )
+    ring = shapely.box(100, 100, 180, 190).difference(shapely.box(120, 130, 150, 160))
+    parts = shapely.MultiPolygon([shapely.box(300, 20, 331, 47), shapely.box(400, 20, 433, 50)])
+    cells = [shapely.box(90, 110, 140, 150), ring, parts, shapely.box(201, 201, 203, 203), shapely.box(480, 480, 540, 500)]
+    frame = GeoDataFrame(geometry=cells, index=[f"c{i}" for i in range(5)])
+    sdata.shapes["cells"] = ShapesModel.parse(frame, transformations={"global": Identity()})
+    return sdata, values, cells
+
+
+def _aggregate(sdata, **settings):
+    import stpredict as stp
+
+    stp.tl.aggregate(sdata, "maps", shapes_key="cells", **settings)
+    return sdata.tables[settings.get("table_added", f"cells_{settings.get('key_added', 'maps')}")]
+
+
+def _weights(cells):
+    grid = [[shapely.box(4 * x, 4 * y, 4 * x + 4, 4 * y + 4) for x in range(128)] for y in range(128)]
+    return np.array([shapely.area(shapely.intersection(np.array(grid), cell)) for cell in cells]) / 16  # raster pixels
+
+
+def test_mean_and_sum_are_those_of_shapely(raster_sdata):
+    sdata, values, cells = raster_sdata
+    weights = _weights(cells)
+    total = np.einsum("nyx,gyx->ng", weights, values.astype(float))
+    mean = _aggregate(sdata)
+    np.testing.assert_allclose(mean.X, total / weights.sum(axis=(1, 2))[:, None], rtol=1e-5)
+    np.testing.assert_allclose(_aggregate(sdata, stat="sum", key_added="total").X, total, rtol=1e-5)
+    np.testing.assert_allclose(mean.obs["maps_coverage"], [1, 1, 1, 1, 32 / 60], atol=1e-9)
+
+
+def test_means_are_those_of_exactextract(raster_sdata):
+    exactextract = pytest.importorskip("exactextract")
+    from exactextract.raster import NumPyRasterSource
+
+    sdata, values, cells = raster_sdata
+    flipped = [shapely.transform(cell, lambda xy: np.column_stack([xy[:, 0], 512 - xy[:, 1]])) for cell in cells]
+    frame = GeoDataFrame(geometry=flipped, crs="EPSG:3857")
+    got = _aggregate(sdata).X
+    for j in range(3):
+        source = NumPyRasterSource(values[j], xmin=0, ymin=0, xmax=512, ymax=512)
+        theirs = exactextract.exact_extract(source, frame, "mean", output="pandas")["mean"]
+        np.testing.assert_allclose(got[:, j], theirs, rtol=1e-5)
+
+
+def test_strips_and_blocks_of_genes_do_not_show(raster_sdata, monkeypatch):
+    from stpredict.tl import aggregate as _  # noqa: F401
+    import sys
+
+    module = sys.modules["stpredict.tl.aggregate"]
+    sdata, _values, _cells = raster_sdata
+    whole = _aggregate(sdata).X
+    monkeypatch.setattr(module, "STRIP_CELLS", 128 * 7)
+    monkeypatch.setattr(module, "VALUE_BYTES", 8)
+    np.testing.assert_allclose(_aggregate(sdata, key_added="strips").X, whole, rtol=1e-6)
+
+
+def test_nan_pixels_do_not_count(raster_sdata):
+    sdata, values, cells = raster_sdata
+    holed = values.copy()
+    holed[:, :, :30] = np.nan
+    systems = {"global": Scale([4.0, 4.0], axes=("x", "y"))}
+    sdata.images["maps"] = Image2DModel.parse(
+        holed, dims=("c", "y", "x"), c_coords=["red", "green", "blue"], transformations=systems
+    )
+    table = _aggregate(sdata)
+    weights = _weights(cells)[:, :, 30:]
+    wanted = np.einsum("nyx,gyx->ng", weights, values[:, :, 30:].astype(float)) / weights.sum(axis=(1, 2))[:, None]
+    np.testing.assert_allclose(table.X, wanted, rtol=1e-5)
+    assert table.obs["maps_coverage"].iloc[0] == pytest.approx(20 / 50)
+
+
+def test_the_raster_of_a_model_reads_back_as_its_layer(sdata, pixnet):
+    import stpredict as stp
+
+    stp.tl.predict(sdata, pixnet, output="both", **RUN)
+    stp.tl.aggregate(sdata, "pixnet", shapes_key="spots", key_added="again")
+    table = sdata.tables["table"]
+    one, other = (table.layers[key][:, table.var["pixnet"]] for key in ("pixnet", "again"))
+    np.testing.assert_allclose(one, other, atol=4e-3)  # float16 has 11 bits
+    assert table.uns["stpredict"]["again"]["raster"] == "pixnet"
+
+
+def test_a_link_is_applied_after_pooling(raster_sdata):
+    sdata, _, _ = raster_sdata
+    plain = _aggregate(sdata).X
+    sdata.attrs = {"stpredict": {"images/maps": {"link": "log1p"}}}
+    np.testing.assert_allclose(_aggregate(sdata, key_added="linked").X, np.log1p(plain), rtol=1e-6)
+
+
+def test_bad_requests_are_named(raster_sdata):
+    import stpredict as stp
+
+    sdata, _, _ = raster_sdata
+    with pytest.raises(ValueError, match="stat='max' is unknown: use 'mean' or 'sum'"):
+        _aggregate(sdata, stat="max")
+    with pytest.raises(ValueError, match=r"raster 'maps' lacks 1 of 2 genes: \['mauve'\]"):
+        _aggregate(sdata, genes=["red", "mauve"])
+    with pytest.raises(ValueError, match=r"(?s)'mapps'.*maps"):
+        stp.tl.aggregate(sdata, "mapps", shapes_key="cells")

@@ -1,0 +1,58 @@
+"""Scores of a layer: those of stp.metrics on the spots that the protocol lets in."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def predicted(sdata, ridge):
+    import stpredict as stp
+
+    stp.tl.predict(sdata, ridge, progress=False)
+    return sdata
+
+
+def test_scores_are_those_of_the_metrics(predicted):
+    import stpredict as stp
+
+    table = predicted.tables["table"]
+    counts = table.X.toarray().astype(float)
+    true = np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)[:, :3]
+    pred = table.layers["ridge"][:, :3]
+    scores = stp.tl.evaluate(predicted, "ridge")
+    assert scores["gene"].tolist() == ["red", "green", "blue"]
+    for name in ("pcc", "spearman", "mse", "mae"):
+        np.testing.assert_allclose(scores[name], getattr(stp.metrics, name)(pred, true), rtol=1e-5)
+    summary = scores.attrs["summary"].iloc[0]
+    assert summary["pcc_m"] == pytest.approx(scores["pcc"].mean())
+    assert (summary["n_spots"], summary["n_dropped"]) == (30, 0)
+    assert (scores["ceiling"] > scores["pcc"] - 0.05).all()
+
+
+def test_spots_below_the_minimum_are_dropped_and_counted(predicted):
+    import stpredict as stp
+
+    table = predicted.tables["table"]
+    counts = table.X.toarray()
+    counts[4] = [1, 1, 0, 0]
+    table.X = type(table.X)(counts)
+    summary = stp.tl.evaluate(predicted, "ridge").attrs["summary"].iloc[0]
+    assert (summary["n_spots"], summary["n_dropped"]) == (29, 1)
+
+
+def test_groups_are_written_beside_their_sections(predicted):
+    import stpredict as stp
+
+    scores = stp.tl.evaluate([predicted], "ridge", groups=["patient C"])
+    assert set(scores["group"]) == {"patient C"}
+    with pytest.raises(ValueError, match="groups names 2 groups for 1 sections"):
+        stp.tl.evaluate([predicted], "ridge", groups=["a", "b"])
+
+
+def test_a_layer_that_is_not_there_is_named(predicted):
+    import stpredict as stp
+
+    with pytest.raises(ValueError, match=r"(?s)'rigde'.*ridge"):
+        stp.tl.evaluate(predicted, "rigde")

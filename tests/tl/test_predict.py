@@ -1,0 +1,259 @@
+"""Prediction: where values land, and what must not change them."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from spatialdata import read_zarr
+from spatialdata.models import ShapesModel
+from spatialdata.transformations import Affine, Identity, Scale, get_transformation, set_transformation
+
+RUN = {"device": "cpu", "precision": "32", "progress": False}
+
+
+def _layer(sdata, key="pixnet"):
+    """Predicted values by instance id, (n, g)."""
+    table = sdata.tables["table"]
+    frame = table[:, table.var[key].to_numpy()].to_df(layer=key)
+    frame.index = table.obs["instance_id"].astype(str).to_numpy()
+    return frame.sort_index()
+
+
+def _predict(sdata, model, **settings):
+    import stpredict as stp
+
+    stp.tl.predict(sdata, model, **(RUN | settings))
+    return sdata
+
+
+def test_the_layer_is_what_the_contract_says(sdata, pixnet):
+    _predict(sdata, pixnet, genes=["blue", "red"])
+    table = sdata.tables["table"]
+    values = table.layers["pixnet"]
+    assert values.dtype == np.float32
+    assert table.var["pixnet"].tolist() == [True, False, True, False]
+    assert np.isfinite(values[:, [0, 2]]).all()
+    assert np.isnan(values[:, [1, 3]]).all()
+    np.testing.assert_allclose(table.obs["pixnet_coverage"], 1.0, atol=1e-6)
+    quality = table.var["pixnet_val_pcc"].to_numpy()
+    np.testing.assert_allclose(quality[[0, 2]], [pixnet.card.val_pcc["red"], pixnet.card.val_pcc["blue"]])
+    assert np.isnan(quality[[1, 3]]).all()
+    record = sdata.attrs["stpredict"]["tables/table/layers/pixnet"]
+    assert record == table.uns["stpredict"]["pixnet"]
+    assert (record["model"], record["mpp"], record["target"]) == ("PixNet", 1.0, "log1p_cp10k")
+    assert record["genes"] == ["blue", "red"]
+
+
+def test_a_model_that_reads_colour_reads_it_in_a_shuffled_table(sdata, ridge):
+    import stpredict as stp
+
+    _predict(sdata, ridge)
+    assert sdata.tables["table"].obs["instance_id"].tolist() != sdata.shapes["spots"].index.tolist()
+    assert stp.tl.evaluate(sdata, "ridge")["pcc"].min() > 0.8
+
+
+def test_a_shuffled_table_gets_each_value_in_its_own_row(make, pixnet):
+    straight, shuffled = make(7), make(7, shuffle=True)
+    one, other = (_layer(_predict(each, pixnet)) for each in (straight, shuffled))
+    assert one.equals(other)
+
+
+SHEAR = [[0.8, -0.5, 40.0], [0.35, 1.1, -9.0], [0.0, 0.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        [[0.0, -1.0, 30.0], [1.0, 0.0, 5.0], [0.0, 0.0, 1.0]],
+        [[-1.0, 0.0, 512.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
+        [[3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 1.0]],
+        SHEAR,
+    ],
+    ids=["quarter turn", "flip", "scale", "shear"],
+)
+def test_moving_the_whole_object_changes_nothing(make, pixnet, matrix):
+    wanted = _layer(_predict(make(7), pixnet))
+    moved = make(7)
+    affine = Affine(matrix, input_axes=("x", "y"), output_axes=("x", "y"))
+    for element in (moved.images["image"], moved.shapes["spots"]):
+        set_transformation(element, {"elsewhere": affine}, set_all=True)
+    np.testing.assert_allclose(_layer(_predict(moved, pixnet, mpp=1.0)), wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("matrix", [[[0.0, -1.0, 30.0], [1.0, 0.0, 5.0], [0.0, 0.0, 1.0]], SHEAR])
+def test_shapes_may_live_in_a_frame_of_their_own(make, pixnet, matrix):
+    """The shapes' own coordinates change by A, and their transformation by its inverse: the same places."""
+    wanted = _layer(_predict(make(7), pixnet))
+    moved = make(7)
+    a = np.array(matrix)
+    shapes = moved.shapes["spots"].copy()
+    flat = [*a[:2, :2].ravel(), *a[:2, 2]]
+    polygons = shapes.geometry.buffer(shapes["radius"], quad_segs=64).affine_transform(flat)
+    frame = shapes.drop(columns="radius").set_geometry(polygons)
+    back = Affine(np.linalg.inv(a), input_axes=("x", "y"), output_axes=("x", "y"))
+    frame.attrs = {}
+    moved.shapes["spots"] = ShapesModel.parse(frame, transformations={"global": back})
+    set_transformation(moved.images["image"], {"global": Identity()}, set_all=True)
+    got = _layer(_predict(moved, pixnet, mpp=1.0))
+    np.testing.assert_allclose(got, wanted, atol=2e-3)  # a 256-gon inside the circle loses 0.01 % of its area
+
+
+def test_an_image_of_twice_the_size_gives_the_same_up_to_resampling(make, pixnet):
+    from spatialdata.models import Image2DModel
+
+    plain = make(7)
+    wanted = _layer(_predict(plain, pixnet))
+    large = make(7)
+    pixels = np.kron(np.asarray(large.images["image"].data), np.ones((1, 2, 2), dtype=np.uint8))
+    systems = {"global": Scale([0.5, 0.5], axes=("x", "y")), "micrometers": Scale([0.5, 0.5], axes=("x", "y"))}
+    large.images["image"] = Image2DModel.parse(
+        pixels, dims=("c", "y", "x"), c_coords=["r", "g", "b"], transformations=systems, scale_factors=[2]
+    )
+    np.testing.assert_allclose(_layer(_predict(large, pixnet)), wanted, atol=1e-5)
+
+
+def test_tile_and_batch_size_do_not_show(make, pixnet):
+    from dataclasses import replace
+
+    plain = pixnet.config
+    wanted = _layer(_predict(make(7, size=800), pixnet))
+    try:
+        for config, batch in ((replace(plain, core_px=512), "auto"), (plain, 3)):
+            pixnet.config = config
+            got = _layer(_predict(make(7, size=800), pixnet, batch_size=batch))
+            assert (np.abs(got - wanted).max() <= 1e-3 * wanted.std()).all()
+    finally:
+        pixnet.config = plain
+
+
+def test_a_store_gives_back_the_same_bits(make, sdata, pixnet, tmp_path):
+    in_memory = _layer(_predict(sdata, pixnet, output="both"))
+    raster = sdata.images["pixnet"].to_numpy()
+    make(7, shuffle=True).write(tmp_path / "s.zarr")
+    backed = read_zarr(tmp_path / "s.zarr")
+    _predict(backed, pixnet, output="both")
+    for again in (backed, read_zarr(tmp_path / "s.zarr")):
+        assert _layer(again).equals(in_memory)
+        np.testing.assert_array_equal(again.images["pixnet"].to_numpy(), raster)
+    assert [path.name for path in tmp_path.iterdir()] == ["s.zarr"]
+
+
+def test_a_path_and_a_list_are_taken(make, pixnet, tmp_path):
+    for name in ("a", "b"):
+        make(7).write(tmp_path / f"{name}.zarr")
+    _predict([tmp_path / "a.zarr", str(tmp_path / "b.zarr")], pixnet)
+    one, other = (_layer(read_zarr(tmp_path / f"{name}.zarr")) for name in ("a", "b"))
+    assert one.equals(other)
+    with pytest.raises(FileNotFoundError, match=r"there is no store .*c.zarr"):
+        _predict(tmp_path / "c.zarr", pixnet)
+
+
+def test_the_raster_lies_on_the_image(sdata, pixnet):
+    _predict(sdata, pixnet, output="raster", genes=["green", "red"])
+    raster = sdata.images["pixnet"]
+    assert raster.dtype == np.float16
+    assert raster.sizes == {"c": 2, "y": 128, "x": 128}
+    assert raster.coords["c"].values.tolist() == ["green", "red"]
+    systems = get_transformation(raster, get_all=True)
+    for name, pixel in (("global", 4.0), ("micrometers", 4.0)):
+        matrix = systems[name].to_affine_matrix(("x", "y"), ("x", "y"))
+        np.testing.assert_allclose(matrix, np.diag([pixel, pixel, 1.0]))
+    assert sdata.attrs["stpredict"]["images/pixnet"]["raster_mpp"] == 4.0
+    assert "pixnet" not in sdata.tables["table"].layers
+
+
+def test_a_coarser_raster_is_the_mean_of_the_fine_one(sdata, pixnet):
+    _predict(sdata, pixnet, output="raster")
+    _predict(sdata, pixnet, output="raster", raster_mpp=16.0, key_added="coarse")
+    fine, coarse = (sdata.images[key].to_numpy().astype(float) for key in ("pixnet", "coarse"))
+    wanted = fine.reshape(3, 32, 4, 32, 4).mean(axis=(2, 4))
+    np.testing.assert_allclose(coarse, wanted, atol=2e-2, rtol=2e-3)
+    with pytest.raises(ValueError, match=r"raster_mpp=9.0 is no step of this model: it maps at 4 um.*Use raster_mpp=8"):
+        _predict(sdata, pixnet, output="raster", raster_mpp=9.0, key_added="odd")
+
+
+def test_the_latent_raster_gives_every_gene(sdata, pixnet):
+    _predict(sdata, pixnet, output="latent", key_added="latent")
+    _predict(sdata, pixnet, output="raster")
+    latent, raster = (sdata.images[key].to_numpy().astype(float) for key in ("latent", "pixnet"))
+    query = pixnet.query(pixnet.genes).detach().numpy()
+    np.testing.assert_allclose(np.einsum("gd,dyx->gyx", query, latent), raster, atol=0.03)
+
+
+def test_shapes_without_a_table_get_one_in_element_order(sdata, pixnet):
+    import stpredict as stp
+
+    stp.pp.tile_grid(sdata, diameter_um=64.0, shape="square", key_added="bins")
+    _predict(sdata, pixnet, shapes_key="bins")
+    table = sdata.tables["bins_pixnet"]
+    assert table.obs["instance_id"].tolist() == sdata.shapes["bins"].index.tolist()
+    assert table.var_names.tolist() == ["red", "green", "blue"]
+    np.testing.assert_array_equal(table.X, table.layers["pixnet"])
+    centres = np.column_stack([sdata.shapes["bins"].geometry.centroid.x, sdata.shapes["bins"].geometry.centroid.y])
+    np.testing.assert_allclose(table.obsm["spatial"], centres)
+    assert table.uns["spatialdata_attrs"]["region"] == "bins"
+
+
+def test_a_new_table_by_name(sdata, pixnet):
+    _predict(sdata, pixnet, table_added="wide")
+    assert sdata.tables["wide"].shape == (30, 3)
+    assert "pixnet" not in sdata.tables["table"].layers
+
+
+def test_off_the_image_is_nan_with_one_warning(sdata, pixnet):
+    import shapely
+
+    shapes = sdata.shapes["spots"]
+    shapes.geometry = [shapely.Point(-900, -900), shapely.Point(0, 100), *shapes.geometry[2:]]
+    with pytest.warns(UserWarning, match=r"1 of 30 shapes have nothing on the image.*t.obs\['pixnet_coverage'\] > 0"):
+        _predict(sdata, pixnet)
+    table = sdata.tables["table"]
+    lost = table.obs["instance_id"] == shapes.index[0]
+    half = table.obs["instance_id"] == shapes.index[1]
+    assert np.isnan(table.layers["pixnet"][lost]).all()
+    assert table.obs["pixnet_coverage"][lost.to_numpy()].item() == 0.0
+    assert table.obs["pixnet_coverage"][half.to_numpy()].item() == pytest.approx(0.5, abs=1e-6)
+
+
+def test_tissue_cuts_the_read_out(sdata, pixnet):
+    import shapely
+    from geopandas import GeoDataFrame
+
+    tissue = GeoDataFrame(geometry=[shapely.box(0, 0, 256, 512)])
+    sdata.shapes["tissue"] = ShapesModel.parse(tissue, transformations={"global": Identity()})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        _predict(sdata, pixnet, tissue_key="tissue")
+    table = sdata.tables["table"]
+    x = table.obsm["spatial"][:, 0]
+    share = table.obs["pixnet_coverage"].to_numpy()
+    assert (share[x < 232] > 0.999).all()
+    assert (share[x > 280] == 0).all()
+    assert np.isnan(table.layers["pixnet"][x > 280]).all()
+
+
+def test_scanpy_and_squidpy_go_on_from_the_layer(make, pixnet):
+    import scanpy as sc
+    import squidpy as sq
+
+    sdata = _predict(make(7, n=60, shuffle=True), pixnet)
+    adata = sdata.tables["table"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # theirs
+        before = adata.obsm["spatial"].copy()
+        sq.gr.spatial_neighbors(adata, coord_type="generic", n_neighs=6)
+        np.testing.assert_array_equal(adata.obsm["spatial"], before)
+        seen = adata[:, adata.var["pixnet"]].copy()
+        sq.gr.spatial_autocorr(seen, layer="pixnet", mode="moran", n_perms=20, n_jobs=1, show_progress_bar=False, seed=0)
+        sc.pp.pca(adata, layer="pixnet", mask_var="pixnet", n_comps=2)
+        sc.pp.neighbors(adata, n_neighbors=8)
+        sc.tl.leiden(adata, flavor="igraph", n_iterations=2, resolution=1.0)
+        sq.gr.nhood_enrichment(adata, cluster_key="leiden", n_perms=20, show_progress_bar=False, seed=0)
+    moran = seen.uns["moranI"]
+    assert np.isfinite(moran["I"]).all()
+    assert np.isfinite(moran["pval_norm_fdr_bh"]).all()
+    assert adata.obs["leiden"].nunique() > 1
+    assert np.isfinite(adata.obsm["X_pca"]).all()
+    assert "leiden_nhood_enrichment" in adata.uns
