@@ -9,7 +9,9 @@ import pytest
 def _plan(**settings):
     from stpredict._train import Plan
 
-    return Plan(**({"max_epochs": 2, "batch_size": 4, "device": "cpu", "precision": "32", "progress": False} | settings))
+    return Plan(
+        **({"max_epochs": 2, "batch_size": 4, "device": "cpu", "precision": "32", "progress": False} | settings)
+    )
 
 
 def _state(model):

@@ -115,7 +115,9 @@ def _loop(model: Model, train: Sequence[Section], val: Sequence[Section], plan: 
     with _quiet_lightning():
         trainer = _trainer(plan, recipe, device, folder, has_val=bool(val))
     with warnings.catch_warnings(), _quiet_lightning():
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # Lightning 2.6 with torch 2.15
+        warnings.filterwarnings(
+            "ignore", message=".*LeafSpec.*", category=FutureWarning
+        )  # Lightning 2.6 with torch 2.15
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
         trainer.fit(task, ckpt_path=_checkpoint(folder) if plan.resume else None, weights_only=True)

@@ -13,7 +13,14 @@ def saved(build, colour_section, tmp_path):
     from stpredict._train import Plan, fit
 
     model = build("Ridge")
-    fit(model, [colour_section(0)], [], Plan(device="cpu", progress=False), sections=("colour0",), licence="BSD-3-Clause")
+    fit(
+        model,
+        [colour_section(0)],
+        [],
+        Plan(device="cpu", progress=False),
+        sections=("colour0",),
+        licence="BSD-3-Clause",
+    )
     model.save(tmp_path / "m")
     return tmp_path / "m"
 

@@ -54,7 +54,9 @@ def test_the_published_configuration_counts_as_derived_by_hand():
 
     config = PixNetConfig(genes=tuple(f"g{i}" for i in range(250)), **PUBLISHED)
     with torch.device("meta"):
-        model = PixNet(config=replace(config, encoder="vit_giant_patch14_224"))  # UNI2-h's architecture, by its timm name
+        model = PixNet(
+            config=replace(config, encoder="vit_giant_patch14_224")
+        )  # UNI2-h's architecture, by its timm name
     assert sum(p.numel() for p in model.encoder.parameters()) == 681_394_176
     f = (64, 128, 256, 512, 512, 512)
     wanted = _block(1536, f[5])

@@ -20,7 +20,9 @@ def test_a_cnn_gives_its_own_strides():
     encoder = _encoder(CNN)
     maps = encoder(torch.rand(2, 3, 64, 96))
     assert encoder.strides == (4, 8, 16, 32)
-    assert [tuple(m.shape) for m in maps] == [(2, c, 64 // s, 96 // s) for c, s in zip(encoder.channels, encoder.strides)]
+    assert [tuple(m.shape) for m in maps] == [
+        (2, c, 64 // s, 96 // s) for c, s in zip(encoder.channels, encoder.strides)
+    ]
 
 
 def test_a_vit_sees_its_native_squares_one_by_one():
@@ -81,7 +83,13 @@ def test_a_hub_name_offline_is_refused_at_once(monkeypatch):
 def test_the_given_weights_see_imagenet(data):
     import torch
 
-    spec = {"name": "mobilenetv2_100", "taps": (1, 2, 3, 4), "kwargs": {"pad_type": "same"}, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    spec = {
+        "name": "mobilenetv2_100",
+        "taps": (1, 2, 3, 4),
+        "kwargs": {"pad_type": "same"},
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+    }
     encoder = _encoder(spec, data / "weights" / "mobilenetv2_100.imagenet.safetensors")
     assert encoder.channels == (24, 32, 96, 320)
     with torch.inference_mode():

@@ -15,7 +15,10 @@ def covered():
     rng = np.random.default_rng(0)
     geometry = np.array([shapely.Point(*rng.uniform(3, 13, 2)) for _ in range(5)], dtype=object)
     radius = rng.uniform(0.4, 3, 5)
-    return [coverage(geometry[:3], radius[:3], Window(0, 0, 16, 16)), coverage(geometry[3:], radius[3:], Window(0, 0, 16, 16))]
+    return [
+        coverage(geometry[:3], radius[:3], Window(0, 0, 16, 16)),
+        coverage(geometry[3:], radius[3:], Window(0, 0, 16, 16)),
+    ]
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

@@ -40,4 +40,4 @@ def test_jitter_is_seeded_bounded_and_moves_colours(image):
     one, same, other = (jitter(image, strength=0.1, rng=np.random.default_rng(s)) for s in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert (one != other).mean() > 0.3
-    assert 0 < np.abs(one.astype(int) - image).mean() < 40
+    assert 0 < np.abs(one.astype(int) - image).mean() < 60

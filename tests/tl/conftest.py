@@ -16,7 +16,9 @@ from spatialdata.transformations import Identity, Scale
 GENES = ("red", "green", "blue", "other")
 
 
-def colour_sdata(seed: int = 0, *, size: int = 512, n: int = 30, mpp: float = 1.0, shuffle: bool = False) -> SpatialData:
+def colour_sdata(
+    seed: int = 0, *, size: int = 512, n: int = 30, mpp: float = 1.0, shuffle: bool = False
+) -> SpatialData:
     """Image "image", circles "spots", counts in "table"; rows of the table may come in another order than the shapes."""
     rng = np.random.default_rng(seed)
     coarse = rng.uniform(30, 230, (3, size // 32, size // 32))
@@ -40,7 +42,9 @@ def _table(pixels: np.ndarray, centres: np.ndarray, rng: np.random.Generator, sh
     obs = pd.DataFrame({"region": "spots", "instance_id": [f"s{i}" for i in range(len(centres))]})
     obs.index = obs["instance_id"].astype(str).to_numpy()
     obs["region"] = obs["region"].astype("category")
-    table = AnnData(csr_matrix(counts), obs=obs, var=pd.DataFrame(index=list(GENES)), obsm={"spatial": centres[:, ::-1]})
+    table = AnnData(
+        csr_matrix(counts), obs=obs, var=pd.DataFrame(index=list(GENES)), obsm={"spatial": centres[:, ::-1]}
+    )
     if shuffle:
         table = table[rng.permutation(len(centres))].copy()
     return TableModel.parse(table, region="spots", region_key="region", instance_key="instance_id")

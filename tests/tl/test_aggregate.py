@@ -22,7 +22,13 @@ def raster_sdata(sdata):
     )
     ring = shapely.box(100, 100, 180, 190).difference(shapely.box(120, 130, 150, 160))
     parts = shapely.MultiPolygon([shapely.box(300, 20, 331, 47), shapely.box(400, 20, 433, 50)])
-    cells = [shapely.box(90, 110, 140, 150), ring, parts, shapely.box(201, 201, 203, 203), shapely.box(480, 480, 540, 500)]
+    cells = [
+        shapely.box(90, 110, 140, 150),
+        ring,
+        parts,
+        shapely.box(201, 201, 203, 203),
+        shapely.box(480, 480, 540, 500),
+    ]
     frame = GeoDataFrame(geometry=cells, index=[f"c{i}" for i in range(5)])
     sdata.shapes["cells"] = ShapesModel.parse(frame, transformations={"global": Identity()})
     return sdata, values, cells

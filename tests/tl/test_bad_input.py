@@ -91,15 +91,27 @@ CASES = {
     "no mpp": (_only_pixels, {}, r"(?s)mpp=.*micromet.*(spot|diameter)"),
     "too coarse": (None, {"mpp": 3.0}, r"(?s)3.*um.*(coarse|finer|resolution)"),
     "all outside": (_far_away, {}, "all 30 shapes of 'spots' lie outside image 'image'"),
-    "other shapes": (_cells, {"shapes_key": "cells", "table_name": "table"}, r"table 'table' annotates \['spots'\], not 'cells'"),
+    "other shapes": (
+        _cells,
+        {"shapes_key": "cells", "table_name": "table"},
+        r"table 'table' annotates \['spots'\], not 'cells'",
+    ),
     "double ids": (_double_ids, {}, r"(?s)table 'table'.*(twice|unique|duplicate)"),
     "lost ids": (_lost_ids, {}, r"name instance ids that shapes 'spots' lack: \['nobody'\]"),
-    "unknown genes": (None, {"genes": ["red", "mauve"]}, r"genes not in the panel of this PixNet: \['mauve'\] \(1 of 2\)"),
+    "unknown genes": (
+        None,
+        {"genes": ["red", "mauve"]},
+        r"genes not in the panel of this PixNet: \['mauve'\] \(1 of 2\)",
+    ),
     "genes the table lacks": (_fewer_genes, {}, r"has 1 of the 3 genes to predict; it lacks .*Pass table_added="),
     "grey": (_grey, {"mpp": 1.0}, r"(?s)RGB.*(1|channel)"),
     "sixteen bit": (_sixteen_bit, {"mpp": 1.0}, r"(?s)uint8.*uint16|uint16.*uint8"),
     "key taken": (_taken, {}, r"there is a .*layer.* called 'pixnet' already.*overwrite=True"),
-    "image taken": (_taken_image, {"image_key": "image", "output": "raster"}, r"there is .*'pixnet' already.*overwrite=True"),
+    "image taken": (
+        _taken_image,
+        {"image_key": "image", "output": "raster"},
+        r"there is .*'pixnet' already.*overwrite=True",
+    ),
     "bad key": (None, {"key_added": "org/model"}, "'org/model' cannot be the name"),
     "key differs by case": (_taken, {"key_added": "PixNet"}, "differs from the existing .* 'pixnet' by case alone"),
     "no such device": (None, {"device": "cuda:9"}, "device='cuda:9' is not there"),
@@ -165,7 +177,9 @@ def test_a_raster_too_large_names_the_ways_out(sdata, pixnet, monkeypatch):
 
     free = psutil.virtual_memory()._replace(available=1000)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
-    with pytest.raises(ValueError, match=r"(?s)takes .* GB, and memory has .*genes=, a larger raster_mpp=, or output='latent'"):
+    with pytest.raises(
+        ValueError, match=r"(?s)takes .* GB, and memory has .*genes=, a larger raster_mpp=, or output='latent'"
+    ):
         stp.tl.predict(sdata, pixnet, output="raster", **RUN)
 
 

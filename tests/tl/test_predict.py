@@ -246,7 +246,9 @@ def test_scanpy_and_squidpy_go_on_from_the_layer(make, pixnet):
         sq.gr.spatial_neighbors(adata, coord_type="generic", n_neighs=6)
         np.testing.assert_array_equal(adata.obsm["spatial"], before)
         seen = adata[:, adata.var["pixnet"]].copy()
-        sq.gr.spatial_autocorr(seen, layer="pixnet", mode="moran", n_perms=20, n_jobs=1, show_progress_bar=False, seed=0)
+        sq.gr.spatial_autocorr(
+            seen, layer="pixnet", mode="moran", n_perms=20, n_jobs=1, show_progress_bar=False, seed=0
+        )
         sc.pp.pca(adata, layer="pixnet", mask_var="pixnet", n_comps=2)
         sc.pp.neighbors(adata, n_neighbors=8)
         sc.tl.leiden(adata, flavor="igraph", n_iterations=2, resolution=1.0)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from stpredict import pl
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from spatialdata import SpatialData
 
 
@@ -29,13 +30,16 @@ def figure(test: SpatialData, *, gene: str) -> Figure:
     for ax, key, title in ((truth, "truth", "truth at every pixel"), (predicted, "pixnet", "PixNet's map")):
         pl.raster(test, key, gene=gene, image_key="image", ax=ax, alpha=1.0, vmin=float(low), vmax=float(high))
         ax.set_title(f"{gene}\n{title}")
+    for ax in (tissue, predicted):
+        ax.set(xlim=truth.get_xlim(), ylim=truth.get_ylim())
     pl.compare(test, "pixnet", gene=gene, shapes_key="spots", image_key="image", axes=[measured, spots])
     pl.gene_scatter(test, "pixnet", gene=gene, shapes_key="spots", image_key="image", ax=scatter)
     return drawn
 
 
-def _histology(test: SpatialData, ax) -> None:
-    levels = list(test.images["image"].values())
-    pixels = next(iter(levels[min(1, len(levels) - 1)].data_vars.values()))
-    ax.imshow(pixels.transpose("y", "x", "c").to_numpy())
+def _histology(test: SpatialData, ax: Axes) -> None:
+    whole, *coarser = (next(iter(level.data_vars.values())) for level in test.images["image"].values())
+    drawn = coarser[0] if coarser else whole
+    ax.imshow(drawn.transpose("y", "x", "c").to_numpy(), extent=(0, whole.sizes["x"], whole.sizes["y"], 0))
     ax.set(title="the section that was predicted\nH&E, simulated", xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)

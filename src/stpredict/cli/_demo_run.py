@@ -57,7 +57,7 @@ class Size:
     batch_size: int = 4
     window_px: int = 384
     mpp: float = 1.0
-    core_px: int = 1024
+    core_px: int = 1280
     halo_px: int = 256
     scales_um: tuple[float, ...] = SCALES_UM
 

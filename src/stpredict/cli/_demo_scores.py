@@ -17,7 +17,6 @@ from stpredict import datasets, metrics, pp, tl
 from stpredict._sdata import usable_rows
 
 if TYPE_CHECKING:
-    from geopandas import GeoDataFrame
     from numpy.typing import NDArray
 
     from stpredict.models import Model
@@ -72,18 +71,17 @@ def truth_scores(
 ) -> pd.DataFrame:
     """PCC@M against the truth inside shapes of several sizes, a column a size; `test` is not changed.
 
-    The shapes lie wholly on tissue, in a grid of `pitch_um` (or of their own size, if that is larger).
+    Squares (below 50 um) and circles around the same centres, every `pitch_um`, where the largest lies on tissue.
+    A patch model is asked once: its patch is the same around a centre, whatever the size of the shape.
     """
     probe = _probe(test, raster_key, genes)
     maps = {raster_key: raster_key, NEAREST: "nearest", ORACLE_MAP: "log_rate"}
+    keys = {size: _add_shapes(probe, size, largest=max(scales_um), pitch_um=pitch_um) for size in scales_um}
+    asked = {name: _ask(probe, model, keys[min(scales_um)], name, genes) for name, model in patch_models.items()}
     columns = {}
-    for size in scales_um:
-        key = f"at{size:g}um"
-        _add_shapes(probe, key, size, max(size, pitch_um))
+    for size, key in keys.items():
         true = datasets.toy_truth_shapes(probe, key, genes=genes).to_numpy()
-        values = {name: _read(probe, map_key, key, genes) for name, map_key in maps.items()}
-        values |= {name: _ask(probe, model, key, name, genes) for name, model in patch_models.items()}
-        values[ORACLE] = true
+        values = {name: _read(probe, map_key, key, genes) for name, map_key in maps.items()} | asked | {ORACLE: true}
         columns[f"{size:g} um"] = {name: metrics.summary(pred, true)["pcc_m"] for name, pred in values.items()}
     return pd.DataFrame(columns)
 
@@ -117,19 +115,19 @@ def _probe(test: SpatialData, raster_key: str, genes: Sequence[str]) -> SpatialD
     return probe
 
 
-def _add_shapes(probe: SpatialData, key: str, size_um: float, pitch_um: float) -> None:
-    shape = "square" if size_um < SQUARE_BELOW_UM else "circle"
-    pp.tile_grid(probe, diameter_um=size_um, pitch_um=pitch_um, shape=shape, image_key="image", key_added=key)
-    shapes = probe.shapes.pop(key)
-    probe.shapes[key] = shapes[_whole(shapes, probe.shapes["tissue"])]
-
-
-def _whole(shapes: GeoDataFrame, tissue: GeoDataFrame) -> NDArray[np.bool_]:
-    """Which shapes lie wholly on the tissue; both in pixels of the image."""
-    outlines = shapes.geometry.to_numpy()
-    if "radius" in shapes:
-        outlines = shapely.buffer(outlines, shapes["radius"].to_numpy())
-    return shapely.within(outlines, tissue.geometry.union_all())
+def _add_shapes(probe: SpatialData, size_um: float, *, largest: float, pitch_um: float) -> str:
+    """Write shapes of one size and return their key; the centres are the same for every size."""
+    key = f"at{size_um:g}um"
+    pp.tile_grid(probe, diameter_um=largest, pitch_um=pitch_um, image_key="image", key_added=key)
+    grid = probe.shapes.pop(key)
+    whole = shapely.buffer(grid.geometry.to_numpy(), grid["radius"].to_numpy())
+    grid = grid[shapely.within(whole, probe.shapes["tissue"].geometry.union_all())][["radius", "geometry"]]
+    grid["radius"] *= size_um / largest
+    if size_um < SQUARE_BELOW_UM:
+        grid.geometry = shapely.buffer(grid.geometry.to_numpy(), grid["radius"].to_numpy(), cap_style="square")
+        grid = grid.drop(columns="radius")
+    probe.shapes[key] = grid
+    return key
 
 
 def _read(probe: SpatialData, raster_key: str, shapes_key: str, genes: Sequence[str]) -> NDArray[np.float32]:

@@ -49,7 +49,7 @@ def choose_place(
             f"table_name={table_name!r} asks for a layer of a table and table_added={table_added!r} for a new table; "
             "pass one of them."
         )
-    existing = table_name if table_name is not None else None if table_added else _only_table(sdata, shapes_key)
+    existing = None if table_added else _sdata.resolve_table(sdata, table_name, shapes_key=shapes_key)
     if existing is None:
         new = table_added or f"{shapes_key}_{key}"
         _sdata.check_element_key(sdata, new, kind="tables", overwrite=overwrite)
@@ -65,13 +65,6 @@ def choose_place(
         )
     _sdata.check_layer_size(table.n_obs, table.n_vars, len(genes))
     return Place(shapes_key, existing, key, columns)
-
-
-def _only_table(sdata: SpatialData, shapes_key: str) -> str | None:
-    found = [name for name, table in sdata.tables.items() if shapes_key in _sdata.regions(table)]
-    if len(found) > 1:
-        raise ValueError(f"tables {found} all annotate shapes {shapes_key!r}. Pass table_name= or table_added=.")
-    return found[0] if found else None
 
 
 def table_change(
