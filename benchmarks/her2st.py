@@ -2,8 +2,9 @@
 
     python benchmarks/her2st.py --out results/her2st        # resumes fold by fold; prints Markdown
 
-Every number follows the protocol stp-1. The panel, the scaler of Ridge, its penalty and the bias of PixNet come from the
-training sections of the fold; the number of epochs is fixed beforehand, and nothing is chosen on a test section.
+Every number follows the protocol stp-1. The panel, Ridge's scaler and penalty, and PixNet's output bias come from the
+training sections of the fold; the number of epochs is the same in every fold. PixNet's settings were chosen on C4 with
+C2 and C3 as training sections (benchmarks/README.md says which, and what else was tried).
 """
 
 from __future__ import annotations

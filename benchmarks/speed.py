@@ -3,8 +3,8 @@
     python benchmarks/speed.py --model pixnet-her2st        # prints Markdown; uses 2 threads
 
 The slide is a tiled Zarr array of real H&E (section C5, repeated), read from disk; shapes are 55 um spots every 100 um.
-Times are medians of interleaved rounds in one process; only their ratio means anything. Peak memory is the largest resident set of a
-fresh process for each slide.
+Times are medians of interleaved rounds in one process; only their ratio means anything. Peak memory is the largest
+resident set of a fresh process for each slide.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def find_model(name_or_path: str | Path) -> Path:
     if not (folder / CARD).is_file():
         close = difflib.get_close_matches(str(name_or_path), known, n=1)
         raise FileNotFoundError(
-            f"no model {str(name_or_path)!r}: it is neither a folder with a {CARD} nor one of the models that come with "
-            f"the package, {sorted(known)}." + (f" Did you mean {close[0]!r}?" if close else "")
+            f"no model {str(name_or_path)!r}: it is neither a folder with a {CARD} nor one of the models that come "
+            f"with the package, {sorted(known)}." + (f" Did you mean {close[0]!r}?" if close else "")
         )
     return folder

@@ -101,8 +101,8 @@ def hold_out(section: Section, *, share: float, seed: int) -> tuple[Section, Sec
     held = np.isin(block, order[: 1 + int(np.searchsorted(reached, share * len(block)))])
     if held.all() or not held.any():
         raise ValueError(
-            f"section {section.name!r} has {section.n_shapes} usable shapes, too few to hold out {share:.0%} of them in "
-            "blocks. Pass val=0, or validation sections."
+            f"section {section.name!r} has {section.n_shapes} usable shapes, too few to hold out {share:.0%} of them "
+            "in blocks. Pass val=0, or validation sections."
         )
     return take(section, ~held), take(section, held)
 

@@ -21,7 +21,7 @@ def test_a_cnn_gives_its_own_strides():
     maps = encoder(torch.rand(2, 3, 64, 96))
     assert encoder.strides == (4, 8, 16, 32)
     assert [tuple(m.shape) for m in maps] == [
-        (2, c, 64 // s, 96 // s) for c, s in zip(encoder.channels, encoder.strides)
+        (2, c, 64 // s, 96 // s) for c, s in zip(encoder.channels, encoder.strides, strict=True)
     ]
 
 

@@ -19,7 +19,7 @@ GENES = ("red", "green", "blue", "other")
 def colour_sdata(
     seed: int = 0, *, size: int = 512, n: int = 30, mpp: float = 1.0, shuffle: bool = False
 ) -> SpatialData:
-    """Image "image", circles "spots", counts in "table"; rows of the table may come in another order than the shapes."""
+    """Image "image", circles "spots", counts in "table"; its rows may come in another order than the shapes."""
     rng = np.random.default_rng(seed)
     coarse = rng.uniform(30, 230, (3, size // 32, size // 32))
     pixels = np.rint(np.kron(coarse, np.ones((1, 32, 32)))).astype(np.uint8)

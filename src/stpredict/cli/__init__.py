@@ -6,7 +6,8 @@ import logging
 import os
 import sys
 import warnings
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -30,7 +31,8 @@ app = App(
     version=lambda: stp.__version__,
     help_format="markdown",
 )
-for position, command in enumerate((demo, train, predict, evaluate, models, doctor)):
+COMMANDS: tuple[Callable[..., Any], ...] = (demo, train, predict, evaluate, models, doctor)
+for position, command in enumerate(COMMANDS):
     app.command(command, sort_key=position)
 
 
@@ -61,7 +63,7 @@ def main() -> None:
     sys.exit(app.meta())
 
 
-def _warn(message: Warning | str, category: type[Warning], *place: object) -> None:
+def _warn(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
     """One line for what concerns users; what libraries tell developers is shown only where PYTHONWARNINGS is set."""
     for_developers = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
     if os.environ.get("PYTHONWARNINGS") or not issubclass(category, for_developers):

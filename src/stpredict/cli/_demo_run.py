@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -121,7 +121,7 @@ def small_pixnet(panel: list[str], size: Size) -> PixNet:
 def predict(test: SpatialData, models: Mapping[str, Model]) -> None:
     """Write a layer for every model, and the map of those that have one."""
     for name, model in models.items():
-        output = "both" if model.output == "raster" else "layer"
+        output: Literal["both", "layer"] = "both" if model.output == "raster" else "layer"
         tl.predict(
             test, model, shapes_key="spots", output=output, key_added=name, device="cpu", precision="32", progress=False
         )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 import os
 import platform
 import re
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -70,8 +73,7 @@ def hardware() -> Iterator[Finding]:
     """Devices and number formats by torch, threads, memory, disk, and the variables that matter."""
     yield from _torch()
     yield Finding("Machine", f"{os.cpu_count()} processors")
-    for what, size in _memory().items():
-        yield Finding("Machine", f"{size / GIB:.1f} GiB memory {what}")
+    yield Finding("Machine", _memory())
     yield Finding("Machine", f"{shutil.disk_usage('.').free / GIB:.1f} GiB disk free in {Path.cwd()}")
     yield Finding("Machine", f"downloads are kept in {data_dir()}")
     for name in SETTINGS:
@@ -93,22 +95,32 @@ def shipped_models() -> Iterator[Finding]:
 
 def _torch() -> Iterator[Finding]:
     try:
-        import torch
-
-        device = stp.nn.device
+        torch, device = (importlib.import_module(name) for name in ("torch", "stpredict.nn.device"))
     except (ImportError, OSError) as error:
         yield Finding("Devices", f"torch cannot be imported: {' '.join(str(error).split())}", False)
         return
-    names = [f"cuda:{i}" for i in range(torch.cuda.device_count())] + ["mps"] * torch.backends.mps.is_available()
-    for name in ["cpu", *names]:
-        kind = torch.device(name)
-        about = torch.cuda.get_device_properties(kind) if kind.type == "cuda" else None
-        detail = f" {about.name}, {about.total_memory / GIB:.0f} GiB" if about else ""
-        bf16 = device.resolve_precision("auto", kind) == "bf16-mixed"
-        yield Finding("Devices", f"{name}{detail}: {'bf16' if bf16 else 'float32 (no bf16)'}", True)
-    yield Finding(
-        "Devices", f"device='auto' takes {device.resolve_device('auto')}; torch uses {torch.get_num_threads()} threads"
-    )
+    names = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    names += ["mps"] * torch.backends.mps.is_available()
+    with _unlogged():
+        chosen = device.resolve_device("auto")
+        formats = {name: device.resolve_precision("auto", torch.device(name)) for name in names}
+    for name, precision in formats.items():
+        about = torch.cuda.get_device_properties(name) if name.startswith("cuda") else None
+        detail = f" ({about.name}, {about.total_memory / GIB:.0f} GiB)" if about else ""
+        yield Finding("Devices", f"{name}{detail}: {'bf16' if precision == 'bf16-mixed' else 'float32, no bf16'}", True)
+    yield Finding("Devices", f"device='auto' takes {chosen}; torch uses {torch.get_num_threads()} threads")
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Without the package's own notes: what "auto" chose stands in the report."""
+    logger = logging.getLogger("stpredict")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _required(*, extra: str | None) -> Iterator[tuple[str, str]]:
@@ -129,8 +141,10 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _memory() -> dict[str, int]:
-    """Bytes in all, and free ones where the system says so."""
-    page = os.sysconf("SC_PAGE_SIZE") if "SC_PAGE_SIZE" in getattr(os, "sysconf_names", {}) else 0
-    known = {"in all": "SC_PHYS_PAGES", "free": "SC_AVPHYS_PAGES"}
-    return {what: page * os.sysconf(name) for what, name in known.items() if page and name in os.sysconf_names}
+def _memory() -> str:
+    try:
+        import psutil
+    except ImportError:  # named above among the packages
+        return "memory: unknown without psutil"
+    memory = psutil.virtual_memory()
+    return f"{memory.total / GIB:.1f} GiB memory, {memory.available / GIB:.1f} GiB of it free"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -112,9 +112,9 @@ def train(
     """
     if (out / CARD).exists() and not overwrite:
         raise FileExistsError(f"{out} holds a model already. Pass another --out, or --overwrite to replace it.")
-    start = {"config": config, "encoder": encoder, "encoder_weights": encoder_weights}
+    start: dict[str, Any] = {"config": config, "encoder": encoder, "encoder_weights": encoder_weights}
     check_start(model, start)
-    where = {"image_key": image_key, "shapes_key": shapes_key, "table_name": table_name, "layer": layer}
+    where: dict[str, Any] = {"image_key": image_key, "shapes_key": shapes_key, "table_name": table_name, "layer": layer}
     where |= {"target": target, "tissue_key": tissue_key}
     sdatas, held = opened(stores), validation(val)
     names = gene_names(genes)
@@ -143,7 +143,7 @@ def build(
     *,
     seed: int,
     mpp: float | None,
-    config: str,
+    config: Literal["small", "published"],
     encoder: str | None,
     encoder_weights: str | None,
 ) -> Model:

@@ -158,8 +158,8 @@ def load_weights(model: Model, folder: Path) -> None:
         raise FileNotFoundError(f"{folder} has a card but no {WEIGHTS}.")
     if card.weights_sha256 != (found := sha256(path)):
         raise ValueError(
-            f"{path} is not the file its card describes: sha256 {found[:12]}..., expected {str(card.weights_sha256)[:12]}"
-            "... . It was changed or damaged; copy or download the model again."
+            f"{path} is not the file its card describes: sha256 {found[:12]}..., expected "
+            f"{str(card.weights_sha256)[:12]}... . It was changed or damaged; copy or download the model again."
         )
     with safe_open(path, "pt") as file:
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}

@@ -151,6 +151,7 @@ class SkipFusion(nn.Module):
         self.window = window
 
     def forward(self, skip: Float[Tensor, "b s h w"], up: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """The upsampled map, with what it attends to added."""
         a = self.spread(skip)
         m = self.layer_norm(self.mix(F.silu(a)).movedim(1, -1)).movedim(-1, 1)
         skip = self.batch_norm(F.silu(a + m))
@@ -337,6 +338,7 @@ def _check_sizes(c: PixNetConfig, encoder: Encoder) -> None:
     for name in ("window_px", "core_px", "halo_px"):
         if getattr(c, name) % unit:
             raise ValueError(
-                f"{name}={getattr(c, name)} must be a multiple of {unit} px: the encoder's unit is {encoder.block_px} px, "
-                f"an attention window of the deepest fusion {int(coarsest) * c.attention_window} px."
+                f"{name}={getattr(c, name)} must be a multiple of {unit} px: the encoder's unit is "
+                f"{encoder.block_px} px, an attention window of the deepest fusion is "
+                f"{int(coarsest) * c.attention_window} px."
             )

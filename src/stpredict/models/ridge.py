@@ -117,7 +117,7 @@ def _inner(section: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], NDArray[
 
 
 def colour_statistics(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 42"]:
-    """Mean, standard deviation and percentiles 5, 25, 50, 75, 95 of R, G, B, haematoxylin, eosin, DAB; RGB in [0, 1]."""
+    """Mean, sd and percentiles 5, 25, 50, 75, 95 of R, G, B, haematoxylin, eosin, DAB; RGB in [0, 1]."""
     density = -torch.log((image * 255 + 1) / 256)
     stains = torch.einsum("bchw,cs->bshw", density, torch.from_numpy(HED_OF_RGB).to(image))
     values = torch.cat([image, stains], dim=1).flatten(2)  # (b, 6, pixels)

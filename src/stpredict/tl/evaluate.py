@@ -39,9 +39,9 @@ def evaluate(
         As for `stp.tl.predict`: spots are scored that lie wholly on the image, under tissue, with at least 500 counts.
 
     Returns one row per section and predicted gene: section, gene, pcc, spearman, mse, mae (over spots, in target
-    units), pcc_log_depth (a null: the truth against the log of the spot's total count), ceiling (the correlation that a perfect
-    predictor could reach; NaN where counts are no raw counts). ``attrs["summary"]`` holds, a row a section, what
-    `stp.metrics.summary` says (PCC@F / S / M, HEG, HVG, MSE, MAE, counts of spots and genes), plus n_dropped.
+    units), pcc_log_depth (a null: the truth against the log of the spot's total count), ceiling (the correlation that
+    a perfect predictor could reach; NaN where counts are no raw counts). ``attrs["summary"]`` holds, a row a section,
+    what `stp.metrics.summary` says (PCC@F / S / M, HEG, HVG, MSE, MAE, counts of spots and genes), plus n_dropped.
 
     Raises ValueError for a layer that is not there, and for sections without usable spots.
     """

@@ -260,6 +260,7 @@ def _warn_of_empty(values: np.ndarray, section: Section, asked: _Asked) -> None:
         warnings.warn(
             f"{empty} of {section.n_shapes} shapes have nothing on the image"
             + (" and tissue" if asked.tissue_key else "")
-            + f", so their predictions are NaN. Drop them before scanpy or squidpy: t = t[t.obs['{asked.key}_coverage'] > 0].",
+            + ", so their predictions are NaN. Drop them before scanpy or squidpy: "
+            f"t = t[t.obs['{asked.key}_coverage'] > 0].",
             stacklevel=4,
         )

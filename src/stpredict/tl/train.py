@@ -72,8 +72,8 @@ def train(
 
     Returns the history, one row an epoch: epoch, train_loss, val_loss (with validation), lr.
 
-    Raises ValueError for sections that cannot be used (see `stp.pp.gene_panel` for a panel that all have), FileNotFoundError
-    for `resume` without a checkpoint.
+    Raises ValueError for sections that cannot be used (see `stp.pp.gene_panel` for a panel that all have),
+    FileNotFoundError for `resume` without a checkpoint.
     """
     sdatas = [sdatas] if not isinstance(sdatas, Sequence) else list(sdatas)
     where = {
