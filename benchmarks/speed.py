@@ -100,7 +100,7 @@ def main() -> None:
             slide(path, side)
         bare, whole, n = ratio(args.model, paths[args.sides[0]], args.rounds, args.precision)
         print(
-            f"predict / bare forward, {n} tiles, {args.precision}: {whole / bare:.3f} (median of {args.rounds} rounds)\n"
+            f"predict / bare forward, {n} tiles, {args.precision}: {whole / bare:.3f}; median of {args.rounds} rounds\n"
         )
         print("| slide, Mpx | spots | peak RSS, MB | of which the result, MB |\n|---|---|---|---|")
         for side, path in paths.items():

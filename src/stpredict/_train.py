@@ -50,7 +50,7 @@ class Plan:
 
     def recipe(self, own: Recipe) -> Recipe:
         """The model's recipe with what the caller gave put in its place."""
-        given = {"max_epochs": self.max_epochs, "batch_size": self.batch_size, "lr": self.lr}
+        given: dict[str, Any] = {"max_epochs": self.max_epochs, "batch_size": self.batch_size, "lr": self.lr}
         recipe = replace(own, **{key: value for key, value in given.items() if value is not None})
         if self.lr is not None:  # the encoder's rate keeps its ratio
             recipe = replace(recipe, encoder_lr=own.encoder_lr * self.lr / own.lr)
@@ -188,7 +188,8 @@ class _KeepBest(Callback):
     """Remembers the weights of the epoch with the lowest validation loss, and puts them back in the end."""
 
     def __init__(self) -> None:
-        self.loss, self.epoch, self.weights = math.inf, -1, {}
+        self.loss, self.epoch = math.inf, -1
+        self.weights: dict[str, Tensor] = {}
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loss = float(trainer.callback_metrics["val_loss"])
@@ -265,7 +266,7 @@ class _Task(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.history = checkpoint["stpredict_history"]
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         recipe = self.recipe
         encoder = getattr(self.model, "encoder", None)
         slow = {id(p) for p in encoder.parameters()} if encoder is not None else set()
@@ -294,7 +295,7 @@ def _reliability(model: Model, val: Sequence[Section]) -> dict[str, float | None
     device = next(model.parameters(), torch.zeros(())).device
     with torch.inference_mode():
         values = [predict_batch(model, b.to(device), model.query(b.genes)).cpu().numpy() for b in batches]
-    pred, true = np.concatenate(values), np.concatenate([b.expression.numpy() for b in batches])
+    pred, true = np.concatenate(values), np.concatenate([b.measured.numpy() for b in batches])
     section = np.concatenate([b.rows[:, 0] for b in batches])
     scores = [metrics.pcc(pred[section == i], true[section == i]) for i in range(len(val)) if (section == i).sum() > 2]
     with warnings.catch_warnings():

@@ -101,7 +101,7 @@ def _build(model_class: type[Model], config: Mapping[str, Any]) -> Model:
         )
     from stpredict.models._base import Recipe
 
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
     if "recipe" in values:
         values["recipe"] = Recipe(**values["recipe"])
     return model_class(config=config_class(**values))

@@ -59,6 +59,7 @@ class Model(nn.Module, ABC):
     mpp: float
     config: Any
     recipe: Recipe
+    stride: float  # of the latent map, in pixels; dense models only
     card: Card | None = None
 
     @abstractmethod

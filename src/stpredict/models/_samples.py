@@ -12,6 +12,7 @@ import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from stpredict import _coverage
 from stpredict._section import ImageView, Section
@@ -42,11 +43,19 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        moved = {
-            key: None if (value := getattr(self, key)) is None else value.to(device)
-            for key in ("image", "pooling", "expression")
-        }
-        return replace(self, **moved)
+        return replace(
+            self,
+            image=self.image.to(device),
+            pooling=None if self.pooling is None else self.pooling.to(device),
+            expression=None if self.expression is None else self.expression.to(device),
+        )
+
+    @property
+    def measured(self) -> Tensor:
+        """The target; raises ValueError where nothing was measured."""
+        if self.expression is None:
+            raise ValueError("this batch was cut from sections without expression; there is nothing to compare with.")
+        return self.expression
 
 
 def rgb(image: Tensor) -> Tensor:
@@ -54,7 +63,7 @@ def rgb(image: Tensor) -> Tensor:
     return image.to(torch.float32).div_(255).contiguous(memory_format=torch.channels_last)
 
 
-class Samples(ABC):
+class Samples(Dataset, ABC):
     """A sequence of samples; an index is global: `epoch * len + position` gives every epoch its own draw."""
 
     @abstractmethod

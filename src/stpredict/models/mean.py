@@ -35,6 +35,8 @@ class Mean(Model):
     context: ClassVar = "shape"
     config_class: ClassVar = MeanConfig
 
+    mean: Tensor
+
     def __init__(self, genes: Sequence[str] = (), *, mpp: float = 1.0, config: MeanConfig | None = None) -> None:
         super().__init__()
         self.config = config or MeanConfig(genes=tuple(genes), mpp=mpp)
@@ -69,7 +71,7 @@ class Mean(Model):
 
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
         """Mean squared error."""
-        return torch.nn.functional.mse_loss(predict_batch(self, batch, query), batch.expression)
+        return torch.nn.functional.mse_loss(predict_batch(self, batch, query), batch.measured)
 
     def finish(self, sections: Sequence[Section]) -> None:
         """Nothing."""

@@ -229,22 +229,21 @@ class PixNet(Model):
         config: Literal["small", "published"] | PixNetConfig = "small",
     ) -> None:
         super().__init__()
-        donor = (
-            None if encoder_weights in (None, "timm") or Path(encoder_weights).is_file() else _donor(encoder_weights)
-        )
+        home = _home_of(encoder_weights)
+        donor = None if home is None else _donor(home)
         self.config = _config(config, genes, encoder, mpp, donor)
         c = self.config
         self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
         spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
-        self.encoder = Encoder(spec, weights=None if donor else encoder_weights)
+        self.encoder = Encoder(spec, weights=None if home is not None else encoder_weights)
         self.decoder = Decoder(self.encoder.channels, c.filters, n_bilinear=c.n_bilinear, window=c.attention_window)
         self.weight = nn.Parameter(torch.randn(len(c.genes), c.filters[0]) * 0.02)
         self.bias = nn.Parameter(torch.zeros(len(c.genes)))
         self.stride = self.encoder.strides[0] / 2 ** (len(c.filters) - len(c.taps))
         self._position = {gene: i for i, gene in enumerate(c.genes)}
         _check_sizes(c, self.encoder)
-        if donor:
-            state = load_file(find_model(encoder_weights) / WEIGHTS)
+        if home is not None:
+            state = load_file(home / WEIGHTS)
             body = {key: value for key, value in state.items() if key.startswith(("encoder.", "decoder."))}
             self.load_state_dict(body, strict=False)
 
@@ -295,17 +294,24 @@ class PixNet(Model):
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
         """MSE + 0.5 (1 - batch-wise Pearson), inside the measured shapes only."""
         values = predict_batch(self, batch, query)
-        return mse_pcc(values, batch.expression, pcc_weight=self.config.pcc_weight)
+        return mse_pcc(values, batch.measured, pcc_weight=self.config.pcc_weight)
 
     def finish(self, sections: Sequence[Section]) -> None:
         """Nothing: the weights are all there is."""
 
 
-def _donor(encoder_weights: str | Path) -> dict[str, Any]:
+def _home_of(encoder_weights: str | Path | None) -> Path | None:
+    """The folder of the saved PixNet that gives its weights; None for a file, for timm's weights and for none."""
+    if encoder_weights is None or encoder_weights == "timm" or Path(encoder_weights).is_file():
+        return None
+    return find_model(encoder_weights)
+
+
+def _donor(home: Path) -> dict[str, Any]:
     """The fields of a saved PixNet's config that decide the shapes of its encoder and decoder."""
-    card = Card.read(find_model(encoder_weights) / CARD)
+    card = Card.read(home / CARD)
     if card.model != "PixNet":
-        raise ValueError(f"encoder_weights={str(encoder_weights)!r} is a {card.model}; name a PixNet.")
+        raise ValueError(f"encoder_weights={str(home)!r} is a {card.model}; name a PixNet.")
     shape = ("encoder", "taps", "encoder_kwargs", "encoder_mean", "encoder_std", "filters", "n_bilinear")
     fields = {key: card.config[key] for key in (*shape, "attention_window")}
     return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}

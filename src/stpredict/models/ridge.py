@@ -48,6 +48,11 @@ class Ridge(Model):
     context: ClassVar = "shape"
     config_class: ClassVar = RidgeConfig
 
+    centre: Tensor
+    spread: Tensor
+    weight: Tensor
+    penalty: Tensor
+
     def __init__(self, genes: Sequence[str] = (), *, mpp: float = 1.0, config: RidgeConfig | None = None) -> None:
         super().__init__()
         self.config = config or RidgeConfig(genes=tuple(genes), mpp=mpp)
@@ -103,7 +108,7 @@ class Ridge(Model):
 
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
         """Mean squared error."""
-        return torch.nn.functional.mse_loss(predict_batch(self, batch, query), batch.expression)
+        return torch.nn.functional.mse_loss(predict_batch(self, batch, query), batch.measured)
 
     def finish(self, sections: Sequence[Section]) -> None:
         """Nothing."""

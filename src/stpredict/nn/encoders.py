@@ -47,6 +47,12 @@ class Encoder(nn.Module):
     Source: timm's ``features_only`` (CNN) and ``forward_intermediates`` (ViT).
     """
 
+    net: Any  # timm's networks share no interface that a type checker could see
+    mean: Tensor
+    std: Tensor
+    strides: tuple[int, ...]
+    channels: tuple[int, ...]
+
     def __init__(self, spec: EncoderSpec, *, weights: str | Path | None) -> None:
         super().__init__()
         _check_hub(spec.name, weights)

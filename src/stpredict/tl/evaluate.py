@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -48,7 +48,7 @@ def evaluate(
     sdatas = [sdatas] if not isinstance(sdatas, Sequence) else list(sdatas)
     if groups is not None and len(groups) != len(sdatas):
         raise ValueError(f"groups names {len(groups)} groups for {len(sdatas)} sections; give one a section.")
-    where = {"image_key": image_key, "shapes_key": shapes_key, "tissue_key": tissue_key}
+    where: dict[str, Any] = {"image_key": image_key, "shapes_key": shapes_key, "tissue_key": tissue_key}
     frames, summaries = [], {}
     for i, sdata in enumerate(sdatas):
         name = _name(sdata, i, image_key)
@@ -70,7 +70,7 @@ def _name(sdata: SpatialData, i: int, image_key: str | None) -> str:
 
 
 def _one(
-    sdata: SpatialData, key: str, layer: str | None, table_name: str, where: dict[str, str | None]
+    sdata: SpatialData, key: str, layer: str | None, table_name: str, where: dict[str, Any]
 ) -> tuple[pd.DataFrame, pd.Series]:
     table = sdata.tables[table_name] if table_name in sdata.tables else None
     layers = [] if table is None else [name for name in table.layers if name is not None]

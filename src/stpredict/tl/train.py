@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stpredict import _sdata, _train
 from stpredict._sdata import Target
@@ -76,7 +76,7 @@ def train(
     FileNotFoundError for `resume` without a checkpoint.
     """
     sdatas = [sdatas] if not isinstance(sdatas, Sequence) else list(sdatas)
-    where = {
+    where: dict[str, Any] = {
         "genes": model.genes, "at_mpp": model.mpp, "image_key": image_key, "shapes_key": shapes_key, "mpp": mpp,
         "table_name": table_name, "layer": layer, "target": target, "tissue_key": tissue_key,
     }  # fmt: skip
