@@ -134,7 +134,7 @@ def _trainer(plan: Plan, recipe: Recipe, device: torch.device, folder: Path | No
         max_epochs=recipe.max_epochs,
         gradient_clip_val=recipe.gradient_clip,
         callbacks=_callbacks(recipe, folder, has_val=has_val, progress=plan.progress),
-        logger=CSVLogger(folder, name="", version="log") if folder is not None else False,
+        logger=_csv_log(folder) if folder is not None else False,
         enable_checkpointing=folder is not None,
         enable_model_summary=False,
         enable_progress_bar=plan.progress,
@@ -178,10 +178,23 @@ def _callbacks(recipe: Recipe, folder: Path | None, *, has_val: bool, progress: 
     if has_val and recipe.patience is not None:
         callbacks.append(EarlyStopping("val_loss", patience=recipe.patience))
     if folder is not None:
-        callbacks.append(ModelCheckpoint(folder, filename="last", save_top_k=1, enable_version_counter=False))
+        callbacks.append(_checkpoints(folder))
     if progress:
         callbacks.append(TQDMProgressBar(leave=True))
     return callbacks
+
+
+def _checkpoints(folder: Path) -> ModelCheckpoint:
+    # at the end of the epoch, after its row of the history is written
+    return ModelCheckpoint(
+        folder, filename="last", save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False
+    )
+
+
+def _csv_log(folder: Path) -> CSVLogger:
+    """A log of its own for every run: log, log2, ...; a resumed run keeps what the first one wrote."""
+    n = sum(1 for path in folder.glob("log*") if path.is_dir())
+    return CSVLogger(folder, name="", version=f"log{n + 1}" if n else "log")
 
 
 class _KeepBest(Callback):

@@ -125,3 +125,21 @@ def test_the_printed_table_tells_no_score_from_nan(demo):
     lines = {line.split("  ")[0]: line for line in _text(demo[0]).splitlines()}
     assert lines["mean"].count("NaN") == 5
     assert "NaN" not in lines["nearest spot"] and lines["nearest spot"].count(" -") == 4
+
+
+def test_pixnet_starts_from_the_trained_model_where_one_comes_with_the_package(demo, monkeypatch):
+    import torch
+
+    from stpredict.cli import _demo_run
+
+    start = str(demo[1] / "pixnet")
+    size = _demo_run.Size(window_px=128, core_px=384, halo_px=128)
+    trained = _demo_run.PixNet(config=_demo_run.small_pixnet(["GNAS"], size).config, encoder_weights=start)
+    nets = {}
+    for shipped in ({}, {start: demo[1] / "pixnet"}):
+        monkeypatch.setattr(_demo_run, "START", start)
+        monkeypatch.setattr(_demo_run, "shipped", lambda found=shipped: found)
+        nets[len(shipped)] = _demo_run.small_pixnet(["GNAS"], size)
+    of_start = trained.decoder.last[0].weight
+    assert torch.equal(nets[1].decoder.last[0].weight, of_start)
+    assert not torch.equal(nets[0].decoder.last[0].weight, of_start)

@@ -127,3 +127,13 @@ def test_an_unknown_model_is_one_clear_line(run):
     assert status == 1
     assert len(err.splitlines()) == 1
     assert "no model 'pixnet-her2'" in err
+
+
+def test_tables_keep_small_rates_and_whole_numbers():
+    from stpredict.cli._options import shown
+
+    text = shown(pd.DataFrame({"epoch": [0, 12], "loss": [0.12345, np.nan], "lr": [3e-5, 0.002], "n": [477.0, 3.0]}))
+    assert [line.split()[1:] for line in text.splitlines()[1:]] == [
+        ["0", "0.123", "3e-05", "477"],
+        ["12", "NaN", "0.002", "3"],
+    ]

@@ -40,7 +40,7 @@ def test_ridge_reads_colour(colour_section, build):
 def test_ridge_equals_the_normal_equations(colour_section, build):
     sections = [colour_section(0), colour_section(1)]
     model = _fit(build("Ridge"), sections)
-    x, _ = model._statistics(sections)
+    x = model._statistics(sections)
     z = (x - x.mean(0)) / x.std(0)
     y = np.concatenate([s.expression for s in sections]).astype(float)
     w = np.linalg.solve(z.T @ z + float(model.penalty[0]) * np.eye(42), z.T @ (y - y.mean(0)))

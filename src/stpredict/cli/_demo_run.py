@@ -73,7 +73,7 @@ def run(out: Path, *, seed: int = 0, overwrite: bool = False, size: Size | None 
     train, test = datasets.toy(2, seed=seed, size_um=size.size_um)
     say(f"simulated two sections with {train['table'].n_obs} and {test['table'].n_obs} spots")
     models = fit(train, seed=seed, size=size)
-    say("trained PixNet, Ridge and Mean on the first")
+    say(f"trained PixNet (from {START if START in shipped() else 'random weights'}), Ridge and Mean on the first")
     predict(test, models)
     say("predicted the second: layers in its table, and PixNet's map")
     genes = list(models["pixnet"].genes)
@@ -86,6 +86,7 @@ def run(out: Path, *, seed: int = 0, overwrite: bool = False, size: Size | None 
     print(f"\n{_text(table)}\n\n{NOTES}\n")
     for what, path in paths.items():
         print(f"{what:<18}{path}")
+    print(f"next, for example: stpredict evaluate {paths['predicted section']} --key pixnet --out genes.csv")
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -75,7 +76,13 @@ def gene_names(values: Sequence[str] | None) -> list[str] | None:
 
 
 def shown(table: pd.DataFrame, *, index: bool = True) -> str:
-    """A table as text: three decimals, whole numbers without any, NaN written out."""
-    whole = {name for name in table if table[name].map(lambda v: isinstance(v, float) and v.is_integer()).all()}
-    formats = {name: (lambda v: f"{v:.0f}") for name in whole}
-    return table.to_string(index=index, formatters=formats, float_format=lambda v: f"{v:.3f}", na_rep="NaN")
+    """A table as text: three decimals (two digits of what is smaller), whole numbers without any, NaN written out."""
+    return table.map(_number).to_string(index=index)
+
+
+def _number(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    if math.isnan(value):
+        return "NaN"
+    return f"{value:.0f}" if value.is_integer() else f"{value:.3f}" if abs(value) >= 0.01 else f"{value:.2g}"
