@@ -33,6 +33,18 @@ def reliability(folds: list[dict], panel: list[str]) -> dict[str, float | None]:
     return {gene: round(float(np.mean(values)), 4) if values else None for gene, values in seen.items()}
 
 
+def scores(folds: list[dict]) -> dict[str, dict]:
+    """What the card keeps of each fold."""
+    return {
+        f"{fold['test']} left out": {
+            name: {key: round(value, 4) for key, value in fold["scores"][name].items() if np.isfinite(value)}
+            for name in ("pixnet", "ridge", "mean")
+        }
+        | {"ceiling": round(fold["ceiling"], 4)}
+        for fold in folds
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, required=True)
@@ -51,17 +63,9 @@ def main() -> None:
         progress=False,
         licence="BSD-3-Clause (weights); encoder started from Apache-2.0 ImageNet weights; training data: research use",
     )
-    scores = {
-        f"{fold['test']} left out": {
-            name: {key: round(value, 4) for key, value in fold["scores"][name].items() if np.isfinite(value)}
-            for name in ("pixnet", "ridge", "mean")
-        }
-        | {"ceiling": round(fold["ceiling"], 4)}
-        for fold in folds
-    }
     source = "leave-one-section-out over C2..C5 of one patient; mean over the folds whose panel has the gene"
     assert model.card is not None
-    model.card = replace(model.card, val_pcc=reliability(folds, panel), val_source=source, scores=scores)
+    model.card = replace(model.card, val_pcc=reliability(folds, panel), val_source=source, scores=scores(folds))
     model.save(OUT)
     size = sum(path.stat().st_size for path in OUT.iterdir()) / 1e6
     print(f"{OUT.name}: {size:.1f} MB, {sum(p.numel() for p in model.parameters())} parameters")
