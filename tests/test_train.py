@@ -156,3 +156,13 @@ def test_nothing_to_train_on_is_said(build):
 
     with pytest.raises(ValueError, match="there is nothing to train on"):
         fit(build("Mean"), [], [], _plan())
+
+
+def test_pretrained_batch_norm_stays_in_eval_mode_while_training(build, sections):
+    """Its statistics are those of ImageNet; a few windows of one patient must not replace them."""
+    from stpredict._train import fit
+
+    model = build("PixNet")
+    before = {key: value.clone() for key, value in model.encoder.named_buffers()}
+    fit(model, sections, [sections[0]], _plan(max_epochs=2))
+    assert _equal(before, dict(model.encoder.named_buffers()))

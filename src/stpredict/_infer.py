@@ -209,7 +209,7 @@ def _patches(
     on = np.flatnonzero(share > 0)
     values = np.full((section.n_shapes, len(query)), np.nan, dtype=np.float32)
     for k in tqdm(range(0, len(on), n), desc="patches", disable=not runtime.progress, leave=False):
-        batch = samples.collate([samples[i] for i in on[k : k + n]]).to(device)
+        batch = samples.collate([samples[int(i)] for i in on[k : k + n]]).to(device)
         latent = model.latent(batch).float()
         values[batch.rows[:, 1]] = model.link(model.head(latent, query)).float().cpu().numpy()
     return values, share

@@ -112,6 +112,7 @@ def _loop(model: Model, train: Sequence[Section], val: Sequence[Section], plan: 
     device = resolve_device(plan.device)
     folder = Path(plan.checkpoint_dir) if plan.checkpoint_dir is not None else None
     L.seed_everything(plan.seed, verbose=False)
+    model.train()  # Lightning keeps the mode it finds, and the encoder's batch norm must be told to stay as it is
     with _quiet_lightning():
         trainer = _trainer(plan, recipe, device, folder, has_val=bool(val))
     with warnings.catch_warnings(), _quiet_lightning():
@@ -119,6 +120,7 @@ def _loop(model: Model, train: Sequence[Section], val: Sequence[Section], plan: 
             "ignore", message=".*LeafSpec.*", category=FutureWarning
         )  # Lightning 2.6 with torch 2.15
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the encoder's norms
         warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
         trainer.fit(task, ckpt_path=_checkpoint(folder) if plan.resume else None, weights_only=True)
     return pd.DataFrame(task.history)

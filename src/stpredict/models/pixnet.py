@@ -1,9 +1,8 @@
 """PixNet: a dense map of expression from an H&E image, fitted through sums or means inside measured shapes.
 
 Source: "From Spots to Pixels: Dense Spatial Gene Expression Prediction from Histology Images", arXiv 2503.01347
-(CVPR 2026), Figure 2 and its caption; decoder details from two long third-party notes on its v4. The official
-repository holds no code. Where both are silent, MCADS-Decoder, which the authors credit, was read for the order of
-operations; nothing was copied.
+(CVPR 2026), Figure 2 and its caption; decoder details from two long third-party notes on its v4, and where both are
+silent the order of operations of MCADS-Decoder, which the authors credit. The official repository holds no code.
 
 Where we differ, or had to choose:
 
@@ -226,7 +225,7 @@ class PixNet(Model):
         encoder: str | None = None,
         mpp: float | None = None,
         encoder_weights: str | Path | None = None,
-        config: Literal["small", "published"] | PixNetConfig = "small",
+        config: str | PixNetConfig = "small",
     ) -> None:
         super().__init__()
         home = _home_of(encoder_weights)

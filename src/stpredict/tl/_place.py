@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from spatialdata import get_centroids
 
 from stpredict import _sdata
 
@@ -84,16 +83,17 @@ def table_change(
             val_pcc=reliability, record=record,
         )  # fmt: skip
     shapes = sdata.shapes[place.shapes_key]
-    centroids = get_centroids(shapes, coordinate_system=_any_system(shapes)).compute()
+    centroids = _centroids(sdata, place.shapes_key)
     table = _sdata.new_table(
         values, key=place.key, genes=genes, region=place.shapes_key, instance_ids=shapes.index.to_numpy(),
-        centroids=centroids[["x", "y"]].to_numpy(), coverage=share, val_pcc=reliability, record=record,
+        centroids=centroids, coverage=share, val_pcc=reliability, record=record,
     )  # fmt: skip
     return _sdata.Table(place.table_name, place.key, table, record=record)
 
 
-def _any_system(shapes: Any) -> str:
-    from spatialdata.transformations import get_transformation
-
-    known = get_transformation(shapes, get_all=True)
-    return "global" if "global" in known else next(iter(known))
+def _centroids(sdata: SpatialData, shapes_key: str) -> NDArray[np.float64]:
+    """(n, 2) x and y in "global", or in the first coordinate system where there is no such one."""
+    known = _sdata.affines(sdata, shapes_key)
+    affine = known["global"] if "global" in known else next(iter(known.values()))
+    centre = sdata.shapes[shapes_key].geometry.centroid
+    return np.column_stack([centre.x, centre.y]) @ affine[:2, :2].T + affine[:2, 2]
