@@ -28,13 +28,15 @@ def test_mean_is_the_mean_of_section_means(colour_section, build):
     np.testing.assert_allclose(values, np.tile(wanted, (24, 1)), rtol=1e-5)
 
 
-def test_ridge_reads_colour(colour_section, build):
+def test_ridge_reads_colour(colour_section):
     from stpredict import metrics
+    from stpredict.models.ridge import Ridge, RidgeConfig
 
-    model = _fit(build("Ridge"), [colour_section(seed) for seed in range(6)])
+    # a patch that covers about what the disk of 48 px does; with 112 um it would be mostly what lies around
+    model = Ridge(config=RidgeConfig(genes=("red", "green", "blue"), patch_um=42.0))
     section = colour_section(9)
-    # the patch is 112 px wide, the disk 48 px: colour around the disk blurs what is inside
-    assert metrics.pcc(_predict(model, section), section.expression).min() > 0.8
+    values = _predict(_fit(model, [colour_section(seed) for seed in range(6)]), section)
+    assert metrics.pcc(values, section.expression).min() > 0.95
 
 
 def test_ridge_equals_the_normal_equations(colour_section, build):
@@ -54,14 +56,15 @@ def test_colour_statistics_are_those_of_numpy_and_scikit_image():
     from stpredict.models.ridge import colour_statistics
     from stpredict.nn.stain import HED_OF_RGB
 
-    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(60, 256, (20, 30, 3), dtype=np.uint8)
     got = colour_statistics(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255)[0].numpy().reshape(6, 7)
     density = -np.log((image.astype(float) + 1) / 256)
     planes = np.concatenate([image / 255, density @ HED_OF_RGB], axis=2).reshape(-1, 6)
     wanted = np.column_stack([planes.mean(0), planes.std(0), np.percentile(planes, [5, 25, 50, 75, 95], axis=0).T])
     np.testing.assert_allclose(got, wanted, atol=2e-4)
     theirs = separate_stains(image, HED_OF_RGB)[..., 0].ravel()
-    assert np.corrcoef(theirs, planes[:, 3])[0, 1] > 0.99  # another floor under the logarithm
+    ours = np.maximum(planes[:, 3], 0)  # theirs has no negative amounts, and another offset under the logarithm
+    assert np.corrcoef(theirs, ours)[0, 1] > 0.999
 
 
 @pytest.mark.slow
