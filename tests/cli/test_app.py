@@ -107,3 +107,15 @@ def test_warnings_are_one_line_and_developers_are_left_out(cli, capsys):
     cli._warn("12 of 20 shapes\n have nothing on the image", UserWarning, "file.py", 3)
     cli._warn("frombuffer will go", DeprecationWarning, "file.py", 3)
     assert capsys.readouterr().err == "warning: 12 of 20 shapes have nothing on the image\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(ridge):
+    code = f"""
+import sys
+from stpredict.cli import main
+sys.argv = ["stpredict", "models", {str(ridge)!r}]
+main()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""

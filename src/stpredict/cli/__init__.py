@@ -44,6 +44,9 @@ def _launch(
     """Run one command; what goes wrong is one line on stderr, and status 1."""
     try:
         return app(tokens, result_action="return_value")
+    except BrokenPipeError:  # `stpredict models NAME | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except ERRORS as error:
         if debug:
             raise
