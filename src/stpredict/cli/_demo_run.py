@@ -58,7 +58,7 @@ class Size:
     window_px: int = 384
     mpp: float = 1.0
     core_px: int = 1280
-    halo_px: int = 256
+    halo_px: int = 384
     scales_um: tuple[float, ...] = SCALES_UM
 
 
