@@ -23,10 +23,10 @@ from _settings import DATA, SECTIONS, pixnet
 from spatialdata import SpatialData
 
 import stpredict as stp
-from stpredict.models import Mean, Model, Ridge
+from stpredict.models import Mean, Model, PixNet, Ridge
 
 BUILD: dict[str, Callable[[Sequence[str]], Model]] = {"pixnet": pixnet, "ridge": Ridge, "mean": Mean}
-MODELS = ("pixnet", "pixnet, 8 turns", "ridge", "mean")
+MODELS = ("pixnet", "pixnet, 8 turns", "pixnet, decoder alone", "pixnet, context alone", "ridge", "mean")
 
 
 def run_fold(test: str, sections: dict[str, SpatialData], *, n_genes: int, seed: int) -> dict:
@@ -42,10 +42,22 @@ def run_fold(test: str, sections: dict[str, SpatialData], *, n_genes: int, seed:
         seconds = time.perf_counter() - start
         fold["parameters"][name] = sum(p.numel() for p in model.parameters())
         score(fold, name, model, sections[test], seconds)
-        if name == "pixnet":  # the same weights, read eight times
-            model.config = replace(model.config, turns=8)
-            score(fold, "pixnet, 8 turns", model, sections[test], seconds)
+        if isinstance(model, PixNet):
+            score_variants(fold, model, sections[test], seconds)
     return fold
+
+
+def score_variants(fold: dict, model: PixNet, section: SpatialData, seconds: float) -> None:
+    """The same weights: read eight times, and either branch by itself."""
+    assert model.context_map is not None
+    config, share = model.config, model.context_map.share.clone()
+    model.config = replace(config, turns=8)
+    score(fold, "pixnet, 8 turns", model, section, seconds)
+    model.config = config
+    for name, of_context in (("pixnet, decoder alone", 0.0), ("pixnet, context alone", 1.0)):
+        model.context_map.share.fill_(of_context)
+        score(fold, name, model, section, seconds)
+    model.context_map.share.copy_(share)
 
 
 def score(fold: dict, name: str, model: Model, section: SpatialData, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -56,12 +57,28 @@ def build():
 
     from stpredict import models
 
+    def texts(genes):
+        from stpredict._embeddings import GeneEmbeddings
+
+        vectors = np.stack([np.random.default_rng([ord(letter) for letter in gene]).normal(size=8) for gene in genes])
+        return GeneEmbeddings(genes=tuple(genes), vectors=vectors.astype(np.float32), encoder="letters")
+
+    def genequery(genes):
+        config = None
+        if genes and len(set(genes)) == len(genes):
+            everything = texts((*genes, "unseen"))
+            model = models.GeneQuery(genes, embeddings=everything)
+            config = dataclasses.replace(model.config, patch_px=64, mpp=1.0, width=32, heads=2, head_width=16)
+            return models.GeneQuery(config=config, embeddings=everything)
+        return models.GeneQuery(genes)
+
     small = {
+        "GeneQuery": genequery,
         "PixNet": lambda genes: models.PixNet(
             config=models.PixNetConfig(
                 genes=genes, mpp=1.0, filters=(8, 8, 12, 16), window_px=256, core_px=256, halo_px=256
             )
-        )
+        ),
     }
 
     def make(name: str, genes: tuple[str, ...] = ("red", "green", "blue")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +23,8 @@ from stpredict.models._samples import Batch, to_cells
 from stpredict.nn.device import autocast, resolve_device, resolve_precision
 
 logger = logging.getLogger("stpredict")
+PATCHES = 64  # images of spot models a forward pass
+HEAD_ROWS = 8192  # shapes whose genes are predicted together, where a model does not want all of a section
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,53 @@ def predict(
     """
     if raster is not None and model.output != "raster":
         raise ValueError(f"{type(model).__name__} predicts shapes one by one and has no raster; use output='layer'.")
+    if latent and raster is not None:
+        genes = []
+    with _running(model, runtime) as device:
+        query = model.query(genes).float() if genes else None
+        rows, share = _rows(model, section, runtime, device, _Maps(raster, None if latent else query))
+        values = np.full((section.n_shapes, len(genes)), np.nan, dtype=np.float32)
+        on = np.flatnonzero(share > 0)
+        if len(on) and query is not None:
+            values[on] = _headed(model, rows[on], query)
+        return values, share
+
+
+def embed(model: Model, section: Section, *, runtime: Runtime) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """What a model sees of each shape before any gene is asked: its latent, pooled inside the shape.
+
+    Returns values (n, d) float32, NaN where nothing of a shape is on the image (a dense model's constant channel is
+    left out), and the covered share (n,) of each shape's area.
+    """
+    with _running(model, runtime) as device:
+        rows, share = _rows(model, section, runtime, device, _Maps(None, None))
+    values = np.where(share[:, None] > 0, rows, np.nan).astype(np.float32)
+    return (values[:, :-1] if model.output == "raster" else values), share
+
+
+@contextmanager
+def _running(model: Model, runtime: Runtime) -> Iterator[torch.device]:
     device = resolve_device(runtime.device)
-    precision = resolve_precision(runtime.precision, device)
-    model = model.to(device).eval()
-    with torch.inference_mode(), autocast(precision, device):
-        query = model.query(genes).float()
-        if model.output == "spots":
-            return _patches(model, section, query, runtime, device)
-        return _tiles(model, section, query, runtime, device, raster, latent=latent)
+    model.to(device).eval()
+    with torch.inference_mode(), autocast(resolve_precision(runtime.precision, device), device):
+        yield device
+
+
+def _rows(
+    model: Model, section: Section, runtime: Runtime, device: torch.device, maps: _Maps
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """The latent of every shape (n, d) float32, 0 where nothing is covered, and covered shares (n,)."""
+    if model.output == "spots":
+        return _patches(model, section, runtime, device)
+    return _tiles(model, section, runtime, device, maps)
+
+
+def _headed(model: Model, rows: NDArray[np.float32], query: Tensor) -> NDArray[np.float32]:
+    """(n, g) values in target units; models that see a whole section get all its rows at once."""
+    step = len(rows) if model.context == "section" else HEAD_ROWS
+    with torch.autocast(query.device.type, enabled=False):
+        parts = [torch.from_numpy(rows[k : k + step]).to(query.device) for k in range(0, len(rows), step)]
+        return np.concatenate([model.link(model.head(part, query)).float().cpu().numpy() for part in parts])
 
 
 def raster_shape(model: Model, section: Section) -> tuple[int, int]:
@@ -74,24 +116,26 @@ def raster_shape(model: Model, section: Section) -> tuple[int, int]:
     return int(np.ceil(section.image.height / stride)), int(np.ceil(section.image.width / stride))
 
 
+@dataclass(frozen=True)
+class _Maps:
+    """Where the cores of a map go, and which genes; without `query` the latent map itself."""
+
+    raster: Callable[[slice, slice, NDArray[np.float32]], None] | None
+    query: Tensor | None
+
+
 def _tiles(
-    model: Model,
-    section: Section,
-    query: Tensor,
-    runtime: Runtime,
-    device: torch.device,
-    raster: Callable[[slice, slice, NDArray[np.float32]], None] | None,
-    *,
-    latent: bool,
+    model: Model, section: Section, runtime: Runtime, device: torch.device, maps: _Maps
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     shapes = _Sums(section, stride=model.stride)
     every = tiles(section.image.height, section.image.width, core_px=model.config.core_px, halo_px=model.config.halo_px)
-    wanted = [tile for tile in every if raster is not None or shapes.touch(tile.core)]
+    wanted = [tile for tile in every if maps.raster is not None or shapes.touch(tile.core)]
     for tile, core in _stream(model, section, wanted, runtime, device):
         shapes.add(tile.core, core)
-        if raster is not None:
-            _hand_on(core if latent else _values(core, query), tile.core, model, section, raster)
-    return shapes.read(model, query)
+        if maps.raster is not None:
+            values = core if maps.query is None else _values(core, maps.query)
+            _hand_on(values, tile.core, model, section, maps.raster)
+    return shapes.read(model)
 
 
 def _values(core: Tensor, query: Tensor) -> Tensor:
@@ -185,34 +229,33 @@ class _Sums:
             rows = latent.movedim(0, -1).reshape(h * w, d).cpu().numpy()
             self.sums[hits] += covered @ rows
 
-    def read(self, model: Model, query: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Values (n, g) float32, NaN where nothing is covered, and covered shares (n,)."""
+    def read(self, model: Model) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """The latent of every shape (n, d) float32, 0 where nothing is covered, and covered shares (n,)."""
         n = self.section.n_shapes
         if self.sums is None:
-            return np.full((n, len(query)), np.nan, dtype=np.float32), np.zeros(n)
+            return np.zeros((n, 0), dtype=np.float32), np.zeros(n)
         area = self.sums[:, -1:]
         with np.errstate(invalid="ignore", divide="ignore"):
             weight = 1 / area if model.config.reduction == "mean" else (self.stride * self.section.mpp) ** 2
-            pooled = torch.from_numpy(np.where(area > 0, self.sums * weight, np.nan)).float()
-        with torch.autocast(query.device.type, enabled=False):
-            values = model.link(model.head(pooled.to(query.device), query)).cpu().numpy()
+            pooled = np.where(area > 0, self.sums * weight, 0.0).astype(np.float32)
         share = area[:, 0] * self.stride**2 / np.where(self.section.area > 0, self.section.area, np.inf)
-        return values, np.clip(share, 0.0, 1.0)
+        return pooled, np.clip(share, 0.0, 1.0)
 
 
 def _patches(
-    model: Model, section: Section, query: Tensor, runtime: Runtime, device: torch.device
+    model: Model, section: Section, runtime: Runtime, device: torch.device
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     samples = model.samples([section], train=False)
     share = _covered_share(section)
-    n = model.recipe.batch_size if runtime.batch_size == "auto" else int(runtime.batch_size)
+    n = PATCHES if runtime.batch_size == "auto" else int(runtime.batch_size)
     on = np.flatnonzero(share > 0)
-    values = np.full((section.n_shapes, len(query)), np.nan, dtype=np.float32)
+    rows: NDArray[np.float32] | None = None
     for k in tqdm(range(0, len(on), n), desc="patches", disable=not runtime.progress, leave=False):
         batch = samples.collate([samples[int(i)] for i in on[k : k + n]]).to(device)
-        latent = model.latent(batch).float()
-        values[batch.rows[:, 1]] = model.link(model.head(latent, query)).float().cpu().numpy()
-    return values, share
+        latent = model.latent(batch).float().cpu().numpy()
+        rows = np.zeros((section.n_shapes, latent.shape[1]), dtype=np.float32) if rows is None else rows
+        rows[batch.rows[:, 1]] = latent
+    return np.zeros((section.n_shapes, 0), dtype=np.float32) if rows is None else rows, share
 
 
 def _covered_share(section: Section) -> NDArray[np.float64]:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Sampler
 from stpredict import _coverage, metrics
 from stpredict._section import Section, take
 from stpredict.models._base import Model, Recipe, new_card, predict_batch
-from stpredict.models._samples import Batch, Samples, held_in_memory
+from stpredict.models._samples import Batch, PatchSamples, Samples, held_in_memory
 from stpredict.nn.device import resolve_device, resolve_precision
 
 logger = logging.getLogger("stpredict")
@@ -76,6 +76,7 @@ def fit(model: Model, train: Sequence[Section], val: Sequence[Section], plan: Pl
     history = pd.DataFrame({"epoch": [0]})
     if any(p.requires_grad for p in model.parameters()):
         history = _loop(model, train, val, plan, recipe)
+        model.to(resolve_device(plan.device))  # Lightning brings it back to the CPU
     model.finish(train)
     model.eval()
     val_pcc = _reliability(model, val) if val else {}
@@ -259,7 +260,8 @@ class _Task(L.LightningModule):
         """Every shape of the validation sections once."""
         if self.val_samples is None:
             return []
-        return DataLoader(self.val_samples, batch_size=self.batch_size, collate_fn=self.val_samples.collate)
+        batches = _batches(self.model, self.val_samples, self.batch_size)
+        return DataLoader(self.val_samples, batch_sampler=batches, collate_fn=self.val_samples.collate)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         loss = self.model.loss(batch, self.model.query(batch.genes))
@@ -292,7 +294,7 @@ class _Task(L.LightningModule):
                 "params": [p for p in self.model.parameters() if id(p) in slow and p.requires_grad],
                 "lr": recipe.encoder_lr,
             },
-            {"params": [p for p in self.model.parameters() if id(p) not in slow], "lr": recipe.lr},
+            {"params": [p for p in self.model.parameters() if id(p) not in slow and p.requires_grad], "lr": recipe.lr},
         ]
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=recipe.weight_decay)
         n_steps = max(1, recipe.max_epochs * (len(self.samples) // self.batch_size))
@@ -303,10 +305,7 @@ class _Task(L.LightningModule):
 def _reliability(model: Model, val: Sequence[Section]) -> dict[str, float | None]:
     """Per-gene correlation on the validation sections, averaged over them; None where it is undefined."""
     samples = model.samples(val, train=False)
-    n = model.recipe.batch_size
-    batches = [
-        samples.collate([samples[i] for i in range(k, min(k + n, len(samples)))]) for k in range(0, len(samples), n)
-    ]
+    batches = [samples.collate([samples[i] for i in b]) for b in _batches(model, samples, model.recipe.batch_size)]
     device = next(model.parameters(), torch.zeros(())).device
     with torch.inference_mode():
         values = [predict_batch(model, b.to(device), model.query(b.genes)).cpu().numpy() for b in batches]
@@ -317,6 +316,13 @@ def _reliability(model: Model, val: Sequence[Section]) -> dict[str, float | None
         warnings.filterwarnings("ignore", message="Mean of empty slice")
         mean = np.nanmean(scores, axis=0)
     return {gene: float(v) if np.isfinite(v) else None for gene, v in zip(model.genes, mean, strict=True)}
+
+
+def _batches(model: Model, samples: Samples, n: int) -> list[list[int]]:
+    """Indices of validation batches: `n` samples each, or a whole section where the model must see one."""
+    if model.context == "section" and isinstance(samples, PatchSamples):
+        return samples.by_section()
+    return [list(range(k, min(k + n, len(samples)))) for k in range(0, len(samples), n)]
 
 
 def _rate(step: int, n_steps: int, warmup: float) -> float:

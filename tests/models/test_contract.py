@@ -47,7 +47,7 @@ def _predict(model, section, genes=None, **runtime):
 def test_the_directory_is_the_registry():
     from stpredict import models
 
-    assert {"Mean", "PixNet", "Ridge"} <= set(NAMES)
+    assert {"GeneQuery", "Mean", "PixNet", "Ridge"} <= set(NAMES)
     assert set(models._classes()) == set(NAMES)
 
 
@@ -72,7 +72,8 @@ def test_gene_order_follows_the_request(trained, colour_section, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_trainable_parameter_moves(trained, name):
     model, before, history = trained[name]
-    still = [key for key, value in model.named_parameters() if bool((value == before[key]).all())]
+    moving = [(key, value) for key, value in model.named_parameters() if value.requires_grad]
+    still = [key for key, value in moving if bool((value == before[key]).all())]
     assert still == []
     assert len(history) >= 1
 
@@ -110,7 +111,9 @@ def test_a_shape_off_the_image_is_nan_and_the_others_stay(trained, colour_sectio
     assert np.isnan(values[3]).all()
     assert share[3] == 0
     keep = np.arange(24) != 3
-    np.testing.assert_allclose(values[keep], whole[keep], rtol=1e-4, atol=1e-5)
+    if model.context == "shape":  # else the shape that is gone was context of the others
+        np.testing.assert_allclose(values[keep], whole[keep], rtol=1e-4, atol=1e-5)
+    assert np.isfinite(values[keep]).all()
 
 
 @pytest.mark.parametrize("name", NAMES)

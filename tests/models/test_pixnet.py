@@ -20,7 +20,7 @@ def awake(build):
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.1, generator=generator)
                 module.running_var.uniform_(0.5, 1.5, generator=generator)
-        model.weight.normal_(0, 0.5, generator=generator)
+        model.genes_head.weight.normal_(0, 0.5, generator=generator)
     return model.eval()
 
 
@@ -65,14 +65,15 @@ def test_the_published_configuration_counts_as_derived_by_hand():
     wanted += _depth_to_space(f[3], f[2]) + _fusion(1536, f[2])
     wanted += _bilinear(f[2], f[1]) + _bilinear(f[1], f[0]) + _block(f[0], f[0])
     assert sum(p.numel() for p in model.decoder.parameters()) == wanted
-    assert model.weight.shape == (250, 64)
+    assert model.genes_head.weight.shape == (250, 64)
     assert model.stride == 3.5  # 14 px tokens, two bare levels: 1.75 um at 0.5 um / px
 
 
 def test_the_published_decoder_has_the_shapes_of_the_paper():
     import torch
 
-    from stpredict.models.pixnet import PUBLISHED, Decoder
+    from stpredict.models.pixnet import PUBLISHED
+    from stpredict.nn.decoder import Decoder
 
     with torch.device("meta"):
         decoder = Decoder((1536,) * 4, PUBLISHED["filters"], n_bilinear=2, window=8)
@@ -99,7 +100,7 @@ def test_the_small_configuration_counts_as_derived_by_hand(build):
 def test_skip_fusion_is_attention_in_windows():
     import torch
 
-    from stpredict.models.pixnet import SkipFusion
+    from stpredict.nn.decoder import SkipFusion
 
     torch.manual_seed(0)
     fusion = SkipFusion(5, 6, window=4).eval()
@@ -208,7 +209,7 @@ def test_the_log1p_link_maps_a_rate_that_is_not_negative(colour_section):
     values, _ = _infer(model, section, raster=lambda _y, _x, part: parts.append(part))
     assert min(part.min() for part in parts) > 0
     assert (values > 0).all()
-    bias = torch.nn.functional.softplus(model.bias).detach().numpy()
+    bias = torch.nn.functional.softplus(model.genes_head.bias).detach().numpy()
     np.testing.assert_allclose(np.log1p(bias), section.expression.mean(axis=0), rtol=1e-3)
 
 
@@ -217,7 +218,7 @@ def test_prepare_starts_at_the_training_mean(build, colour_section):
     sections = [colour_section(0), colour_section(1)]
     model.prepare(sections)
     wanted = np.mean([s.expression.mean(axis=0) for s in sections], axis=0)
-    np.testing.assert_allclose(model.bias.detach().numpy(), wanted, rtol=1e-5)
+    np.testing.assert_allclose(model.genes_head.bias.detach().numpy(), wanted, rtol=1e-5)
 
 
 def test_a_saved_pixnet_gives_its_encoder_and_decoder_away(build, colour_section, tmp_path):
@@ -234,7 +235,7 @@ def test_a_saved_pixnet_gives_its_encoder_and_decoder_away(build, colour_section
     for part in ("encoder", "decoder"):
         for key, value in getattr(donor, part).state_dict().items():
             torch.testing.assert_close(getattr(heir, part).state_dict()[key], value)
-    assert heir.weight.shape == (2, 8)
+    assert heir.genes_head.weight.shape == (2, 8)
     with pytest.raises(FileNotFoundError, match="no model 'pixnet-of-nobody'"):
         PixNet(["a"], encoder_weights="pixnet-of-nobody")
 

@@ -81,7 +81,8 @@ def test_a_patch_is_centred_on_its_shape(colour_section):
 
     section = colour_section(0)
     samples = PatchSamples([section], patch_px=9)
-    image, expression, row = samples[5]
+    image, expression, row, draw = samples[5]
+    assert draw == 5
     y, x = round(section.geometry[5].y - 4.5), round(section.geometry[5].x - 4.5)
     np.testing.assert_array_equal(image, np.moveaxis(section.image.pixels[:, y : y + 9, x : x + 9], 0, -1))
     np.testing.assert_array_equal(expression, section.expression[5])

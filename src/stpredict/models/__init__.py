@@ -15,13 +15,25 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from stpredict.models._base import Model, Recipe
+    from stpredict.models.genequery import GeneQuery, GeneQueryConfig
     from stpredict.models.mean import Mean
     from stpredict.models.pixnet import PixNet, PixNetConfig
     from stpredict.models.ridge import Ridge
 
-__all__ = ["Mean", "Model", "PixNet", "PixNetConfig", "Recipe", "Ridge", "list_models", "load"]
+__all__ = [
+    "GeneQuery",
+    "GeneQueryConfig",
+    "Mean",
+    "Model",
+    "PixNet",
+    "PixNetConfig",
+    "Recipe",
+    "Ridge",
+    "list_models",
+    "load",
+]
 
-_HOME = {"Model": "_base", "Recipe": "_base", "PixNetConfig": "pixnet"}
+_HOME = {"Model": "_base", "Recipe": "_base", "PixNetConfig": "pixnet", "GeneQueryConfig": "genequery"}
 
 
 def _classes() -> dict[str, str]:
@@ -88,6 +100,7 @@ def load(name_or_path: str | Path) -> Model:
         raise ValueError(f"{folder} holds a {card.model!r}, which this version does not know: {sorted(_classes())}.")
     model = _build(getattr(importlib.import_module(f"{__name__}.{_classes()[card.model]}"), card.model), card.config)
     load_weights(model, folder)
+    model.loaded_from = str(name_or_path) if str(name_or_path) in shipped() else str(folder.resolve())
     return model
 
 

@@ -10,15 +10,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
 from stpredict._card import CARD, WEIGHTS, Card, sha256
+from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
-from stpredict.models._samples import Batch, Samples
+from stpredict.models._samples import Batch, Samples, sections_of
 from stpredict.nn.pool import pool
 
 
@@ -52,7 +55,7 @@ class Model(nn.Module, ABC):
     """
 
     output: ClassVar[Literal["raster", "spots"]]
-    context: ClassVar[Literal["shape", "section"]]
+    context: Literal["shape", "section"]
     config_class: ClassVar[type]
 
     genes: tuple[str, ...]
@@ -61,6 +64,25 @@ class Model(nn.Module, ABC):
     recipe: Recipe
     stride: float  # of the latent map, in pixels; dense models only
     card: Card | None = None
+    loaded_from: str | None = None  # name or folder
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """Every gene it can be asked for; more than the panel for models that answer by text."""
+        return self.genes
+
+    @property
+    def answers_text(self) -> bool:
+        """Whether it can be asked for any gene that has a text."""
+        return False
+
+    def know(self, embeddings: GeneEmbeddings) -> None:
+        """Take in the texts of further genes; a model with a fixed panel raises ValueError."""
+        raise ValueError(f"{type(self).__name__} has a fixed panel and does not answer by text; leave out embeddings=.")
+
+    def text_vectors(self, genes: Sequence[str]) -> NDArray[np.float32]:
+        """(g, w) centred and scaled embeddings of genes, for models that answer by text."""
+        raise ValueError(f"{type(self).__name__} has a fixed panel and keeps no embeddings of genes.")
 
     @abstractmethod
     def prepare(self, sections: Sequence[Section]) -> None:
@@ -79,7 +101,7 @@ class Model(nn.Module, ABC):
         """All that is needed of the batch's images: a map (b, d, h / stride, w / stride) or rows (n, d)."""
 
     @abstractmethod
-    def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g d"]) -> Float[Tensor, "n g"]:
+    def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g q"]) -> Float[Tensor, "n g"]:
         """Values before the link; linear in `latent`, so that pooling and head can change places."""
 
     @abstractmethod
@@ -106,6 +128,7 @@ class Model(nn.Module, ABC):
         save_file(_state(self), folder / WEIGHTS)
         self.card = replace(self.card, weights_sha256=sha256(folder / WEIGHTS))
         self.card.write(folder / CARD)
+        self.loaded_from = str(folder.resolve())
 
 
 def _state(model: Model) -> dict[str, Tensor]:
@@ -121,8 +144,9 @@ def predict_batch(model: Model, batch: Batch, query: Tensor) -> Tensor:
     """(n, g) float32 predictions in target units for the shapes of a batch; only `latent` runs under autocast."""
     latent = model.latent(batch).float()
     rows = latent if batch.pooling is None else pool(latent, batch.pooling)
+    whole = sections_of(batch) if model.context == "section" else [slice(None)]
     with torch.autocast(rows.device.type, enabled=False):
-        return model.link(model.head(rows, query.float()))
+        return torch.cat([model.link(model.head(rows[part], query.float())) for part in whole])
 
 
 def check_panel(genes: Sequence[str], model: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -111,8 +111,9 @@ class _Cut:
 class WindowSamples(Samples):
     """Square windows of sections; a shape counts only if it lies wholly inside.
 
-    In training a window is placed at random around a random shape (sections in proportion to their shapes), turned by
-    one of the 8 symmetries; otherwise windows are laid so that every shape counts exactly once, away from the edge.
+    With `n_genes`, a batch carries so many genes, drawn anew. In training a window is placed at random around a random
+    shape (sections in proportion to their shapes), turned by one of the 8 symmetries; otherwise windows are laid so
+    that every shape counts exactly once, away from the edge.
     """
 
     def __init__(
@@ -125,9 +126,11 @@ class WindowSamples(Samples):
         stain_jitter: float,
         train: bool,
         seed: int,
+        n_genes: int | None = None,
     ) -> None:
         self.sections, self.window_px, self.stride = sections, window_px, stride
         self.reduction, self.stain_jitter, self.train, self.seed = reduction, stain_jitter, train, seed
+        self.n_genes = n_genes
         self.bounds = [_coverage.bounds(s.geometry, s.radius) for s in sections]
         self.cells = [_coverage.transform(s.geometry, s.radius, to_cells(stride)) for s in sections]
         self._check_extent()
@@ -137,8 +140,8 @@ class WindowSamples(Samples):
     def __len__(self) -> int:
         return self._n_random() if self.train else len(self.cuts)
 
-    def __getitem__(self, index: int) -> tuple[NDArray, sp.csr_array, NDArray | None, NDArray]:
-        """Image (h, w, 3), coverage (n, cells), expression (n, g), rows (n, 2) of one window."""
+    def __getitem__(self, index: int) -> tuple[NDArray, sp.csr_array, NDArray | None, NDArray, int]:
+        """Image (h, w, 3), coverage (n, cells), expression (n, g), rows (n, 2) and index of one window."""
         cut = self._draw(index) if self.train else self.cuts[index]
         section = self.sections[cut.section]
         n = round(self.window_px / self.stride)
@@ -152,15 +155,16 @@ class WindowSamples(Samples):
             image = jitter(image, strength=self.stain_jitter, rng=rng)
         expression = None if section.expression is None else section.expression[cut.shapes]
         rows = np.column_stack([np.full(len(cut.shapes), cut.section), cut.shapes])
-        return np.ascontiguousarray(image), sp.csr_array(covered[:, order]), expression, rows
+        return np.ascontiguousarray(image), sp.csr_array(covered[:, order]), expression, rows, index
 
-    def collate(self, samples: Sequence[tuple[NDArray, sp.csr_array, NDArray | None, NDArray]]) -> Batch:
-        images, covered, expression, rows = zip(*samples, strict=True)
+    def collate(self, samples: Sequence[tuple[NDArray, sp.csr_array, NDArray | None, NDArray, int]]) -> Batch:
+        images, covered, expression, rows, draws = zip(*samples, strict=True)
         section = self.sections[0]
         into = pooling(covered, reduction=self.reduction, mpp=section.mpp)
         target = None if expression[0] is None else torch.from_numpy(np.concatenate(expression))
         image = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-        return Batch(image, into, target, section.genes or (), np.concatenate(rows))
+        batch = Batch(image, into, target, section.genes or (), np.concatenate(rows))
+        return batch if self.n_genes is None else some_genes(batch, self.n_genes, draw=(self.seed, draws[0]))
 
     def _check_extent(self) -> None:
         for section, bounds in zip(self.sections, self.bounds, strict=True):
@@ -216,27 +220,89 @@ class WindowSamples(Samples):
         return cuts
 
 
-class PatchSamples(Samples):
-    """A square patch around the centre of every shape; the same in training and prediction."""
+class Patch(NamedTuple):
+    """Image (h, w, 3), expression (g,), the row (2,) of its shape, and the number that random draws start from."""
 
-    def __init__(self, sections: Sequence[Section], *, patch_px: int) -> None:
-        self.sections, self.patch_px = sections, patch_px
+    image: NDArray
+    expression: NDArray | None
+    row: tuple[int, int]
+    draw: int
+
+
+class PatchSamples(Samples):
+    """A square patch around the centre of every shape; the same in training and prediction.
+
+    n_genes
+        How many genes, drawn anew for every batch, a batch carries; None: all.
+    """
+
+    def __init__(
+        self, sections: Sequence[Section], *, patch_px: int, n_genes: int | None = None, seed: int = 0
+    ) -> None:
+        self.sections, self.patch_px, self.n_genes, self.seed = sections, patch_px, n_genes, seed
         self.shapes = [(i, k) for i, s in enumerate(sections) for k in range(s.n_shapes)]
         self.bounds = [_coverage.bounds(s.geometry, s.radius) for s in sections]
 
     def __len__(self) -> int:
         return len(self.shapes)
 
-    def __getitem__(self, index: int) -> tuple[NDArray, NDArray | None, tuple[int, int]]:
-        """Image (h, w, 3), expression (g,), row (2,) of one shape."""
+    def __getitem__(self, index: int) -> Patch:
+        """Image (h, w, 3), expression (g,), row (2,) and index of one shape."""
         i, k = self.shapes[index % len(self.shapes)]
         section, bounds = self.sections[i], self.bounds[i][k]
         y, x = np.floor((bounds[:2] + bounds[2:] - self.patch_px) / 2 + 0.5).astype(int)
         image = section.image.read(Window(int(y), int(x), self.patch_px, self.patch_px))
-        return image, None if section.expression is None else section.expression[k], (i, k)
+        return Patch(image, None if section.expression is None else section.expression[k], (i, k), index)
 
-    def collate(self, samples: Sequence[tuple[NDArray, NDArray | None, tuple[int, int]]]) -> Batch:
-        images, expression, rows = zip(*samples, strict=True)
+    def by_section(self) -> list[list[int]]:
+        """The indices of every section's shapes: what a model needs that sees a whole section at once."""
+        return [[j for j, (i, _) in enumerate(self.shapes) if i == section] for section in range(len(self.sections))]
+
+    def collate(self, samples: Sequence[Patch]) -> Batch:
+        images, expression, rows, draws = zip(*samples, strict=True)
         target = None if expression[0] is None else torch.from_numpy(np.stack(expression))
         image = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-        return Batch(image, None, target, self.sections[0].genes or (), np.array(rows))
+        batch = Batch(image, None, target, self.sections[0].genes or (), np.array(rows))
+        return batch if self.n_genes is None else some_genes(batch, self.n_genes, draw=(self.seed, draws[0]))
+
+
+class SectionSamples(Samples):
+    """Whole sections, for training a model that sees all spots of one: patches around up to `n_spots` of its shapes.
+
+    An epoch has so many samples that every gene is expected once with every section, `n_genes` a batch.
+    """
+
+    def __init__(self, patches: PatchSamples, *, n_spots: int, n_genes: int, seed: int) -> None:
+        self.patches, self.n_spots, self.n_genes, self.seed = patches, n_spots, n_genes, seed
+        self.shapes = patches.by_section()
+        self.repeats = -(-len(patches.sections[0].genes or ()) // n_genes)
+
+    def __len__(self) -> int:
+        return len(self.shapes) * self.repeats
+
+    def __getitem__(self, index: int) -> list[Patch]:
+        """The patches of one section, as `PatchSamples` gives them."""
+        shapes = self.shapes[index % len(self.shapes)]
+        if len(shapes) > self.n_spots:
+            rng = np.random.default_rng([self.seed, index, 2])
+            shapes = sorted(rng.choice(shapes, self.n_spots, replace=False).tolist())
+        return [self.patches[j]._replace(draw=index) for j in shapes]
+
+    def collate(self, samples: Sequence[list[Patch]]) -> Batch:
+        return self.patches.collate([patch for section in samples for patch in section])
+
+
+def some_genes(batch: Batch, n_genes: int, *, draw: Sequence[int]) -> Batch:
+    """The batch with `n_genes` of its genes; the same ones for the same non-negative integers `draw`."""
+    if batch.expression is None or n_genes >= len(batch.genes):
+        return batch
+    columns = np.sort(np.random.default_rng(draw).choice(len(batch.genes), n_genes, replace=False))
+    genes = tuple(batch.genes[j] for j in columns)
+    return replace(batch, expression=batch.expression[:, torch.from_numpy(columns)], genes=genes)
+
+
+def sections_of(batch: Batch) -> list[slice]:
+    """The rows of every section in a batch, which lie together."""
+    section = batch.rows[:, 0]
+    start = np.flatnonzero(np.r_[True, section[1:] != section[:-1]])
+    return [slice(int(a), int(b)) for a, b in zip(start, np.r_[start[1:], len(section)], strict=True)]

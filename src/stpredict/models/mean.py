@@ -32,7 +32,7 @@ class Mean(Model):
     """
 
     output: ClassVar = "spots"
-    context: ClassVar = "shape"
+    context = "shape"
     config_class: ClassVar = MeanConfig
 
     mean: Tensor

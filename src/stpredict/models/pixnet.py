@@ -13,6 +13,11 @@ Where we differ, or had to choose:
   answer does not depend on the tile; the residual adds the upsampled tensor U (Figure 2; the notes' formula is not
   channel-consistent).
 - the map is pooled as an area-weighted mean by default (the paper: a sum; see `PixNetConfig.reduction`).
+- the small configuration has a second branch, the context: a ridge regression, in closed form, on statistics over 256
+um
+  of the same encoder with its pretrained weights, as some more linear channels of the map. Fine-tuning on a few hundred
+  spots forgets part of what the pretrained maps know; the average of both is better than either, and than several
+  seeds (benchmarks/README.md). It needs a panel head, `reduction="mean"` and `link="identity"`.
 - the last features are pooled first and the 1x1 head is applied after: the same algebra, without 250 full maps.
 """
 
@@ -27,13 +32,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from numpy.typing import NDArray
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from stpredict._card import CARD, WEIGHTS, Card, find_model
+from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, check_panel, predict_batch
+from stpredict.models._context import ContextBranch, fit_context
+from stpredict.models._heads import PanelHead, TextHead
 from stpredict.models._samples import Batch, Samples, WindowSamples, rgb
+from stpredict.models._texts import Vocabulary, text_spec
+from stpredict.nn.decoder import Decoder
 from stpredict.nn.encoders import Encoder, EncoderSpec
 from stpredict.nn.losses import mse_pcc
 
@@ -50,6 +61,11 @@ class PixNetConfig:
         Decoder widths, finest level first.
     n_bilinear
         How many of the finest upsampling steps are bilinear; the deeper ones are depth-to-space.
+    head, vocabulary, text, text_hidden, text_dropout, train_genes
+        "panel", or "text": which genes have embeddings, how those were made, the size of the network that makes rows of
+        the head from them, and how many genes it is asked for in a training step.
+    context_rank, context_cells, context_share
+        Channels of the context (0: none), side of its square in cells of the coarsest stage, its share of the map.
     attention_window
         Side, in cells of its level, of the squares within which the skip fusion attends.
     """
@@ -71,6 +87,15 @@ class PixNetConfig:
     stain_jitter: float = 0.12  # not given: stain strength and hue vary by +- 24 % each
     core_px: int = 1024  # inference tile; a multiple of every attention window and stride
     halo_px: int = 384  # measured with trained weights: benchmarks/README.md, seams
+    head: Literal["panel", "text"] = "panel"
+    vocabulary: tuple[str, ...] = ()
+    text: Mapping[str, Any] = field(default_factory=dict)
+    text_hidden: int = 128  # not given by anyone for this size
+    text_dropout: float = 0.1
+    train_genes: int = 64  # SGN: genes a step
+    context_rank: int = 32  # 0: none. Ours, see the module's head; 250 genes lie in fewer dimensions than this
+    context_cells: int = 4  # 256 um at 2 um per pixel and stride 32: of 128 and 256 um the better on a training section
+    context_share: float = 0.5  # of the map: the plain average, not tuned
     turns: int = 1  # 4 or 8: the mean over quarter turns (and flips) at prediction, at that many times the cost
     recipe: Recipe = field(
         # not given for this size; the paper's 5e-4 with 1e-4 decay is the published configuration
@@ -91,110 +116,12 @@ PUBLISHED: Mapping[str, Any] = {
     },
     "filters": (64, 128, 256, 512, 512, 512),
     "n_bilinear": 2,
+    "context_rank": 0,
     "window_px": 896,  # not given; a multiple of 224 and of every attention window
     "core_px": 1792,
     "halo_px": 896,  # one attention window of the deepest fusion
     "recipe": Recipe(max_epochs=200, lr=5e-4, encoder_lr=0.0, weight_decay=1e-4),
 }  # fmt: skip
-
-
-class ConvBlock(nn.Sequential):
-    """Depth-wise 3x3, batch norm, leaky ReLU, then 1x1, batch norm, leaky ReLU."""
-
-    def __init__(self, c_in: int, c_out: int) -> None:
-        super().__init__(
-            nn.Conv2d(c_in, c_in, 3, padding=1, groups=c_in, bias=False),
-            nn.BatchNorm2d(c_in),
-            nn.LeakyReLU(),
-            nn.Conv2d(c_in, c_out, 1, bias=False),
-            nn.BatchNorm2d(c_out),
-            nn.LeakyReLU(),
-        )
-
-
-class DepthToSpaceUp(nn.Sequential):
-    """Upsampling of a deep level: 3x3 to 4 C, depth-to-space by 2, 3x3, block (K = C 2^d filters, d = 2)."""
-
-    def __init__(self, c_in: int, c_out: int) -> None:
-        super().__init__(
-            nn.Conv2d(c_in, 4 * c_out, 3, padding=1),
-            nn.ReLU(),
-            nn.PixelShuffle(2),
-            nn.Conv2d(c_out, c_out, 3, padding=1),
-            nn.ReLU(),
-            ConvBlock(c_out, c_out),
-        )
-
-
-class BilinearUp(nn.Sequential):
-    """Upsampling of a shallow level: block, bilinear by 2, block."""
-
-    def __init__(self, c_in: int, c_out: int) -> None:
-        super().__init__(ConvBlock(c_in, c_out), nn.Upsample(scale_factor=2, mode="bilinear"), ConvBlock(c_out, c_out))
-
-
-class SkipFusion(nn.Module):
-    """SAFB: an encoder feature is gated, joined with the upsampled map, and both attend to each other.
-
-    a = DWConv3x3(F); m = LN(Conv1x1(SiLU(a))); F' = BN(SiLU(a + m)); Q, K, V = Conv1x1([F', U]);
-    out = U + softmax(Q K^T / sqrt(d)) V, within squares of `window` cells.
-    """
-
-    def __init__(self, c_skip: int, c_up: int, *, window: int) -> None:
-        super().__init__()
-        self.spread = nn.Conv2d(c_skip, c_skip, 3, padding=1, groups=c_skip)
-        self.mix = nn.Conv2d(c_skip, c_skip, 1)
-        self.layer_norm = nn.LayerNorm(c_skip)
-        self.batch_norm = nn.BatchNorm2d(c_skip)
-        self.qkv = nn.Conv2d(c_skip + c_up, 3 * c_up, 1)
-        self.window = window
-
-    def forward(self, skip: Float[Tensor, "b s h w"], up: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """The upsampled map, with what it attends to added."""
-        a = self.spread(skip)
-        m = self.layer_norm(self.mix(F.silu(a)).movedim(1, -1)).movedim(-1, 1)
-        skip = self.batch_norm(F.silu(a + m))
-        q, k, v = self._windows(self.qkv(torch.cat([skip, up], dim=1)))
-        return up + self._merge(F.scaled_dot_product_attention(q, k, v), up.shape)
-
-    def _windows(self, qkv: Tensor) -> Tensor:
-        b, c3, h, w = qkv.shape
-        n = self.window
-        grid = qkv.reshape(b, 3, c3 // 3, h // n, n, w // n, n).permute(1, 0, 3, 5, 4, 6, 2)
-        return grid.reshape(3, -1, n * n, c3 // 3)  # (qkv, windows, cells, c)
-
-    def _merge(self, rows: Tensor, shape: Sequence[int]) -> Tensor:
-        b, c, h, w = shape
-        n = self.window
-        grid = rows.reshape(b, h // n, w // n, n, n, c).permute(0, 5, 1, 3, 2, 4)
-        return grid.reshape(b, c, h, w)
-
-
-class Decoder(nn.Module):
-    """The top-down path: from the bottom of the pyramid to the finest level, with a fusion wherever there is a skip."""
-
-    def __init__(self, channels: Sequence[int], filters: Sequence[int], *, n_bilinear: int, window: int) -> None:
-        super().__init__()
-        n_bare = len(filters) - len(channels)  # finest levels for which the encoder has no map
-        if n_bare < 0:
-            raise ValueError(f"{len(filters)} filters for {len(channels)} encoder maps; give one filter a level.")
-        self.bottom = ConvBlock(channels[-1], filters[-1])
-        self.ups, self.fusions = nn.ModuleList(), nn.ModuleList()
-        for level in range(len(filters) - 2, -1, -1):
-            up = BilinearUp if level < n_bilinear else DepthToSpaceUp
-            self.ups.append(up(filters[level + 1], filters[level]))
-            if level >= n_bare:
-                self.fusions.append(SkipFusion(channels[level - n_bare], filters[level], window=window))
-        self.last = ConvBlock(filters[0], filters[0])
-
-    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
-        """(b, filters[0], h, w) at the finest level, of encoder maps from fine to coarse."""
-        x = self.bottom(pyramid[-1])
-        for i, up in enumerate(self.ups):
-            x = up(x)
-            if i < len(self.fusions):
-                x = self.fusions[i](pyramid[-2 - i], x)
-        return self.last(x)
 
 
 class PixNet(Model):
@@ -207,6 +134,9 @@ class PixNet(Model):
     encoder_weights
         A local .safetensors state dict of timm; the name or folder of a saved PixNet, whose encoder and decoder are
         taken over; "timm" for the weights timm fetches for the name; None: random.
+    head, embeddings
+        "panel": a free row of weights for every gene; "text": rows made from the embeddings of the genes' texts
+        (`stp.tl.embed_genes`), so that any gene with a text can be asked for. None: as the configuration says.
     config
         "small" (a CNN pyramid, trained and shipped here), "published" (UNI2-h, for a GPU), or a `PixNetConfig`.
 
@@ -215,7 +145,7 @@ class PixNet(Model):
     """
 
     output: ClassVar = "raster"
-    context: ClassVar = "shape"
+    context = "shape"
     config_class: ClassVar = PixNetConfig
 
     def __init__(
@@ -225,34 +155,63 @@ class PixNet(Model):
         encoder: str | None = None,
         mpp: float | None = None,
         encoder_weights: str | Path | None = None,
+        head: Literal["panel", "text"] | None = None,
+        embeddings: GeneEmbeddings | None = None,
         config: str | PixNetConfig = "small",
     ) -> None:
         super().__init__()
         home = _home_of(encoder_weights)
         donor = None if home is None else _donor(home)
-        self.config = _config(config, genes, encoder, mpp, donor)
+        self.config = _config(config, genes, encoder, mpp, donor, head, embeddings)
         c = self.config
         self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
         spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
         self.encoder = Encoder(spec, weights=None if home is not None else encoder_weights)
         self.decoder = Decoder(self.encoder.channels, c.filters, n_bilinear=c.n_bilinear, window=c.attention_window)
-        self.weight = nn.Parameter(torch.randn(len(c.genes), c.filters[0]) * 0.02)
-        self.bias = nn.Parameter(torch.zeros(len(c.genes)))
+        self.genes_head = _genes_head(c, embeddings)
+        self.context_map = _context(c, spec, None if home is not None else encoder_weights)
         self.stride = self.encoder.strides[0] / 2 ** (len(c.filters) - len(c.taps))
-        self._position = {gene: i for i, gene in enumerate(c.genes)}
         _check_sizes(c, self.encoder)
         if home is not None:
             state = load_file(home / WEIGHTS)
-            body = {key: value for key, value in state.items() if key.startswith(("encoder.", "decoder."))}
+            bodies = ("encoder.", "decoder.", "context_map.encoder.")
+            body = {key: value for key, value in state.items() if key.startswith(bodies)}
             self.load_state_dict(body, strict=False)
 
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """Every gene that can be asked for: the panel, or with a text head all genes that have an embedding."""
+        return self.genes_head.known
+
+    @property
+    def answers_text(self) -> bool:
+        """Whether it can be asked for any gene that has a text."""
+        return self.config.head == "text"
+
+    def know(self, embeddings: GeneEmbeddings) -> None:
+        """Take in the texts of further genes, for this process; see `Vocabulary.know`."""
+        self._texts().know(embeddings)
+
+    def _texts(self) -> Vocabulary:
+        if not isinstance(self.genes_head, TextHead):
+            raise ValueError("this PixNet has a fixed panel; train one with head='text' to ask for other genes.")
+        return self.genes_head.texts
+
+    def text_vectors(self, genes: Sequence[str]) -> NDArray[np.float32]:
+        """(g, w) centred and scaled embeddings of genes."""
+        return self._texts().rows(genes).detach().cpu().numpy()
+
     def prepare(self, sections: Sequence[Section]) -> None:
-        """Set the output bias to the mean of the training target, each section weighing the same."""
-        means = np.mean([s.expression.mean(axis=0) for s in sections if s.expression is not None], axis=0)
+        """Start the head at the mean (and spread) of the training target, each section weighing the same."""
+        measured = [s.expression for s in sections if s.expression is not None]
+        means = np.mean([rows.mean(axis=0) for rows in measured], axis=0)
+        spread = np.maximum(np.mean([rows.std(axis=0) for rows in measured], axis=0), 1e-3)
         if self.config.link == "log1p":
             means = np.log(np.expm1(np.maximum(np.expm1(means), 1e-3)))
-        with torch.no_grad():
-            self.bias.copy_(torch.from_numpy(np.asarray(means)))
+            spread = np.ones_like(spread)  # in units before the softplus
+        if self.context_map is not None:
+            self.context_map.share.zero_()
+        self.genes_head.start(means.astype(np.float32), spread.astype(np.float32))
 
     def samples(self, sections: Sequence[Section], *, train: bool, seed: int = 0) -> Samples:
         """Square windows with the shapes wholly inside; flips, quarter turns and stain jitter in training."""
@@ -264,12 +223,14 @@ class PixNet(Model):
             stain_jitter=self.config.stain_jitter if train else 0.0,
             train=train,
             seed=seed,
+            n_genes=self.config.train_genes if train and self.config.head == "text" else None,
         )
 
     def query(self, genes: Sequence[str]) -> Float[Tensor, "g d"]:
         """The rows of the 1x1 head for these genes, the bias last."""
-        positions = [self._position[gene] for gene in genes]
-        rows = torch.cat([self.weight, self.bias[:, None]], dim=1)[positions]
+        rows = self.genes_head(genes)
+        if self.context_map is not None and isinstance(self.genes_head, PanelHead):
+            rows = self.context_map.mixed(rows, self.genes_head.positions(genes))
         return F.softplus(rows) if self.config.link == "log1p" else rows
 
     def latent(self, batch: Batch) -> Float[Tensor, "b d r c"]:
@@ -280,7 +241,8 @@ class PixNet(Model):
         x = self.decoder(pyramid)
         if self.config.link == "log1p":
             x = F.softplus(x)  # with non-negative weights the map is a non-negative rate
-        return torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+        parts = [x] if self.context_map is None else [x, self.context_map(rgb(batch.image), size=x.shape[2:])]
+        return torch.cat([*parts, torch.ones_like(x[:, :1])], dim=1)
 
     def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g d"]) -> Float[Tensor, "n g"]:
         """The 1x1 convolution, on rows."""
@@ -296,7 +258,10 @@ class PixNet(Model):
         return mse_pcc(values, batch.measured, pcc_weight=self.config.pcc_weight)
 
     def finish(self, sections: Sequence[Section]) -> None:
-        """Nothing: the weights are all there is."""
+        """Fit the context, if there is one."""
+        if self.context_map is not None:
+            fitted = fit_context(self.context_map, sections, window_px=2 * self.config.window_px, stride=self.stride)
+            self.context_map.fitted(*fitted, share=self.config.context_share)
 
 
 def _home_of(encoder_weights: str | Path | None) -> Path | None:
@@ -322,16 +287,43 @@ def _config(
     encoder: str | None,
     mpp: float | None,
     donor: Mapping[str, Any] | None,
+    head: Literal["panel", "text"] | None,
+    embeddings: GeneEmbeddings | None,
 ) -> PixNetConfig:
     named = {"small": {}, "published": PUBLISHED}
     if isinstance(config, str):
         if config not in named:
             raise ValueError(f"config={config!r} is unknown. Choose one of {sorted(named)}, or pass a PixNetConfig.")
         config = PixNetConfig(genes=(), **named[config])
-    given = {"genes": tuple(genes) or None, "encoder": encoder, "mpp": mpp}
+    given: dict[str, Any] = {"genes": tuple(genes) or None, "encoder": encoder, "mpp": mpp, "head": head}
+    if embeddings is not None:
+        given |= {"vocabulary": embeddings.genes, "text": text_spec(embeddings)}
     config = replace(config, **{key: value for key, value in given.items() if value is not None} | dict(donor or {}))
     check_panel(config.genes, "PixNet")
+    if config.head == "text" and not config.text:
+        raise ValueError("head='text' answers by text: pass embeddings=stp.tl.embed_genes(texts, encoder=...).")
+    if config.head == "panel" and embeddings is not None:
+        raise ValueError("embeddings= are for head='text'; a panel head does not look at them.")
     return config
+
+
+def _context(c: PixNetConfig, spec: EncoderSpec, weights: str | Path | None) -> ContextBranch | None:
+    fits = c.head == "panel" and c.reduction == "mean" and c.link == "identity"
+    if not (c.context_rank and fits):
+        return None
+    stages = replace(spec, taps=tuple(range(max(spec.taps) + 1)))
+    return ContextBranch(stages, weights=weights, cells=c.context_cells, rank=c.context_rank, n_genes=len(c.genes))
+
+
+def _genes_head(c: PixNetConfig, embeddings: GeneEmbeddings | None) -> PanelHead | TextHead:
+    if c.head == "panel":
+        return PanelHead(c.genes, c.filters[0])
+    if embeddings is not None:
+        embeddings.take(c.genes)  # raises for genes that have none
+    return TextHead(
+        c.genes, c.filters[0], vocabulary=c.vocabulary, text=c.text, embeddings=embeddings, hidden=c.text_hidden,
+        dropout=c.text_dropout,
+    )  # fmt: skip
 
 
 def _check_sizes(c: PixNetConfig, encoder: Encoder) -> None:

@@ -44,7 +44,7 @@ class Ridge(Model):
     """
 
     output: ClassVar = "spots"
-    context: ClassVar = "shape"
+    context = "shape"
     config_class: ClassVar = RidgeConfig
 
     centre: Tensor

@@ -1,0 +1,110 @@
+"""Fitting a dense model's context in closed form: a ridge regression on the surroundings of each shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import GridSearchCV, KFold
+from torch import Tensor
+
+from stpredict._section import Section
+from stpredict.models._samples import WindowSamples, rgb
+from stpredict.nn.context import Context
+from stpredict.nn.encoders import EncoderSpec
+from stpredict.nn.pool import pool
+
+PENALTIES = tuple(10 ** (k / 2) for k in range(4, 11))  # 10^2 .. 10^5
+WINDOWS = 2  # a forward pass
+
+
+class ContextBranch(Context):
+    """A context with the weights of a panel, and its share of the map: 0 until it is fitted.
+
+    spec, weights, cells, rank
+        See `Context`.
+    """
+
+    weight: Tensor
+    intercept: Tensor
+    share: Tensor
+
+    def __init__(self, spec: EncoderSpec, *, weights: str | Path | None, cells: int, rank: int, n_genes: int) -> None:
+        super().__init__(spec, weights=weights, cells=cells, rank=rank)
+        self.register_buffer("weight", torch.zeros(n_genes, rank))
+        self.register_buffer("intercept", torch.zeros(n_genes))
+        self.register_buffer("share", torch.zeros(()))
+
+    def forward(self, image: Float[Tensor, "b 3 h w"], *, size: Sequence[int]) -> Float[Tensor, "b k r c"]:
+        """The map of the context's channels; zeros, at no cost, as long as its share is 0."""
+        if self.share == 0:
+            return image.new_zeros(len(image), len(self.projection), *size)
+        return super().forward(image, size=size)
+
+    def mixed(self, rows: Float[Tensor, "g d"], positions: Sequence[int]) -> Float[Tensor, "g k"]:
+        """The head's rows (bias last) with the context's weights put in, each branch weighed by its share."""
+        own, weight, intercept = 1 - self.share, self.weight[list(positions)], self.intercept[list(positions)]
+        bias = own * rows[:, -1] + self.share * intercept
+        return torch.cat([own * rows[:, :-1], self.share * weight, bias[:, None]], dim=1)
+
+    def fitted(self, weight: NDArray[np.float32], intercept: NDArray[np.float32], *, share: float) -> None:
+        """Take in what `fit_context` returns."""
+        device = self.share.device
+        self.weight, self.intercept = torch.from_numpy(weight).to(device), torch.from_numpy(intercept).to(device)
+        self.share = torch.tensor(share, device=device)
+
+
+def fit_context(
+    context: Context, sections: Sequence[Section], *, window_px: int, stride: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Standardise and project the statistics so that they predict expression, and say how.
+
+    One ridge penalty for all genes, by cross-validation over five random parts of the shapes, on the squared error; its
+    coefficients are cut to the rank of the projection by singular values.
+
+    Returns the weights (g, rank) of the projected channels and the intercepts (g,).
+    """
+    x = _statistics(context, sections, window_px=window_px, stride=stride)
+    y = np.concatenate([s.expression for s in sections]).astype(np.float64)
+    centre, spread = x.mean(axis=0), x.std(axis=0)
+    spread[spread < 1e-6] = 1.0
+    search = GridSearchCV(
+        Ridge(),
+        {"alpha": PENALTIES},
+        scoring="neg_mean_squared_error",
+        cv=KFold(min(5, len(x)), shuffle=True, random_state=0),
+    )
+    best = search.fit((x - centre) / spread, y).best_estimator_
+    u, s, v = np.linalg.svd(np.atleast_2d(best.coef_), full_matrices=False)
+    rank = context.projection.shape[0]
+    weights, projection = np.zeros((y.shape[1], rank)), np.zeros((rank, x.shape[1]))
+    k = min(rank, len(s))
+    weights[:, :k], projection[:k] = u[:, :k] * s[:k], v[:k]
+    device = context.projection.device
+    for name, value in (("centre", centre), ("spread", spread), ("projection", projection)):
+        setattr(context, name, torch.from_numpy(value.astype(np.float32)).to(device))
+    return weights.astype(np.float32), np.broadcast_to(best.intercept_, y.shape[1]).astype(np.float32)
+
+
+def _statistics(context: Context, sections: Sequence[Section], *, window_px: int, stride: float) -> NDArray[np.float64]:
+    """The statistics (n, f) pooled inside every shape of the sections, as a map of the projected ones will be."""
+    samples = WindowSamples(
+        sections, window_px=window_px, stride=stride, reduction="mean", stain_jitter=0.0, train=False, seed=0
+    )
+    side = round(window_px / stride)
+    device = context.projection.device
+    found: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
+    with torch.no_grad():
+        for k in range(0, len(samples), WINDOWS):
+            batch = samples.collate([samples[i] for i in range(k, min(k + WINDOWS, len(samples)))]).to(device)
+            assert batch.pooling is not None
+            fine = context.fine(context.statistics(rgb(batch.image)), size=(side, side))
+            found.append((batch.rows, pool(fine, batch.pooling).cpu().numpy()))
+    rows, values = np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
+    order = np.lexsort((rows[:, 1], rows[:, 0]))
+    return values[order].astype(np.float64)

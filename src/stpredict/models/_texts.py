@@ -1,0 +1,111 @@
+"""What text-queried models know of genes: their embeddings, and how they were made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stpredict._embeddings import GeneEmbeddings
+
+SPEC = ("encoder", "revision", "pooling")  # embeddings that differ in one of these are of different spaces
+
+
+def text_spec(embeddings: GeneEmbeddings) -> dict[str, Any]:
+    """What a model's config keeps of embeddings: enough to refuse those of another encoder."""
+    return {key: getattr(embeddings, key) for key in SPEC} | {
+        "width": embeddings.width,
+        "text_sha256": embeddings.text_sha256,
+        "n_symbol_only": embeddings.n_symbol_only,
+    }
+
+
+class Vocabulary(nn.Module):
+    """The genes that a text-queried model can answer for, with their embeddings.
+
+    genes, spec
+        Names of the rows that are saved with the model, and `text_spec` of their embeddings.
+    embeddings
+        None where the rows will be loaded.
+
+    Embeddings are centred and scaled to unit variance on the training panel (`fit`).
+    """
+
+    vectors: Tensor
+    centre: Tensor
+    scale: Tensor
+
+    def __init__(self, genes: Sequence[str], spec: Mapping[str, Any], embeddings: GeneEmbeddings | None) -> None:
+        super().__init__()
+        self.genes, self.spec = tuple(genes), dict(spec)
+        width = int(spec["width"])
+        rows = np.zeros((len(genes), width), np.float32) if embeddings is None else embeddings.take(genes)
+        self.register_buffer("vectors", torch.from_numpy(rows.copy()))
+        self.register_buffer("centre", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(()))
+        self._row = {gene: i for i, gene in enumerate(self.genes)}
+        self._further: dict[str, Tensor] = {}
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """All genes that have an embedding: the saved ones, then those of `know`."""
+        return (*self.genes, *self._further)
+
+    def fit(self, panel: Sequence[str]) -> None:
+        """Centre and scale by the embeddings of the training panel."""
+        rows = self.vectors[[self._row[gene] for gene in panel]]
+        self.centre = rows.mean(0)
+        self.scale = (rows - self.centre).square().mean().sqrt().clamp_min(1e-6)
+
+    def know(self, embeddings: GeneEmbeddings) -> None:
+        """Take in further genes; they are not saved with the model.
+
+        Raises ValueError for embeddings of another encoder, revision, pooling or width, and for a gene that is known
+        with another embedding.
+        """
+        wanted = {key: self.spec[key] for key in (*SPEC, "width")}
+        found = {key: getattr(embeddings, key) for key in (*SPEC, "width")}
+        if found != wanted:
+            wrong = {key: (found[key], wanted[key]) for key in wanted if found[key] != wanted[key]}
+            raise ValueError(
+                "these embeddings are of another space than the model's: "
+                + ", ".join(f"{key} {got!r} in place of {want!r}" for key, (got, want) in wrong.items())
+                + ". Embed the texts again with stp.tl.embed_genes and the model's own encoder."
+            )
+        for gene, vector in zip(embeddings.genes, torch.from_numpy(embeddings.vectors), strict=True):
+            known = self.vectors[self._row[gene]] if gene in self._row else self._further.get(gene)
+            if known is None:
+                self._further[gene] = vector.clone()
+            elif not torch.allclose(known.cpu(), vector, atol=1e-4):
+                raise ValueError(
+                    f"gene {gene!r} is known to the model with another embedding. Leave it out, or give the model a "
+                    "new vocabulary and train it again."
+                )
+
+    def rows(self, genes: Sequence[str]) -> Float[Tensor, "g w"]:
+        """Centred and scaled embeddings, in the order of `genes`.
+
+        Raises ValueError naming genes without an embedding, and the ways to get one.
+        """
+        missing = [gene for gene in genes if gene not in self._row and gene not in self._further]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of {len(genes)} genes have neither text nor embedding in this model: {missing[:5]}. "
+                "Describe them with stp.pp.describe_genes (source: a table, 'ncbi', 'symbol' or a text generator), "
+                f"embed the texts with stp.tl.embed_genes(texts, encoder={self.spec['encoder']!r}), and pass the "
+                "result as embeddings=."
+            )
+        rows = [
+            self.vectors[self._row[gene]] if gene in self._row else self._further[gene].to(self.vectors)
+            for gene in genes
+        ]
+        return (torch.stack(rows) - self.centre) / self.scale
+
+    def permuted(self, seed: int) -> None:
+        """Give every saved gene the text of another one: the null of a model that cannot have learnt from text."""
+        order = np.random.default_rng(seed).permutation(len(self.genes))
+        self.vectors = self.vectors[torch.from_numpy(order)]

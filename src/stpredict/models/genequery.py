@@ -1,0 +1,351 @@
+"""GeneQuery: expression of any gene from its text, with all spots or all genes as the sequence of a transformer.
+
+Source: "GeneQuery: A General QA-based Framework for Spatial Gene Expression Predictions from Histology Images", arXiv
+2411.18391 (BIBM 2025), sections 3 and 4. Built as the paper says; its released code does otherwise in these points:
+
+- padding is masked on the key axis (the code adds its mask along the query axis, where a softmax does not see it), and
+  padded positions are no part of the loss;
+- 4 heads of 64 values at width 256 (the code: 64 heads);
+- images are RGB, normalised as the encoder was trained, batch norm in eval mode, no augmentation at test time (the
+  code: BGR in 0..255, batch statistics, flips on test sections);
+- minima and maxima per gene come from training sections alone (the code: per gene and per slide, test slides too);
+- the text model is frozen and its attention mask honoured (the code trains it and attends to padding).
+
+Ours: the scalar is in standard units of the gene on the training sections, so that it starts at the gene's mean (the
+loss stays in min-max units); image features are means and standard deviations over the patch at every stage of the
+encoder, since four sections are too few for 25 million weights; a gene that is asked for beyond the context panel sees
+the panel and itself, and no gene sees it, so that an answer does not depend on what else is asked (protocol: Unseen
+genes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import psutil
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from stpredict._embeddings import GeneEmbeddings
+from stpredict._section import Section
+from stpredict.models._base import Model, Recipe, check_panel
+from stpredict.models._samples import Batch, PatchSamples, Samples, SectionSamples, rgb, sections_of
+from stpredict.models._texts import Vocabulary, text_spec
+from stpredict.nn.encoders import Encoder, EncoderSpec
+from stpredict.nn.features import FeatureCache, pooled
+from stpredict.nn.transformer import TransformerBlock
+
+TOKENS = 2**15  # tokens that go through the blocks together at inference
+TOKEN_BYTES = 6 * 256 * 4  # held for every token of one sequence: two states, keys, values and what is added up
+
+
+@dataclass(frozen=True)
+class GeneQueryConfig:
+    """Every choice of a GeneQuery. Each value that the paper does not give carries its reason.
+
+    genes, vocabulary, text
+        The ordered training panel; all genes whose embeddings are saved with the model; how those were made.
+    context
+        "spot": the sequence is all spots of a section, for one gene; "gene": the panel and the asked genes, for one
+        spot.
+    mpp, patch_px
+        Micrometres per pixel and side of the patch around each spot.
+    encoder, taps, encoder_kwargs, encoder_mean, encoder_std
+        See `stpredict.nn.EncoderSpec`.
+    frozen
+        Whether the encoder stays as it is; its features are then computed once for every patch.
+    train_spots, train_genes
+        Most spots and genes of a training sequence; there is no limit at prediction.
+    """
+
+    genes: tuple[str, ...]
+    vocabulary: tuple[str, ...]
+    text: Mapping[str, Any]
+    context: Literal["spot", "gene"] = "spot"
+    mpp: float = 2.0  # the paper: 224 px at full resolution; 256 um scored higher (benchmarks/README.md)
+    patch_px: int = 128
+    encoder: str = "mobilenetv2_100"
+    taps: tuple[int, ...] = (0, 1, 2, 3, 4)
+    encoder_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    encoder_mean: tuple[float, ...] | None = None
+    encoder_std: tuple[float, ...] | None = None
+    frozen: bool = True
+    names: Mapping[str, Any] | None = None  # the name-and-definition form: how the embeddings of names were made
+    width: int = 256
+    depth: int = 2
+    heads: int = 4
+    head_width: int = 64
+    mlp_width: int = 512
+    dropout: float = 0.1
+    feature_dropout: float = 0.5  # not given; hundreds of spots, a thousand features
+    train_spots: int = 1024
+    train_genes: int = 24
+    recipe: Recipe = field(
+        default_factory=lambda: Recipe(max_epochs=10, batch_size=1, lr=3e-4, encoder_lr=0.0, weight_decay=1e-2)
+    )
+
+
+class GeneQuery(Model):
+    """Expression inside shapes for any gene that has a text.
+
+    genes
+        The ordered panel to train on.
+    embeddings
+        Of the panel and of any further genes (`stp.tl.embed_genes`); all of them are saved with the model.
+    names
+        Embeddings of the bare names beside those of definitions, for the name-and-definition form; or None.
+    context
+        "spot" or "gene"; see `GeneQueryConfig`.
+    encoder_weights
+        A local .safetensors state dict of timm; "timm" for the weights timm fetches for the name; None: random.
+    feature_cache
+        A folder where image features are kept between processes; None: in memory.
+    config
+        Instead of the other arguments (but the embeddings and the weights).
+
+    Raises ValueError for an empty or duplicated panel and for genes without an embedding.
+    Source: see the module's head.
+    """
+
+    output: ClassVar = "spots"
+    config_class: ClassVar = GeneQueryConfig
+
+    blocks: Any  # a ModuleList of TransformerBlock
+    mean: Tensor
+    spread: Tensor
+    low: Tensor
+    span: Tensor
+    feature_mean: Tensor
+    feature_std: Tensor
+
+    def __init__(
+        self,
+        genes: Sequence[str] = (),
+        *,
+        embeddings: GeneEmbeddings | None = None,
+        names: GeneEmbeddings | None = None,
+        context: Literal["spot", "gene"] = "spot",
+        encoder_weights: str | Path | None = None,
+        feature_cache: str | Path | None = None,
+        config: GeneQueryConfig | None = None,
+    ) -> None:
+        super().__init__()
+        c = self.config = config or _config(genes, embeddings, names, context)
+        self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
+        self.context = "section" if c.context == "spot" else "shape"
+        self.texts = Vocabulary(c.vocabulary, c.text, embeddings)
+        self.names = None if c.names is None else Vocabulary(c.vocabulary, c.names, names)
+        spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
+        self.encoder = Encoder(spec, weights=encoder_weights).requires_grad_(not c.frozen)
+        n_features = 2 * sum(self.encoder.channels)
+        self.image_projection = nn.Linear(n_features, c.width)
+        self.gene_projection = nn.Linear(int(c.text["width"]), c.width)
+        self.name_projection = None if c.names is None else nn.Linear(int(c.names["width"]), c.width)
+        sizes: dict[str, Any] = {
+            "heads": c.heads,
+            "head_width": c.head_width,
+            "mlp_width": c.mlp_width,
+            "dropout": c.dropout,
+        }
+        self.blocks = nn.ModuleList(TransformerBlock(c.width, **sizes) for _ in range(c.depth))
+        self.scalar = nn.Sequential(nn.LayerNorm(c.width), nn.Linear(c.width, 1))
+        self.register_buffer("feature_mean", torch.zeros(n_features))
+        self.register_buffer("feature_std", torch.ones(n_features))
+        for name, value in (("mean", 0.0), ("spread", 1.0), ("low", 0.0), ("span", 1.0)):
+            self.register_buffer(name, torch.full((len(c.genes),), value))
+        self._position = {gene: i for i, gene in enumerate(c.genes)}
+        self._folder = feature_cache
+        self._cache: FeatureCache | None = None
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """Every gene that can be asked for."""
+        return self.texts.known
+
+    @property
+    def answers_text(self) -> bool:
+        """Whether it can be asked for any gene that has a text."""
+        return True
+
+    def know(self, embeddings: GeneEmbeddings) -> None:
+        """Take in the texts of further genes, for this process; see `Vocabulary.know`."""
+        if self.names is not None:
+            raise ValueError("a model of names and definitions takes all its texts when it is built.")
+        self.texts.know(embeddings)
+
+    def text_vectors(self, genes: Sequence[str]) -> NDArray[np.float32]:
+        """(g, w) centred and scaled embeddings of genes."""
+        return self.texts.rows(genes).detach().cpu().numpy()
+
+    def prepare(self, sections: Sequence[Section]) -> None:
+        """The scale of every gene, and of features and texts, on the training sections."""
+        expression = np.concatenate([s.expression for s in sections])
+        low, high = expression.min(axis=0), expression.max(axis=0)
+        scale = {"low": low, "mean": expression.mean(axis=0)}
+        for name, value in (("span", high - low), ("spread", expression.std(axis=0))):
+            scale[name] = np.where(value > 0, value, 1.0)
+        for name, value in scale.items():
+            setattr(self, name, torch.from_numpy(value.astype(np.float32)).to(self.low.device))
+        for vocabulary in (self.texts, self.names):
+            if vocabulary is not None:
+                vocabulary.fit(self.genes)
+        features = self._all_features(sections)
+        self.feature_mean, self.feature_std = features.mean(0), features.std(0).clamp_min(1e-6)
+
+    @torch.no_grad()
+    def _all_features(self, sections: Sequence[Section]) -> Float[Tensor, "n f"]:
+        samples = PatchSamples(sections, patch_px=self.config.patch_px)
+        parts = []
+        for k in range(0, len(samples), 64):
+            batch = samples.collate([samples[i] for i in range(k, min(k + 64, len(samples)))])
+            parts.append(self._features(batch.to(self.low.device)))
+        return torch.cat(parts)
+
+    def samples(self, sections: Sequence[Section], *, train: bool, seed: int = 0) -> Samples:
+        """In training with spots as context: whole sections and some genes; else the patch around every shape."""
+        c = self.config
+        patches = PatchSamples(sections, patch_px=c.patch_px, n_genes=c.train_genes if train else None, seed=seed)
+        if not train or c.context == "gene":
+            return patches
+        return SectionSamples(patches, n_spots=c.train_spots, n_genes=c.train_genes, seed=seed)
+
+    def query(self, genes: Sequence[str]) -> Float[Tensor, "g q"]:
+        """Embedding(s) of each gene; its position in the panel or -1; its training mean, spread and span.
+
+        An unseen gene has no scale of its own: it gets the panel's, so its values have no unit to be scored by.
+        """
+        rows = [vocabulary.rows(genes) for vocabulary in (self.texts, self.names) if vocabulary is not None]
+        at = torch.tensor([self._position.get(gene, -1) for gene in genes], device=self.low.device)
+        scale = [
+            torch.where(at >= 0, each[at.clamp_min(0)], each.mean()) for each in (self.mean, self.spread, self.span)
+        ]
+        return torch.cat([*rows, torch.stack([at.float(), *scale], dim=1)], dim=1)
+
+    def latent(self, batch: Batch) -> Float[Tensor, "n d"]:
+        """The projected image features of every shape."""
+        features = (self._features(batch) - self.feature_mean) / self.feature_std
+        return self.image_projection(F.dropout(features.clamp(-5, 5), self.config.feature_dropout, self.training))
+
+    def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g q"]) -> Float[Tensor, "n g"]:
+        """The transformer, for all spots of one section (context "spot") or spot by spot (context "gene").
+
+        Raises ValueError for a section whose keys do not fit into memory.
+        """
+        scaled = self._spot_aware([latent], query) if self.context == "section" else self._gene_aware(latent, query)
+        return query[:, -3] + query[:, -2] * scaled
+
+    def link(self, values: Tensor) -> Tensor:
+        """Target units already."""
+        return values
+
+    def loss(self, batch: Batch, query: Tensor) -> Tensor:
+        """MSE over all (spot, gene) pairs, in min-max units (the minimum cancels)."""
+        latent = self.latent(batch)
+        if self.context == "section":
+            scaled = self._spot_aware([latent[rows] for rows in sections_of(batch)], query)
+        else:
+            scaled = self._among_themselves(latent, query)
+        mean, spread, span = query[:, -3:].T
+        return ((mean + spread * scaled - batch.measured) / span).square().mean()
+
+    def finish(self, sections: Sequence[Section]) -> None:
+        """Nothing: the weights are all there is."""
+
+    def _features(self, batch: Batch) -> Tensor:
+        if not self.config.frozen:
+            return pooled(self.encoder, rgb(batch.image))
+        if self._cache is None:
+            self._cache = FeatureCache(self.encoder, folder=self._folder)
+        return self._cache(batch.image)
+
+    def _genes(self, query: Tensor) -> Float[Tensor, "g d"]:
+        """Projected embeddings."""
+        width = int(self.config.text["width"])
+        out = self.gene_projection(query[:, :width])
+        return out if self.name_projection is None else out + self.name_projection(query[:, width:-4])
+
+    def _spot_aware(self, sections: Sequence[Tensor], query: Tensor) -> Float[Tensor, "n g"]:
+        """(all spots, g): a sequence for every section and gene; shorter sections are padded, the padding masked."""
+        images = pad_sequence(list(sections), batch_first=True)  # (s, n, d)
+        lengths = torch.tensor([len(rows) for rows in sections], device=images.device)
+        n_sections, n = images.shape[:2]
+        self._check_memory(n)
+        inside = torch.arange(n, device=images.device) < lengths[:, None]
+        genes = self._genes(query)
+        at_once = len(genes) if torch.is_grad_enabled() else max(1, TOKENS // (n_sections * n))
+        parts = []
+        for some in genes.split(at_once):
+            x = (images[:, None] + some[:, None]).flatten(0, 1)  # (s k, n, d)
+            keep = None if bool(inside.all()) else inside.repeat_interleave(len(some), dim=0)
+            for block in self.blocks:
+                x = block(x, keep)
+            parts.append(self.scalar(x)[..., 0].unflatten(0, (n_sections, -1)))
+        return torch.cat(parts, dim=1).transpose(1, 2)[inside]
+
+    def _among_themselves(self, latent: Tensor, query: Tensor) -> Float[Tensor, "n g"]:
+        """The sequence of these genes for every spot, each seeing all of them."""
+        x = latent[:, None] + self._genes(query)
+        for block in self.blocks:
+            x = block(x)
+        return self.scalar(x)[..., 0]
+
+    def _gene_aware(self, latent: Tensor, query: Tensor) -> Float[Tensor, "n g"]:
+        """The panel as the sequence for every spot; other genes see the panel and themselves."""
+        panel = self.query(self.genes).to(query)
+        place = query[:, -4].round().long()
+        context, asked = self._genes(panel), self._genes(query[place < 0])
+        parts = []
+        for some in latent.split(max(1, TOKENS // (len(context) + len(asked)))):
+            x, y = some[:, None] + context, some[:, None] + asked
+            for block in self.blocks:
+                y = block.asked(y, x) if len(asked) else y
+                x = block(x)
+            out = x.new_empty(len(some), len(query))
+            out[:, place >= 0] = self.scalar(x)[..., 0][:, place[place >= 0]]
+            out[:, place < 0] = self.scalar(y)[..., 0]
+            parts.append(out)
+        return torch.cat(parts)
+
+    def _check_memory(self, n: int) -> None:
+        need, free = n * TOKEN_BYTES, psutil.virtual_memory().available
+        if need > free:
+            raise ValueError(
+                f"a section of {n} shapes needs {need / 1e9:.1f} GB for its keys and states, and {free / 1e9:.1f} GB "
+                f"are free: at most {free // TOKEN_BYTES} shapes fit. Queries are split, keys never, so it is not cut: "
+                "use a model with context='gene', or larger bins (stp.pp.tile_grid)."
+            )
+
+
+def _config(
+    genes: Sequence[str],
+    embeddings: GeneEmbeddings | None,
+    names: GeneEmbeddings | None,
+    context: Literal["spot", "gene"],
+) -> GeneQueryConfig:
+    check_panel(genes, "GeneQuery")
+    if context not in ("spot", "gene"):
+        raise ValueError(f"context={context!r} is unknown: use 'spot' or 'gene'.")
+    if embeddings is None:
+        raise ValueError(
+            "GeneQuery answers by text: pass embeddings=stp.tl.embed_genes(stp.pp.describe_genes(genes, source=...), "
+            "encoder=...)."
+        )
+    embeddings.take(genes)  # raises for genes that have none
+    if names is not None:
+        names.take(embeddings.genes)
+    spec: dict[str, Any] = {} if context == "spot" else {"train_genes": 256, "recipe": GENE_AWARE}
+    return GeneQueryConfig(
+        genes=tuple(genes), vocabulary=embeddings.genes, text=text_spec(embeddings), context=context,
+        names=None if names is None else text_spec(names), **spec,
+    )  # fmt: skip
+
+
+GENE_AWARE = Recipe(max_epochs=10, batch_size=16, lr=3e-4, encoder_lr=0.0, weight_decay=1e-2)

@@ -1,0 +1,105 @@
+"""Features of image patches from a frozen encoder, computed once for every patch that was ever seen."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from stpredict.nn.encoders import Encoder
+
+MEMORY_BYTES = 2**29  # of features held by this process, all encoders together; the oldest go first
+ENCODE_ROWS = 32  # patches a forward pass
+
+_held: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
+
+
+def pooled(encoder: Encoder, image: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n f"]:
+    """Mean and standard deviation over space of every channel of every tap, fine to coarse; f = 2 x sum of channels."""
+    maps = [x.float() for x in encoder(image)]
+    return torch.cat([x.mean((2, 3)) for x in maps] + [x.std((2, 3), correction=0) for x in maps], dim=1)
+
+
+class FeatureCache:
+    """`pooled` features of uint8 patches, remembered by content: the bytes of the patch and of the encoder's weights.
+
+    encoder
+        Frozen, in eval mode: its weights must not change while the cache is in use.
+    folder
+        Where features are kept between processes, as safetensors; None: in memory alone.
+    """
+
+    def __init__(self, encoder: Encoder, *, folder: str | Path | None = None) -> None:
+        self.encoder = encoder
+        self.fingerprint = _fingerprint(encoder)
+        self.folder = None if folder is None else Path(folder) / self.fingerprint[:16]
+        self.n_encoded = 0
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._read()
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(n, f) float32 features of (n, 3, h, w) uint8 patches, on the patches' device."""
+        patches = image.cpu().contiguous().numpy()
+        keys = [hashlib.sha256(self.fingerprint.encode() + patch.tobytes()).digest() for patch in patches]
+        new = sorted({key: i for i, key in enumerate(keys) if key not in _held}.values())
+        if new:
+            self._encode(image[new], [keys[i] for i in new])
+        for key in keys:
+            _held.move_to_end(key)
+        found = torch.from_numpy(np.stack([_held[key] for key in keys]))
+        self._forget()
+        return found.to(image.device)
+
+    def _encode(self, image: Tensor, keys: list[bytes]) -> None:
+        parts, device = [], self.encoder.mean.device
+        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+            for part in image.split(ENCODE_ROWS):
+                rgb = part.to(device).float().div(255).contiguous(memory_format=torch.channels_last)
+                parts.append(pooled(self.encoder.eval(), rgb).cpu().numpy())
+        features = np.concatenate(parts)
+        self.n_encoded += len(features)
+        _held.update(zip(keys, features, strict=True))
+        if self.folder is not None:
+            self._write(keys, features)
+
+    def _write(self, keys: list[bytes], features: NDArray[np.float32]) -> None:
+        assert self.folder is not None
+        rows = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(len(keys), -1)
+        name = hashlib.sha256(rows.tobytes()).hexdigest()[:32]
+        handle, aside = tempfile.mkstemp(dir=self.folder, suffix=".part")
+        os.close(handle)
+        save_file({"keys": rows.copy(), "features": features}, aside)
+        os.replace(aside, self.folder / f"{name}.safetensors")
+
+    def _read(self) -> None:
+        assert self.folder is not None
+        for path in sorted(self.folder.glob("*.safetensors")):
+            stored = load_file(path)
+            keys = [row.tobytes() for row in stored["keys"]]
+            _held.update(zip(keys, stored["features"], strict=True))
+        self._forget()
+
+    def _forget(self) -> None:
+        size = sum(value.nbytes for value in list(_held.values())[:1]) * len(_held)
+        while size > MEMORY_BYTES and len(_held) > 1:
+            size -= _held.popitem(last=False)[1].nbytes
+
+
+def _fingerprint(encoder: Encoder) -> str:
+    """A hash of the encoder's weights, taps and normalisation."""
+    normalisation = (encoder.mean.flatten().tolist(), encoder.std.flatten().tolist())
+    digest = hashlib.sha256(repr((encoder.spec.name, encoder.spec.taps, normalisation)).encode())
+    for key, value in sorted(encoder.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,89 @@
+"""The context of PixNet: fitted in closed form, an average with the decoder, and nothing before it is fitted."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def trained(colour_section, build):
+    from stpredict._train import Plan, fit
+
+    model = build("PixNet")
+    plan = Plan(max_epochs=1, device="cpu", precision="32", progress=False)
+    fit(model, [colour_section(0), colour_section(1)], [], plan, sections=("a", "b"))
+    return model
+
+
+def predict(model, section):
+    from stpredict._infer import Runtime
+    from stpredict._infer import predict as infer
+
+    return infer(model, section, list(model.genes), runtime=Runtime(device="cpu", precision="32", progress=False))[0]
+
+
+def test_the_map_is_the_average_of_both_branches(trained, colour_section):
+    share = trained.context_map.share
+    found = {}
+    for value in (0.0, 1.0, 0.5, 0.25):
+        trained.context_map.share = torch.tensor(value)
+        found[value] = predict(trained, colour_section(2))
+    trained.context_map.share = share
+    assert float(share) == trained.config.context_share == 0.5
+    assert np.abs(found[0.0] - found[1.0]).max() > 1e-2
+    np.testing.assert_allclose(found[0.5], (found[0.0] + found[1.0]) / 2, atol=1e-5)
+    np.testing.assert_allclose(found[0.25], 0.75 * found[0.0] + 0.25 * found[1.0], atol=1e-5)
+
+
+def test_the_closed_form_is_scikit_learns_ridge_on_the_pooled_statistics(trained, colour_section):
+    from sklearn.linear_model import Ridge
+
+    from stpredict.models._context import PENALTIES, _statistics
+
+    sections, context = [colour_section(0), colour_section(1)], trained.context_map
+    x = _statistics(context, sections, window_px=2 * trained.config.window_px, stride=trained.stride)
+    y = np.concatenate([s.expression for s in sections])
+    z = (x - context.centre.numpy()) / context.spread.numpy()
+    found = z @ context.projection.numpy().T @ context.weight.numpy().T + context.intercept.numpy()
+    errors = [np.abs(Ridge(alpha=a).fit(z, y).predict(z) - found).max() for a in PENALTIES]
+    assert min(errors) < 1e-4 < 1e-2 < max(errors)
+
+
+def test_the_map_says_what_the_regression_says(trained, colour_section, monkeypatch):
+    from stpredict.models._context import _statistics
+    from stpredict.models._samples import WindowSamples
+
+    context = trained.context_map
+    # windows as tiles are: laid on the encoder's own grid, and every border far from every shape
+    monkeypatch.setattr(WindowSamples, "_snap", lambda _, corner: tuple(int(v) for v in np.floor(corner / 32) * 32))
+    x = _statistics(context, [colour_section(3)], window_px=1024, stride=trained.stride)
+    z = (x - context.centre.numpy()) / context.spread.numpy()
+    expected = z @ context.projection.numpy().T @ context.weight.numpy().T + context.intercept.numpy()
+    context.share = torch.tensor(1.0)
+    pred, true = predict(trained, colour_section(3)), colour_section(3).expression
+    context.share = torch.tensor(0.5)
+    r = [np.corrcoef(pred[:, j], expected[:, j])[0, 1] for j in range(3)]
+    assert min(r) > 0.99, r
+    mean = np.concatenate([colour_section(s).expression for s in (0, 1)]).mean(axis=0)
+    assert ((pred - true) ** 2).mean() < 0.97 * ((mean - true) ** 2).mean()
+
+
+def test_training_again_begins_without_it(trained, colour_section):
+    from copy import deepcopy
+
+    again = deepcopy(trained)
+    again.prepare([colour_section(0)])
+    assert float(again.context_map.share) == 0.0
+    assert again.query(again.genes).shape == (3, 8 + 32 + 1)
+
+
+@pytest.mark.parametrize("changes", [{"link": "log1p"}, {"reduction": "sum"}, {"context_rank": 0}])
+def test_it_is_there_only_where_it_fits(build, changes):
+    from stpredict.models import PixNet
+
+    model = PixNet(config=dataclasses.replace(build("PixNet").config, **changes))
+    assert model.context_map is None

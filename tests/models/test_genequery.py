@@ -1,0 +1,288 @@
+"""GeneQuery: against the paper's formula spot by spot, and for what an answer must not depend on."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+GENES = ("red", "green", "blue")
+UNSEEN = ("cyan", "mauve")
+
+
+def embeddings(genes=(*GENES, *UNSEEN), *, width=8, encoder="letters", **fields):
+    from stpredict._embeddings import GeneEmbeddings
+
+    vectors = np.stack([np.random.default_rng([ord(letter) for letter in gene]).normal(size=width) for gene in genes])
+    return GeneEmbeddings(genes=tuple(genes), vectors=vectors.astype(np.float32), encoder=encoder, **fields)
+
+
+def fresh(context, *, names=None, **changes):
+    from stpredict.models import GeneQuery
+
+    torch.manual_seed(0)
+    config = GeneQuery(GENES, embeddings=embeddings(), names=names, context=context).config
+    small = {"patch_px": 64, "mpp": 1.0, "width": 32, "heads": 2, "head_width": 16, "mlp_width": 48} | changes
+    return GeneQuery(config=dataclasses.replace(config, **small), embeddings=embeddings(), names=names)
+
+
+@pytest.fixture(scope="module")
+def trained(colour_section):
+    from stpredict._train import Plan, fit
+
+    def train(context):
+        model = fresh(context)
+        plan = Plan(max_epochs=3, lr=1e-3, device="cpu", precision="32", progress=False)
+        fit(model, [colour_section(0), colour_section(1)], [], plan, sections=("a", "b"))
+        return model
+
+    return {context: train(context) for context in ("spot", "gene")}
+
+
+def predict(model, section, genes, **runtime):
+    from stpredict._infer import Runtime
+    from stpredict._infer import predict as infer
+
+    return infer(model, section, list(genes), runtime=Runtime(device="cpu", precision="32", progress=False, **runtime))[
+        0
+    ]
+
+
+def block_by_hand(block, x, seen):
+    """One block on one sequence (n, d) with an explicit attention matrix; `seen` (n, n)."""
+    n, heads = len(x), block.heads
+    q, k, v = block.qkv(block.attention_norm(x)).reshape(n, 3, heads, -1).permute(1, 2, 0, 3)
+    scores = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).masked_fill(~seen, -torch.inf)
+    x = x + block.out((torch.softmax(scores, -1) @ v).transpose(0, 1).reshape(n, -1))
+    return x + block.mlp(x)
+
+
+def by_hand(model, latent, genes):
+    """(spots, genes): the paper's formula, one gene (or one spot) after the other."""
+    query = model.query(genes)
+    rows, mean, spread = model.gene_projection(query[:, :8]), query[:, -3], query[:, -2]
+    out = torch.zeros(len(latent), len(genes))
+    if model.context == "section":
+        for j, row in enumerate(rows):
+            x = latent + row
+            for block in model.blocks:
+                x = block_by_hand(block, x, torch.ones(len(x), len(x), dtype=bool))
+            out[:, j] = model.scalar(x)[:, 0]
+        return mean + spread * out
+    panel = model.gene_projection(model.query(model.genes)[:, :8])
+    for i, spot in enumerate(latent):
+        for j, gene in enumerate(genes):
+            known = gene in model.genes
+            x = torch.cat([spot + panel, (spot + rows[j])[None]])[: len(panel) + (not known)]
+            seen = torch.ones(len(x), len(x), dtype=bool)
+            if not known:
+                seen[:-1, -1] = False
+            for block in model.blocks:
+                x = block_by_hand(block, x, seen)
+            out[i, j] = model.scalar(x[model.genes.index(gene) if known else -1])[0]
+    return mean + spread * out
+
+
+@pytest.mark.parametrize("context", ["spot", "gene"])
+def test_an_answer_is_the_formula_of_the_paper(trained, colour_section, context):
+    from stpredict._infer import Runtime, embed
+
+    model, genes = trained[context], ("cyan", *GENES, "mauve")
+    latent, _ = embed(model, colour_section(2), runtime=Runtime(device="cpu", precision="32", progress=False))
+    with torch.no_grad():
+        expected = by_hand(model, torch.from_numpy(latent), genes).numpy()
+    np.testing.assert_allclose(predict(model, colour_section(2), genes), expected, atol=1e-5)
+    assert expected.std(axis=0).min() > 1e-4
+
+
+@pytest.mark.parametrize("context", ["spot", "gene"])
+def test_an_answer_does_not_depend_on_what_else_is_asked(trained, colour_section, context, monkeypatch):
+    from stpredict.models import genequery
+    from stpredict.nn import transformer
+
+    model, section = trained[context], colour_section(2)
+    whole = predict(model, section, (*GENES, *UNSEEN))
+    for j, gene in enumerate((*GENES, *UNSEEN)):
+        np.testing.assert_allclose(predict(model, section, [gene])[:, 0], whole[:, j], atol=1e-5)
+    order = [4, 1, 3, 0, 2]
+    np.testing.assert_allclose(predict(model, section, np.array((*GENES, *UNSEEN))[order]), whole[:, order], atol=1e-5)
+    monkeypatch.setattr(genequery, "TOKENS", 30)
+    monkeypatch.setattr(transformer, "QUERY_ROWS", 10)
+    monkeypatch.setattr(transformer, "ASKED_ROWS", 1)
+    np.testing.assert_allclose(predict(model, section, (*GENES, *UNSEEN), batch_size=5), whole, atol=1e-5)
+
+
+def test_spot_context_sees_the_other_spots_and_gene_context_does_not(trained, colour_section):
+    from stpredict._section import take
+
+    section = colour_section(2)
+    half = take(section, np.arange(12))
+    apart = {c: np.abs(predict(m, half, GENES) - predict(m, section, GENES)[:12]).max() for c, m in trained.items()}
+    assert apart["gene"] < 1e-5 < 1e-4 < apart["spot"]
+
+
+def test_padding_changes_neither_prediction_nor_loss(trained, colour_section):
+    from stpredict._section import take
+
+    model = trained["spot"].eval()
+    short, long = take(colour_section(0), np.arange(7)), colour_section(1)
+    samples = model.samples([short, long], train=True)
+    both = samples.collate([samples[0], samples[1]])
+    query = model.query(both.genes)
+    with torch.no_grad():
+        alone = [model.loss(samples.collate([samples[i]]), query) for i in range(2)]
+        weights = torch.tensor([7.0, 24.0]) / 31
+        torch.testing.assert_close(model.loss(both, query), (torch.stack(alone) * weights).sum(), atol=1e-6, rtol=1e-5)
+        rows = model.latent(both)
+        together = model._spot_aware([rows[:7], rows[7:]], query)
+        torch.testing.assert_close(together[:7], model._spot_aware([rows[:7]], query), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("context", ["spot", "gene"])
+def test_images_are_encoded_once_a_section_and_genes_projected_once(trained, colour_section, context, monkeypatch):
+    # a section of its own for each: the two encoders are equal, so features of the one would serve the other
+    model, section, counts = (
+        trained[context],
+        colour_section({"spot": 5, "gene": 6}[context]),
+        {"patches": 0, "genes": 0},
+    )
+    encode, project = model.encoder.forward, model.gene_projection.forward
+
+    def counted_encode(image):
+        counts["patches"] += len(image)
+        return encode(image)
+
+    def counted_project(rows):
+        counts["genes"] += len(rows)
+        return project(rows)
+
+    monkeypatch.setattr(model.encoder, "forward", counted_encode)
+    monkeypatch.setattr(model.gene_projection, "forward", counted_project)
+    predict(model, section, (*GENES, *UNSEEN), batch_size=5)
+    assert counts == {"patches": section.n_shapes, "genes": len(GENES) + len(UNSEEN)}
+    predict(model, section, GENES, batch_size=7)
+    assert counts["patches"] == section.n_shapes  # remembered by content
+
+
+def test_features_survive_the_process_in_a_folder(colour_section, tmp_path, monkeypatch):
+    from stpredict.nn import features
+
+    model = fresh("spot")
+    image = torch.from_numpy(np.random.default_rng(3).integers(0, 255, (5, 3, 64, 64), dtype=np.uint8))
+    first = features.FeatureCache(model.encoder.eval(), folder=tmp_path)
+    expected = first(image)
+    monkeypatch.setattr(features, "_held", type(features._held)())
+    second = features.FeatureCache(model.encoder, folder=tmp_path)
+    torch.testing.assert_close(second(image), expected, atol=0, rtol=0)
+    assert (first.n_encoded, second.n_encoded) == (5, 0)
+    with torch.no_grad():
+        model.encoder.net.conv_stem.weight.mul_(1.1)
+    third = features.FeatureCache(model.encoder, folder=tmp_path)
+    assert (third(image) - expected).abs().max() > 1e-4
+
+
+def test_the_scale_of_a_gene_comes_from_training_sections(trained, colour_section):
+    model = trained["spot"]
+    measured = np.concatenate([colour_section(seed).expression for seed in (0, 1)])
+    np.testing.assert_array_equal(model.low.numpy(), measured.min(axis=0))
+    np.testing.assert_allclose(model.span.numpy(), np.ptp(measured, axis=0), rtol=1e-6)
+    np.testing.assert_allclose(model.mean.numpy(), measured.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(model.spread.numpy(), measured.std(axis=0), rtol=1e-4)
+    unseen = model.query(["cyan"])[0]
+    for column, values in zip((-3, -2, -1), (model.mean, model.spread, model.span), strict=True):
+        assert float(unseen[column]) == pytest.approx(float(values.mean()))
+
+
+def test_the_loss_is_the_squared_error_in_min_max_units(trained, colour_section):
+    model = trained["gene"].eval()
+    samples = model.samples([colour_section(0)], train=True)
+    batch = samples.collate([samples[i] for i in range(9)])
+    with torch.no_grad():
+        loss = float(model.loss(batch, model.query(batch.genes)))
+    pred = predict(model, colour_section(0), GENES)[batch.rows[:, 1]]
+    scaled = [(v - model.low.numpy()) / model.span.numpy() for v in (pred, batch.measured.numpy())]
+    assert loss == pytest.approx(float(((scaled[0] - scaled[1]) ** 2).mean()), rel=1e-4)
+
+
+def test_an_unseen_gene_is_answered_after_loading(trained, colour_section, tmp_path):
+    from stpredict import models
+
+    for context, model in trained.items():
+        model.save(tmp_path / context)
+        again = models.load(tmp_path / context)
+        np.testing.assert_array_equal(
+            predict(again, colour_section(2), UNSEEN), predict(model, colour_section(2), UNSEEN)
+        )
+        assert again.context == model.context
+        assert again.vocabulary == (*GENES, *UNSEEN)
+
+
+def test_further_genes_can_be_told_and_foreign_embeddings_are_refused(colour_section):
+    model = fresh("spot").eval()
+    with pytest.raises(ValueError, match="1 of 2 genes have neither text nor embedding in this model: .'teal'."):
+        model.query(["red", "teal"])
+    model.know(embeddings(("teal", "red")))
+    assert model.query(["teal"]).shape == (1, 12)
+    assert "teal" in model.vocabulary
+    with pytest.raises(ValueError, match="width 9 in place of 8"):
+        model.know(embeddings(("plum",), width=9))
+    with pytest.raises(ValueError, match="encoder 'other' in place of 'letters'"):
+        model.know(embeddings(("plum",), encoder="other"))
+    other = dataclasses.replace(embeddings(("red",)), vectors=np.ones((1, 8), np.float32))
+    with pytest.raises(ValueError, match="'red' is known to the model with another embedding"):
+        model.know(other)
+
+
+def test_names_beside_definitions(colour_section):
+    from stpredict._train import Plan, fit
+
+    model = fresh("spot", names=embeddings(encoder="names", width=5))
+    before = model.name_projection.weight.detach().clone()
+    plan = Plan(max_epochs=2, device="cpu", precision="32", progress=False)
+    fit(model, [colour_section(0)], [], plan, sections=("a",))
+    assert not torch.equal(before, model.name_projection.weight)
+    assert predict(model, colour_section(2), UNSEEN).shape == (24, 2)
+
+
+def test_training_end_to_end_moves_the_encoder(colour_section):
+    from stpredict._train import Plan, fit
+    from stpredict.models import Recipe
+
+    model = fresh("gene", frozen=False, recipe=Recipe(max_epochs=1, batch_size=8, lr=1e-3, encoder_lr=1e-3))
+    before = model.encoder.net.conv_stem.weight.detach().clone()
+    fit(model, [colour_section(0)], [], Plan(device="cpu", precision="32", progress=False), sections=("a",))
+    assert not torch.equal(before, model.encoder.net.conv_stem.weight)
+
+
+def test_validation_sees_whole_sections(colour_section):
+    from stpredict._train import Plan, fit
+
+    model = fresh("spot")
+    plan = Plan(max_epochs=2, device="cpu", precision="32", progress=False)
+    history = fit(model, [colour_section(0)], [colour_section(1), colour_section(2)], plan, sections=("a",))
+    assert np.isfinite(history["val_loss"]).all()
+    expected = [
+        np.corrcoef(predict(model, colour_section(s), ["red"])[:, 0], colour_section(s).expression[:, 0])[0, 1]
+        for s in (1, 2)
+    ]
+    assert model.card.val_pcc["red"] == pytest.approx(np.mean(expected), abs=1e-4)
+
+
+def test_a_section_too_large_for_memory_says_the_limit_and_the_way_out(trained, colour_section, monkeypatch):
+    from stpredict.models import genequery
+
+    monkeypatch.setattr(genequery, "TOKEN_BYTES", 10**12)
+    with pytest.raises(ValueError, match="a section of 24 shapes needs .* at most 0 shapes fit.* context='gene'"):
+        predict(trained["spot"], colour_section(2), GENES)
+    assert predict(trained["gene"], colour_section(2), GENES).shape == (24, 3)
+
+
+def test_what_it_cannot_be_built_from(colour_section):
+    from stpredict.models import GeneQuery
+
+    with pytest.raises(ValueError, match="pass embeddings=stp.tl.embed_genes"):
+        GeneQuery(GENES)
+    with pytest.raises(ValueError, match="teal"):
+        GeneQuery((*GENES, "teal"), embeddings=embeddings())
