@@ -1,7 +1,8 @@
-"""Building blocks of the models: encoders, pooling, losses."""
+"""Building blocks of the models: encoders of images and texts, pooling, losses."""
 
 from stpredict.nn.encoders import Encoder, EncoderSpec
 from stpredict.nn.losses import mse_pcc
 from stpredict.nn.pool import Pooling, pool, pooling
+from stpredict.nn.text import TextEncoder
 
-__all__ = ["Encoder", "EncoderSpec", "Pooling", "mse_pcc", "pool", "pooling"]
+__all__ = ["Encoder", "EncoderSpec", "Pooling", "TextEncoder", "mse_pcc", "pool", "pooling"]

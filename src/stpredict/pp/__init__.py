@@ -1,8 +1,10 @@
-"""Before training and prediction: gene panels and target shapes."""
+"""Before training and prediction: gene panels, target shapes, and texts of genes."""
 
 from __future__ import annotations
 
+from stpredict.pp.describe_genes import describe_genes
 from stpredict.pp.gene_panel import gene_panel
+from stpredict.pp.openai_source import openai_source
 from stpredict.pp.tile_grid import tile_grid
 
-__all__ = ["gene_panel", "tile_grid"]
+__all__ = ["describe_genes", "gene_panel", "openai_source", "tile_grid"]
