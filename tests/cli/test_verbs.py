@@ -100,8 +100,8 @@ def test_a_pixnet_starts_alike_from_the_same_seed():
         build("pixnet", ["GNAS", "SCD"], seed=seed, mpp=1.0, config="small", encoder=None, encoder_weights=None)
         for seed in (4, 4, 5)
     ]
-    assert torch.equal(nets[0].weight, nets[1].weight)
-    assert not torch.equal(nets[0].weight, nets[2].weight)
+    assert torch.equal(nets[0].genes_head.weight, nets[1].genes_head.weight)
+    assert not torch.equal(nets[0].genes_head.weight, nets[2].genes_head.weight)
 
 
 def test_models_prints_the_card_of_a_folder(run, ridge):

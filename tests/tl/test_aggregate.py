@@ -71,11 +71,8 @@ def test_means_are_those_of_exactextract(raster_sdata):
 
 
 def test_strips_and_blocks_of_genes_do_not_show(raster_sdata, monkeypatch):
-    import sys
+    from stpredict.tl import _read as module
 
-    from stpredict.tl import aggregate as _  # noqa: F401
-
-    module = sys.modules["stpredict.tl.aggregate"]
     sdata, _values, _cells = raster_sdata
     whole = _aggregate(sdata).X
     monkeypatch.setattr(module, "STRIP_CELLS", 128 * 7)

@@ -56,3 +56,27 @@ def test_a_layer_that_is_not_there_is_named(predicted):
 
     with pytest.raises(ValueError, match=r"(?s)'rigde'.*ridge"):
         stp.tl.evaluate(predicted, "rigde")
+
+
+def test_genes_that_were_never_seen_have_correlations_and_no_errors(predicted):
+    import stpredict as stp
+
+    whole = stp.tl.evaluate(predicted, "ridge")
+    assert whole["seen"].all()
+    assert "summary_unseen" not in whole.attrs
+    predicted.tables["table"].uns["stpredict"]["ridge"]["unseen_genes"] = ["green"]
+    scores = stp.tl.evaluate(predicted, "ridge")
+    assert scores["seen"].tolist() == [True, False, True]
+    np.testing.assert_array_equal(scores["pcc"], whole["pcc"])
+    assert np.isnan(scores["mse"]).tolist() == np.isnan(scores["mae"]).tolist() == [False, True, False]
+    seen, unseen = (scores.attrs[f"summary_{kind}"].iloc[0] for kind in ("seen", "unseen"))
+    assert unseen["pcc_m"] == pytest.approx(whole["pcc"][1])
+    assert seen["pcc_m"] == pytest.approx(whole["pcc"][[0, 2]].mean())
+    assert np.isnan(unseen["mse"])
+    assert seen["mse"] == pytest.approx(whole["mse"][[0, 2]].mean())
+    assert scores.attrs["summary"]["mse"].iloc[0] == pytest.approx(whole["mse"][[0, 2]].mean())
+    with pytest.raises(ValueError, match=r"'mse'.* cannot be given for genes that the model never saw.*'green'"):
+        stp.tl.evaluate(predicted, "ridge", scores=["pcc", "mse"])
+    assert "mse" not in stp.tl.evaluate(predicted, "ridge", scores=["pcc", "spearman"])
+    with pytest.raises(ValueError, match="'rmse'.* are unknown"):
+        stp.tl.evaluate(predicted, "ridge", scores=["rmse"])

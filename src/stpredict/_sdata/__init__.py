@@ -17,7 +17,18 @@ from stpredict._sdata._resolve import (
     resolve_shapes,
     resolve_table,
 )
-from stpredict._sdata._results import Change, Image, Table, check_layer, check_layer_size, commit, layer, new_table
+from stpredict._sdata._results import (
+    Change,
+    Entry,
+    Image,
+    Table,
+    check_layer,
+    check_layer_size,
+    check_obsm,
+    commit,
+    layer,
+    new_table,
+)
 from stpredict._sdata._shapes import check_some_inside, place, rows_of, tissue
 from stpredict._sdata._store import check_element_key, check_key
 from stpredict._sdata._store_raster import RasterTarget, check_raster_size, raster_transformations
@@ -27,6 +38,7 @@ from stpredict._sdata._target import Target, check_counts, check_target, sparse_
 __all__ = [
     "Change",
     "DIAMETER_COLUMN",
+    "Entry",
     "Image",
     "RasterTarget",
     "Table",
@@ -38,6 +50,7 @@ __all__ = [
     "check_key",
     "check_layer",
     "check_layer_size",
+    "check_obsm",
     "check_raster_size",
     "check_resolution",
     "check_some_inside",

@@ -70,6 +70,12 @@ def check_layer(sdata: SpatialData, table_name: str, key: str, *, overwrite: boo
     check_entry(sdata.tables[table_name], store, entry, names, overwrite=overwrite)
 
 
+def check_obsm(sdata: SpatialData, table_name: str, key: str, *, overwrite: bool) -> None:
+    """Raise, before any work is done, where `commit` would refuse this key in the obsm of this table."""
+    entry = Entry(table_name, key, np.empty((0, 0), np.float32), place="obsm")
+    check_entry(sdata.tables[table_name], open_store(sdata), entry, {"var": (), "obs": ()}, overwrite=overwrite)
+
+
 def check_layer_size(n_obs: int, n_vars: int, n_panel: int, *, limit_bytes: int = LAYER_LIMIT_BYTES) -> None:
     """Raise ValueError if a float32 layer as wide as the table is larger than `limit_bytes`."""
     wide, narrow = 4 * n_obs * n_vars, 4 * n_obs * n_panel
@@ -227,5 +233,6 @@ def _spread(values: NDArray[Any] | None, index: NDArray[np.int64], n: int) -> ND
 
 __all__ = [
     "Change", "Entry", "Image", "RasterTarget", "Table", "check_element_key", "check_key", "check_layer",
-    "check_layer_size", "check_raster_size", "commit", "layer", "new_table", "plain", "raster_transformations",
+    "check_layer_size", "check_obsm", "check_raster_size", "commit", "layer", "new_table", "plain",
+    "raster_transformations",
 ]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -39,6 +39,15 @@ def evaluate(
     image_key: ImageKey = None,
     shapes_key: ShapesKey = None,
     tissue_key: TissueKey = None,
+    scores: Annotated[
+        list[Literal["pcc", "spearman", "mse", "mae"]] | None,
+        Parameter(
+            group=RESULT,
+            help="Which scores of every gene. Default: all that apply.",
+            consume_multiple=True,
+            negative=(),
+        ),
+    ] = None,
     out: Annotated[Path | None, Parameter(group=RESULT, help="A CSV file for the scores of every gene.")] = None,
 ) -> None:
     """Score a predicted layer against the measured spots.
@@ -49,7 +58,7 @@ def evaluate(
     """
     frame = stp.tl.evaluate(
         opened(stores), key, layer=layer, table_name=table_name, groups=groups, image_key=image_key,
-        shapes_key=shapes_key, tissue_key=tissue_key,
+        shapes_key=shapes_key, tissue_key=tissue_key, scores=scores,
     )  # fmt: skip
     print(shown(summary_table(frame)))
     print(f"protocol {frame.attrs['protocol']}; correlations are means over genes, `log depth` and `ceiling` included")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -62,6 +63,12 @@ def predict(
     batch_size: Annotated[
         int | Literal["auto"], Parameter(group=RUN, help="Tiles (dense models) or patches at a time.")
     ] = "auto",
+    embeddings: Annotated[
+        Path | None,
+        Parameter(
+            group=DATA, help="Embeddings of further genes, for a model that answers by text: a .safetensors file."
+        ),
+    ] = None,
     progress: Progress = True,
 ) -> None:
     """Predict expression from the H&E image, and write it into the stores.
@@ -75,6 +82,6 @@ def predict(
         list(stores), model, image_key=image_key, shapes_key=shapes_key, table_name=table_name,
         genes=gene_names(genes), mpp=mpp, tissue_key=tissue_key, output=output, raster_mpp=raster_mpp,
         key_added=key_added, table_added=table_added, overwrite=overwrite, device=device, precision=precision,
-        batch_size=batch_size, progress=progress,
+        batch_size=batch_size, embeddings=embeddings, progress=progress,
     )  # fmt: skip
     print(f"predicted: {', '.join(map(str, stores))}")

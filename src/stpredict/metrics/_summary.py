@@ -44,22 +44,36 @@ def summary(pred: ArrayLike, true: ArrayLike, *, n_top: int = 50) -> pd.Series:
         raise ValueError(f"no genes to score: arrays of shape {np.shape(pred)}.")
     measured = np.asarray(true)
     valid = np.isfinite(r)
-    mean, variance = measured.mean(axis=0, dtype=np.float64), measured.var(axis=0, dtype=np.float64)
-    n_top = min(n_top, int(valid.sum()))
     scores = {
-        **_quartiles(r[valid]),
-        "heg": _top_mean(r[valid], by=mean[valid], n_top=n_top),
-        "hvg": _top_mean(r[valid], by=variance[valid], n_top=n_top),
+        **correlation_summary(r, measured, n_top=n_top),
         "mse": mse(pred, true).mean(),
         "mae": mae(pred, true).mean(),
         "n_spots": measured.shape[0],
         "n_genes": measured.shape[1],
         "n_nan_genes": int((~valid).sum()),
-        "n_top": n_top,
+        "n_top": min(n_top, int(valid.sum())),
     }
     result = pd.Series(scores, dtype=np.float64)
     result.attrs["protocol"] = PROTOCOL
     return result
+
+
+def correlation_summary(r: NDArray[np.float64], true: ArrayLike, *, n_top: int = 50) -> dict[str, float]:
+    """``pcc_f``, ``pcc_s``, ``pcc_m``, ``heg``, ``hvg`` of `summary`, from correlations (n_genes,) that are known.
+
+    r
+        One a gene; NaN genes are left out.
+    true
+        (n_spots, n_genes), by which the top genes are chosen.
+    """
+    measured, valid = np.asarray(true), np.isfinite(r)
+    mean, variance = measured.mean(axis=0, dtype=np.float64), measured.var(axis=0, dtype=np.float64)
+    n_top = min(n_top, int(valid.sum()))
+    return {
+        **_quartiles(r[valid]),
+        "heg": _top_mean(r[valid], by=mean[valid], n_top=n_top),
+        "hvg": _top_mean(r[valid], by=variance[valid], n_top=n_top),
+    }
 
 
 def _quartiles(r: NDArray[np.float64]) -> dict[str, float]:

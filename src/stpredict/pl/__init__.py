@@ -6,6 +6,7 @@ from stpredict.pl.compare import compare
 from stpredict.pl.expression import expression
 from stpredict.pl.gene_scatter import gene_scatter
 from stpredict.pl.history import history
+from stpredict.pl.latent import latent
 from stpredict.pl.raster import raster
 
-__all__ = ["compare", "expression", "gene_scatter", "history", "raster"]
+__all__ = ["compare", "expression", "gene_scatter", "history", "latent", "raster"]

@@ -24,15 +24,18 @@ def record_of(model: Model, genes: Sequence[str], runtime: Runtime) -> dict[str,
     card, config = model.card, model.config
     assert card is not None
     device = resolve_device(runtime.device)
+    unseen = [gene for gene in genes if gene not in set(model.genes)]
     return {
         "model": type(model).__name__,
         "weights_sha256": weights_sha256(model),
+        "model_path": model.loaded_from,
         "encoder": card.encoder,
         "mpp": float(model.mpp),
         "target": card.target,
         "link": getattr(config, "link", "identity"),
         "reduction": getattr(config, "reduction", None),
         "genes": list(genes),
+        **({"unseen_genes": unseen} if unseen else {}),
         "core_px": getattr(config, "core_px", None),
         "halo_px": getattr(config, "halo_px", None),
         "device": device.type,

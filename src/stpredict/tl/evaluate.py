@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +12,11 @@ import pandas as pd
 from stpredict import _sdata, metrics
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
+
+SCORES = ("pcc", "spearman", "mse", "mae")
 
 
 def evaluate(
@@ -26,6 +29,7 @@ def evaluate(
     image_key: str | None = None,
     shapes_key: str | None = None,
     tissue_key: str | None = None,
+    scores: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Per-gene scores of a predicted layer by protocol stp-1, with two of the nulls beside them.
 
@@ -38,28 +42,43 @@ def evaluate(
     image_key, shapes_key, tissue_key
         As for `stp.tl.predict`: spots are scored that lie wholly on the image, under tissue, with at least 500 counts.
 
-    Returns one row per section and predicted gene: section, gene, pcc, spearman, mse, mae (over spots, in target
-    units), pcc_log_depth (a null: the truth against the log of the spot's total count), ceiling (the correlation that
-    a perfect predictor could reach; NaN where counts are no raw counts). ``attrs["summary"]`` holds, a row a section,
-    what `stp.metrics.summary` says (PCC@F / S / M, HEG, HVG, MSE, MAE, counts of spots and genes), plus n_dropped.
+    scores
+        Which of "pcc", "spearman", "mse", "mae"; None: all that apply.
 
-    Raises ValueError for a layer that is not there, and for sections without usable spots.
+    Returns one row per section and predicted gene: section, gene, seen (whether its counts were trained on), pcc,
+    spearman, mse, mae (over spots, in target units), pcc_log_depth (a null: the truth against the log of the spot's
+    total count), ceiling (the correlation that a perfect predictor could reach; NaN where counts are no raw counts).
+    ``attrs["summary"]`` holds, a row a section, what `stp.metrics.summary` says (PCC@F / S / M, HEG, HVG, MSE, MAE,
+    counts of spots and genes), plus n_dropped; where some genes were never trained on, ``attrs["summary_unseen"]`` and
+    ``attrs["summary_seen"]`` the same for either kind. An unseen gene has no scale of its own, so its mse and mae are
+    NaN, and count in no mean.
+
+    Raises ValueError for a layer that is not there, for sections without usable spots, and for mse or mae of genes that
+    the model never saw.
+    Source: protocol stp-1; for genes never seen its section "Unseen genes".
     """
     sdatas = [sdatas] if not isinstance(sdatas, Sequence) else list(sdatas)
     if groups is not None and len(groups) != len(sdatas):
         raise ValueError(f"groups names {len(groups)} groups for {len(sdatas)} sections; give one a section.")
+    unknown = sorted(set(scores or ()) - set(SCORES))
+    if unknown:
+        raise ValueError(f"scores={unknown} are unknown: choose from {SCORES}.")
     where: dict[str, Any] = {"image_key": image_key, "shapes_key": shapes_key, "tissue_key": tissue_key}
-    frames, summaries = [], {}
+    frames = []
+    summaries: dict[str, dict[str, pd.Series]] = {"summary": {}, "summary_seen": {}, "summary_unseen": {}}
     for i, sdata in enumerate(sdatas):
         name = _name(sdata, i, image_key)
-        frame, summary = _one(sdata, key, layer, table_name, where)
+        frame, found = _one(sdata, key, layer, table_name, where, scores)
         frame.insert(0, "section", name)
         if groups is not None:
             frame.insert(1, "group", groups[i])
         frames.append(frame)
-        summaries[name] = summary
+        for kind, summary in found.items():
+            summaries[kind][name] = summary
     result = pd.concat(frames, ignore_index=True)
-    result.attrs["summary"] = pd.DataFrame(summaries).T.rename_axis("section")
+    for kind, of in summaries.items():
+        if of:
+            result.attrs[kind] = pd.DataFrame(of).T.rename_axis("section")
     result.attrs["protocol"] = metrics.PROTOCOL
     return result
 
@@ -70,34 +89,78 @@ def _name(sdata: SpatialData, i: int, image_key: str | None) -> str:
 
 
 def _one(
-    sdata: SpatialData, key: str, layer: str | None, table_name: str, where: dict[str, Any]
-) -> tuple[pd.DataFrame, pd.Series]:
-    table = sdata.tables[table_name] if table_name in sdata.tables else None
-    layers = [] if table is None else [name for name in table.layers if name is not None]
-    if table is None:
-        raise _sdata.missing_key(table_name, sdata.tables, what="table", argument="table_name")
-    if key not in layers or key not in table.var:
-        raise _sdata.missing_key(key, layers, what="predicted layer", argument="key")
+    sdata: SpatialData,
+    key: str,
+    layer: str | None,
+    table_name: str,
+    where: dict[str, Any],
+    scores: Sequence[str] | None,
+) -> tuple[pd.DataFrame, dict[str, pd.Series]]:
+    table = _table_with(sdata, table_name, key)
     target = _target_of(table, key)
     rows, dropped = _sdata.usable_rows(sdata, table_name=table_name, layer=layer, target=target, **where)
     columns = np.flatnonzero(table.var[key].to_numpy(dtype=bool))
+    seen = ~table.var_names[columns].isin(_record(table, key).get("unseen_genes", []))
+    _check_scores(scores, table.var_names[columns][~seen])
     pred = np.asarray(table.layers[key][np.ix_(rows, columns)], dtype=np.float64)
-    seen = ~np.isnan(pred).any(axis=1)
-    rows, pred = rows[seen], pred[seen]
+    there = ~np.isnan(pred).any(axis=1)
+    rows, pred = rows[there], pred[there]
     matrix = _sdata.matrix_of(table, layer, what=f"table {table_name!r}")[rows]
     true = _sdata.target(matrix, target=target, columns=columns, what=f"table {table_name!r}").astype(np.float64)
-    frame = pd.DataFrame({"gene": table.var_names[columns].to_numpy()})
-    for name in ("pcc", "spearman", "mse", "mae"):
-        frame[name] = getattr(metrics, name)(pred, true)
+    frame = pd.DataFrame({"gene": table.var_names[columns].to_numpy(), "seen": seen})
+    for name in SCORES if scores is None else scores:
+        values = getattr(metrics, name)(pred, true)
+        frame[name] = values if name in ("pcc", "spearman") else np.where(seen, values, np.nan)
     frame["pcc_log_depth"], frame["ceiling"] = _nulls(matrix, columns, true, target)
-    summary = metrics.summary(pred, true)
-    summary["n_dropped"] = float(sum(dropped.values()) + (~seen).sum())
-    return frame, summary
+    n_dropped = float(sum(dropped.values()) + (~there).sum())
+    return frame, _summaries(pred, true, seen, n_dropped)
 
 
-def _target_of(table: object, key: str) -> _sdata.Target:
-    record = table.uns.get("stpredict", {}).get(key, {})  # type: ignore[attr-defined]
-    return record.get("target", "log1p_cp10k")
+def _summaries(
+    pred: NDArray[np.float64], true: NDArray[np.float64], seen: NDArray[np.bool_], n_dropped: float
+) -> dict[str, pd.Series]:
+    kinds = {"summary": np.ones_like(seen)}
+    if not seen.all():
+        kinds |= {"summary_seen": seen, "summary_unseen": ~seen}
+    found = {}
+    for kind, columns in kinds.items():
+        if columns.any():
+            found[kind] = metrics.summary(pred[:, columns], true[:, columns])
+            found[kind]["n_dropped"] = n_dropped
+            if not seen[columns].all():
+                scaled = columns & seen
+                for name in ("mse", "mae"):
+                    errors = getattr(metrics, name)(pred[:, scaled], true[:, scaled])
+                    found[kind][name] = errors.mean() if scaled.any() else np.nan
+    return found
+
+
+def _table_with(sdata: SpatialData, table_name: str, key: str) -> Any:
+    if table_name not in sdata.tables:
+        raise _sdata.missing_key(table_name, sdata.tables, what="table", argument="table_name")
+    table = sdata.tables[table_name]
+    layers = [name for name in table.layers if name is not None]
+    if key not in layers or key not in table.var:
+        raise _sdata.missing_key(key, layers, what="predicted layer", argument="key")
+    return table
+
+
+def _check_scores(scores: Sequence[str] | None, unseen: Sequence[str]) -> None:
+    wrong = [name for name in scores or () if name in ("mse", "mae")]
+    if wrong and len(unseen):
+        raise ValueError(
+            f"{wrong} cannot be given for genes that the model never saw: nothing of their counts was used, so their "
+            f"predictions have no unit. {len(unseen)} are of this kind, such as {list(unseen[:3])}. Ask for 'pcc' or "
+            "'spearman', or predict only genes of the panel."
+        )
+
+
+def _record(table: AnnData, key: str) -> Mapping[str, Any]:
+    return table.uns.get("stpredict", {}).get(key, {})
+
+
+def _target_of(table: AnnData, key: str) -> _sdata.Target:
+    return _record(table, key).get("target", "log1p_cp10k")
 
 
 def _nulls(

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from stpredict import _infer, _sdata
+from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
 from stpredict.models import load
 from stpredict.tl._place import Place, choose_place, table_change
@@ -47,6 +48,7 @@ def predict(
     device: str = "auto",
     precision: str = "auto",
     batch_size: int | Literal["auto"] = "auto",
+    embeddings: GeneEmbeddings | str | Path | None = None,
     progress: bool = True,
 ) -> None:
     """Predict expression from the H&E image, and write it into the object (and its store, if it has one).
@@ -58,7 +60,8 @@ def predict(
     image_key, shapes_key, table_name
         Which image, shapes (spots, bins, cells) and table; None: the only ones, or those that belong together.
     genes
-        Which genes of the model, in this order; None: its panel.
+        Which genes, in this order; None: the model's panel. A model that answers by text takes any gene that it has an
+        embedding of.
     mpp
         Micrometres per pixel of the full-resolution image; None: from a coordinate system in micrometres, or from
         known spot geometry.
@@ -79,6 +82,9 @@ def predict(
         "auto" takes CUDA if it is there and bf16 where the processor has it, and logs both; precision="32" computes in
         float32. `batch_size` is in tiles (dense models) or patches.
 
+    embeddings
+        Of further genes, for a model that answers by text: what `stp.tl.embed_genes` returns, or its file.
+
     Writes, in target units (the card says which; usually natural log1p of counts per 10,000):
 
     - ``tables[table].layers[key]`` float32 (n_obs, n_vars), NaN outside the panel and for shapes off image or tissue;
@@ -98,6 +104,8 @@ def predict(
         raise ValueError(
             f"this {type(model).__name__} was never trained. Call tl.train first, or load a trained model."
         )
+    if embeddings is not None:
+        model.know(embeddings if isinstance(embeddings, GeneEmbeddings) else GeneEmbeddings.load(Path(embeddings)))
     asked = _Asked(
         model, _genes(model, genes), key_added or type(model).__name__.lower(), output, image_key, shapes_key,
         table_name, table_added, mpp, raster_mpp, tissue_key, overwrite,
@@ -157,7 +165,9 @@ def _genes(model: Model, genes: Sequence[str] | None) -> list[str]:
         return list(model.genes)
     wanted = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
     name = type(model).__name__
-    unknown = sorted(set(wanted) - set(model.genes))
+    unknown = sorted(set(wanted) - set(model.vocabulary))
+    if unknown and model.answers_text:
+        model.query(unknown)  # raises, and says how to give them a text
     if unknown:
         raise ValueError(
             f"genes not in the panel of this {name}: {unknown[:5]} ({len(unknown)} of {len(wanted)}). It predicts "

@@ -1,0 +1,181 @@
+"""The latent image space: clusters on the tissue, or as UMAP."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from sklearn.metrics import adjusted_rand_score
+
+from stpredict._sdata import missing_key, resolve_shapes
+from stpredict.pl._axes import frame_map, new_axes
+from stpredict.pl._categories import Groups, column_groups, group_colours, group_legend
+from stpredict.pl._clusters import leiden, neighbour_graph, umap
+from stpredict.pl._map import background, display_px, draw, micrometres_per_unit, read_image, shapes_view, with_values
+from stpredict.pl._values import get_table, on_shapes
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+_BASES = ("tissue", "umap")
+INK_PT2 = 2e4  # of all points of a UMAP together, in square points
+
+
+def latent(
+    sdata: SpatialData,
+    key: str,
+    *,
+    table_name: str | None = None,
+    basis: Literal["tissue", "umap"] = "tissue",
+    color: str | None = None,
+    resolution: float = 1.0,
+    n_neighbors: int = 15,
+    seed: int = 0,
+    labels: str | None = None,
+    shapes_key: str | None = None,
+    image_key: str | None = None,
+    ax: Axes | None = None,
+    alpha: float = 1.0,
+    coordinate_system: str = "global",
+) -> Axes:
+    """What a model sees, before any gene is asked: Leiden clusters of its latent, on the tissue or as UMAP.
+
+    key
+        Entry of obsm, as `stp.tl.embed` writes it. Rows with NaN are left out.
+    table_name
+        None: the only table that has the entry.
+    basis
+        "tissue": the shapes over the H&E; "umap": every row as a point.
+    color
+        Column of obs to colour by, names or whole numbers; None: the clusters. Rows without a name are not drawn.
+    resolution, n_neighbors, seed
+        Of scanpy's Leiden clusters (igraph, two iterations); of the nearest neighbours, Euclidean, of the latent as it
+        is; and of all that is random.
+    labels
+        Column of obs with labels to compare the clusters with, such as a pathologist's: the title gives the adjusted
+        Rand index over the rows that have a label and a value, and how many those are.
+    shapes_key, image_key, ax, alpha, coordinate_system
+        As in `pl.expression`.
+
+    Returns the axes. The object stays as it is: clusters are in the figure alone.
+
+    Raises ValueError for an entry, table, column, shapes or image that is not there (with the closest names), for fewer
+    rows than neighbours, and for more groups than can be told apart by colour; ImportError without scanpy.
+
+    Source: "From Spots to Pixels" (arXiv 2503.01347), section 4.7.
+    """
+    if basis not in _BASES:
+        raise ValueError(f"basis={basis!r} is unknown: use one of {_BASES}.")
+    table_name = _table_name(sdata, key, table_name)
+    table = get_table(sdata, table_name)
+    values = _values(table, key, table_name)
+    shown = np.isfinite(values).all(axis=1)
+    wanted, truth = (
+        None if column is None else column_groups(table.obs, column, shown, argument=argument)
+        for column, argument in ((color, "color"), (labels, "labels"))
+    )
+    graph = neighbour_graph(values[shown], n_neighbors=n_neighbors, seed=seed)
+    clusters = _clusters(leiden(graph, resolution=resolution, seed=seed), shown)
+    groups = clusters if wanted is None else wanted
+    colours = group_colours(groups, remedy="lower resolution=" if wanted is None else "choose another color=")
+    title = f"{key}, {len(clusters.names)} clusters" + (
+        "" if truth is None else f"\n{_agreement(clusters, truth, labels)}"
+    )
+    if basis == "umap":
+        ax = _scatter(ax, umap(graph, seed=seed), groups.codes[shown], colours, alpha=alpha, title=title)
+    else:
+        ax = _map(
+            sdata, groups.codes, colours, table_name=table_name, shapes_key=shapes_key, image_key=image_key, ax=ax,
+            alpha=alpha, coordinate_system=coordinate_system, title=title,
+        )  # fmt: skip
+    group_legend(ax, groups.names, title=color or "cluster")
+    return ax
+
+
+def _table_name(sdata: SpatialData, key: str, table_name: str | None) -> str:
+    """The table given, else the only one that has the entry."""
+    holders = [name for name, table in sdata.tables.items() if key in table.obsm]
+    if table_name is None and len(holders) > 1:
+        raise ValueError(f"several tables have obsm[{key!r}]: {sorted(holders)}. Choose one with table_name=.")
+    if table_name is None and not holders:
+        raise missing_key(
+            key, {name for table in sdata.tables.values() for name in table.obsm}, what="obsm entry", argument="key"
+        )
+    return holders[0] if table_name is None else table_name
+
+
+def _values(table: AnnData, key: str, table_name: str) -> NDArray[np.float32]:
+    """(n_obs, d) of an entry of obsm."""
+    if key not in table.obsm:
+        raise missing_key(key, table.obsm, what=f"obsm entry of table {table_name!r}", argument="key")
+    values: NDArray[np.float32] = np.asarray(table.obsm[key], dtype=np.float32)
+    if values.ndim != 2 or values.shape[1] == 0:
+        raise ValueError(f"obsm[{key!r}] of table {table_name!r} has no columns: shape {values.shape}.")
+    return values
+
+
+def _clusters(codes: NDArray[np.int64], shown: NDArray[np.bool_]) -> Groups:
+    """The clusters of the shown rows as groups of all rows."""
+    every = np.full(len(shown), -1, dtype=np.int64)
+    every[shown] = codes
+    return Groups(every, tuple(str(code) for code in range(codes.max() + 1)))
+
+
+def _agreement(clusters: Groups, truth: Groups, labels: str | None) -> str:
+    """The adjusted Rand index for the title."""
+    both = (clusters.codes >= 0) & (truth.codes >= 0)
+    if not both.any():
+        raise ValueError(f"no row has both a label in obs[{labels!r}] and a value: there is nothing to compare.")
+    score = adjusted_rand_score(truth.codes[both], clusters.codes[both])
+    return f"ARI {score:.2f} with {labels}, {int(both.sum()):,} rows"
+
+
+def _scatter(
+    ax: Axes | None,
+    points: NDArray[np.float64],
+    codes: NDArray[np.int64],
+    colours: ScalarMappable,
+    *,
+    alpha: float,
+    title: str,
+) -> Axes:
+    ax = new_axes((0.0, 0.0, 1.0, 1.0))[0] if ax is None else ax
+    named = np.flatnonzero(codes >= 0)
+    order = np.random.default_rng(0).permutation(named)  # else the last group would cover the others
+    size = float(np.clip(INK_PT2 / len(codes), 1.0, 30.0))
+    ax.scatter(points[order, 0], points[order, 1], c=colours.to_rgba(codes[order]), s=size, alpha=alpha, linewidths=0)
+    ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2", title=title)
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+def _map(
+    sdata: SpatialData,
+    codes: NDArray[np.int64],
+    colours: ScalarMappable,
+    *,
+    table_name: str,
+    shapes_key: str | None,
+    image_key: str | None,
+    ax: Axes | None,
+    alpha: float,
+    coordinate_system: str,
+    title: str,
+) -> Axes:
+    shapes_key = resolve_shapes(sdata, shapes_key, table_name=table_name)
+    values = on_shapes(sdata, np.where(codes >= 0, codes, np.nan), table_name=table_name, shapes_key=shapes_key)
+    view = shapes_view(sdata, shapes_key, coordinate_system)
+    image_key = background(sdata, image_key, coordinate_system=coordinate_system, view=view)
+    ax = new_axes(view)[0] if ax is None else ax
+    draw(
+        ax, coordinate_system=coordinate_system, colours=colours, alpha=alpha,
+        image=read_image(sdata, image_key, coordinate_system=coordinate_system, view=view, n_px=display_px(ax)),
+        shapes=with_values(sdata, shapes_key, values, coordinate_system=coordinate_system),
+        um=micrometres_per_unit(sdata, image_key or shapes_key, coordinate_system),
+    )  # fmt: skip
+    frame_map(ax, view, title=title)
+    return ax

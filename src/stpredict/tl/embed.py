@@ -1,0 +1,85 @@
+"""The latent image space of a model, on SpatialData objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from stpredict import _infer, _sdata
+from stpredict.models import load
+from stpredict.tl._read import warn_of_empty
+from stpredict.tl._record import record_of
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+    from stpredict.models import Model
+
+
+def embed(
+    sdata: SpatialData,
+    model: Model | str | Path,
+    *,
+    image_key: str | None = None,
+    shapes_key: str | None = None,
+    table_name: str | None = None,
+    mpp: float | None = None,
+    tissue_key: str | None = None,
+    key_added: str | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int | Literal["auto"] = "auto",
+    progress: bool = True,
+) -> None:
+    """Write what a model sees of each shape before any gene is asked: its latent, pooled inside the shape.
+
+    model
+        A trained model, the name of a shipped one, or the folder of a saved one.
+    image_key, shapes_key, table_name, mpp, tissue_key, overwrite, device, precision, batch_size
+        As for `stp.tl.predict`.
+    key_added
+        Name of the obsm entry; None: ``X_`` and the model class in lower case, as in ``X_pixnet``.
+
+    Writes ``tables[table].obsm[key]`` float32 (n_obs, d), in the table that annotates the shapes; rows whose shape has
+    nothing on image or tissue are NaN, and so are rows of other shapes. The constant channel of a dense model is left
+    out. scanpy goes on with use_rep=key once NaN rows are dropped; `stp.pl.latent` shows it as it is.
+
+    When it raises, nothing has changed.
+
+    Raises ValueError where no table annotates the shapes, for a key that is taken, and for image, shapes, table and mpp
+    as `stp.tl.predict` does; FileNotFoundError for an unknown model.
+    """
+    model = load(model) if isinstance(model, str | Path) else model
+    name = type(model).__name__
+    if model.card is None:
+        raise ValueError(f"this {name} was never trained. Call tl.train first, or load a trained model.")
+    key = key_added or f"X_{name.lower()}"
+    shapes_key = _sdata.resolve_shapes(sdata, shapes_key, table_name=table_name, tissue_key=tissue_key)
+    table_name = _table(sdata, table_name, shapes_key)
+    rows, positions = _sdata.table_rows(sdata, table_name, shapes_key)
+    _sdata.check_obsm(sdata, table_name, key, overwrite=overwrite)
+    section = _sdata.section(
+        sdata, at_mpp=model.mpp, image_key=image_key, shapes_key=shapes_key, mpp=mpp, tissue_key=tissue_key
+    )
+    runtime = _infer.Runtime(device=device, precision=precision, batch_size=batch_size, progress=progress)
+    values, share = _infer.embed(model, section, runtime=runtime)
+    where = "image and tissue" if tissue_key else "image"
+    drop = f"t = t[~np.isnan(t.obsm[{key!r}][:, 0])]"
+    warn_of_empty(int((share <= 0).sum()), len(share), where=where, drop=drop, stacklevel=2)
+    wide = np.full((sdata.tables[table_name].n_obs, values.shape[1]), np.nan, dtype=np.float32)
+    wide[rows] = values[positions]
+    record = {name: value for name, value in record_of(model, [], runtime).items() if name not in ("genes", "link")}
+    _sdata.commit(sdata, [_sdata.Entry(table_name, key, wide, place="obsm", record=record)], overwrite=overwrite)
+
+
+def _table(sdata: SpatialData, table_name: str | None, shapes_key: str) -> str:
+    found = _sdata.resolve_table(sdata, table_name, shapes_key=shapes_key)
+    if found is None:
+        raise ValueError(
+            f"no table annotates the shapes {shapes_key!r}, so there is no obsm to write to. "
+            f"stp.tl.predict(sdata, model, shapes_key={shapes_key!r}) makes such a table."
+        )
+    return found

@@ -1,0 +1,211 @@
+"""More genes from a stored latent raster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from spatialdata.transformations import get_transformation
+
+from stpredict import _infer, _sdata
+from stpredict._embeddings import GeneEmbeddings
+from stpredict.models import load
+from stpredict.models._base import weights_sha256
+from stpredict.tl._place import choose_place, table_change
+from stpredict.tl._read import raster_of, read_inside, warn_of_empty
+from stpredict.tl._record import record_of, reliability
+from stpredict.tl.predict import _genes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+    from torch import Tensor
+
+    from stpredict.models import Model
+
+Output = Literal["layer", "raster", "both"]
+_OUTPUTS = ("layer", "raster", "both")
+CHUNK_PX, SMALLEST_CHUNK_PX = 256, 16  # side of a stored chunk
+REGION_BYTES = 2**28  # of latent and genes that are held together as float32, where chunks need not get tiny for it
+
+
+def query(
+    sdata: SpatialData,
+    latent_key: str,
+    genes: Sequence[str],
+    *,
+    model: Model | str | Path | None = None,
+    shapes_key: str | None = None,
+    output: Output = "layer",
+    key_added: str | None = None,
+    overwrite: bool = False,
+    table_name: str | None = None,
+    table_added: str | None = None,
+    embeddings: GeneEmbeddings | str | Path | None = None,
+) -> None:
+    """More genes from a latent raster that was stored before; the image and the backbone are not touched.
+
+    latent_key
+        An image that `stp.tl.predict` wrote with output="latent".
+    genes
+        Which genes, in this order: of the model's panel or, where it answers by text, any gene that it has a text of.
+    model
+        The model that made the latent raster: trained, a shipped name, or the folder of a saved one. None: the one that
+        the raster's provenance names. Either way its weights must have the hash that the provenance says.
+    output
+        "layer": values inside shapes; "raster": the map itself, at the latent raster's own step; "both".
+    shapes_key, table_name, table_added, key_added, overwrite
+        As for `stp.tl.predict`; `key_added` defaults to the model class in lower case.
+    embeddings
+        Texts of further genes: what `stp.tl.embed_genes` returned, or the file it wrote.
+
+    Writes what `stp.tl.predict` writes: its values up to the float16 of the stored latent. Shapes are cut at the border
+    of the raster, whose last row and column of pixels may reach over the image.
+
+    When it raises, nothing has changed.
+
+    Raises ValueError for an image that is not there or no latent raster, a model whose weights are not those that made
+    it, genes without an answer, and keys, tables and shapes as `stp.tl.predict` does; FileNotFoundError for a model or
+    embeddings that are not there.
+    """
+    if output not in _OUTPUTS:
+        raise ValueError(f"output={output!r} is unknown: use one of {_OUTPUTS}.")
+    raster, made = _latent(sdata, latent_key)
+    model = _model(model, made, latent_key)
+    if embeddings is not None:
+        model.know(embeddings if isinstance(embeddings, GeneEmbeddings) else GeneEmbeddings.load(Path(embeddings)))
+    wanted, key = _genes(model, genes), key_added or type(model).__name__.lower()
+    reader = _Reader(model, wanted, raster, latent_key)
+    record = _record(model, wanted, made) | {"raster": latent_key}
+    with ExitStack() as stack:
+        place = None if output == "raster" else choose_place(
+            sdata, wanted, key=key, shapes_key=shapes_key, table_name=table_name, table_added=table_added,
+            tissue_key=None, overwrite=overwrite,
+        )  # fmt: skip
+        target = None if output == "layer" else stack.enter_context(_target(sdata, latent_key, key, wanted, overwrite))
+        changes: list[Any] = []
+        if place is not None:
+            values, share = reader.inside(sdata, place.shapes_key, made)
+            _warn_of_empty(values, latent_key, key)
+            changes.append(table_change(sdata, place, values, share, wanted, reliability(model, wanted), record))
+        if target is not None:
+            reader.map(target)
+            changes.append(target.image(record | {"raster_mpp": made["raster_mpp"], "latent": False}))
+        _sdata.commit(sdata, changes, overwrite=overwrite)
+
+
+def _latent(sdata: SpatialData, latent_key: str) -> tuple[Any, Mapping[str, Any]]:
+    """The latent raster and its provenance."""
+    raster = raster_of(sdata, latent_key, argument="latent_key")
+    records = sdata.attrs.get("stpredict", {})
+    made = records.get(f"images/{latent_key}", {})
+    channels = [str(name) for name in raster.coords["c"].values]
+    if not made.get("latent") or channels != [f"latent{i}" for i in range(len(channels))]:
+        others = [key for key in sdata.images if records.get(f"images/{key}", {}).get("latent")]
+        raise ValueError(
+            f"image {latent_key!r} is no latent raster: its channels are {channels[:4]} and its provenance says "
+            f"latent={made.get('latent')}. Latent rasters of this object: {others}. Write one with "
+            "stp.tl.predict(sdata, model, output='latent', key_added='...')."
+        )
+    return raster, made
+
+
+def _model(model: Model | str | Path | None, made: Mapping[str, Any], latent_key: str) -> Model:
+    """The model that made the latent raster; its weights are checked."""
+    wanted, path = str(made["weights_sha256"]), made.get("model_path")
+    if model is None:
+        if path is None:
+            raise ValueError(
+                f"the provenance of {latent_key!r} does not say where its model is kept (it was predicted with one "
+                f"that was in memory only). Pass model=, the {made['model']} with the weights {wanted[:12]}... ."
+            )
+        try:
+            model = load(path)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"the model that made {latent_key!r} is not where it was, {path!r}. Pass model=, the {made['model']} "
+                f"with the weights {wanted[:12]}... ."
+            ) from error
+    model = load(model) if isinstance(model, str | Path) else model
+    if (found := weights_sha256(model)) != wanted or model.card is None:
+        where = f"model={path!r}" if path is not None else "model="
+        raise ValueError(
+            f"{latent_key!r} was made by another model: its provenance names a {made['model']} with the weights "
+            f"{wanted[:12]}..., this {type(model).__name__} has {found[:12]}... . Pass the model that made it "
+            f"({where}), or predict the latent raster again with this one."
+        )
+    return model.eval()
+
+
+def _record(model: Model, genes: Sequence[str], made: Mapping[str, Any]) -> dict[str, Any]:
+    """What `stp.tl.predict` would say: of the genes it is asked now, of all else how the latent raster was made."""
+    record = record_of(model, genes, _infer.Runtime(device="cpu", precision="32"))
+    return record | {name: made[name] for name in record if name in made and name not in ("genes", "unseen_genes")}
+
+
+def _warn_of_empty(values: NDArray[np.float32], latent_key: str, key: str) -> None:
+    n_empty, drop = int(np.isnan(values[:, 0]).sum()), f"t = t[t.obs['{key}_coverage'] > 0]"
+    warn_of_empty(n_empty, len(values), where=f"raster {latent_key!r}", drop=drop, stacklevel=3)
+
+
+def _target(
+    sdata: SpatialData, latent_key: str, key: str, genes: Sequence[str], overwrite: bool
+) -> _sdata.RasterTarget:
+    raster = _sdata.finest(sdata.images[latent_key])
+    if key == latent_key:
+        raise ValueError(
+            f"the new raster would take the name of the latent raster {latent_key!r}, which it is read from. Pass "
+            "another key_added=."
+        )
+    n_channels, side = raster.sizes["c"] + len(genes), CHUNK_PX
+    while side > SMALLEST_CHUNK_PX and 4 * n_channels * side**2 > REGION_BYTES:
+        side //= 2
+    return _sdata.RasterTarget(
+        sdata, key, genes=genes, shape=(raster.sizes["y"], raster.sizes["x"]), chunk_px=side, overwrite=overwrite,
+        transformations=get_transformation(raster, get_all=True),
+    )  # fmt: skip
+
+
+class _Reader:
+    """Applies a model's head to a latent raster, in float32: inside shapes after pooling, or pixel by pixel."""
+
+    def __init__(self, model: Model, genes: Sequence[str], raster: Any, latent_key: str) -> None:
+        with torch.inference_mode():
+            self.query: Tensor = model.query(genes).float()
+        if self.query.shape[1] != raster.sizes["c"]:
+            raise ValueError(
+                f"{latent_key!r} has {raster.sizes['c']} channels, and its model {self.query.shape[1]}: the image was "
+                "changed after it was predicted. Predict it again."
+            )
+        self.model, self.raster, self.latent_key = model, raster, latent_key
+
+    def inside(
+        self, sdata: SpatialData, shapes_key: str, made: Mapping[str, Any]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Values in target units (n, g), NaN where nothing is covered, and covered shares (n,)."""
+        channels = np.arange(self.query.shape[1])
+        sums, share = read_inside(sdata, self.latent_key, shapes_key, channels, stat="sum")
+        # the constant channel adds up to the covered area; sums are values x square micrometres
+        pooled = sums / sums[:, -1:] if made["reduction"] == "mean" else sums * made["raster_mpp"] ** 2
+        with torch.inference_mode():
+            return self.model.link(self._head(pooled)).cpu().numpy(), share
+
+    def map(self, target: _sdata.RasterTarget) -> None:
+        """Write values before the link, (g, h, w) region by region."""
+        (height, width), side = target.shape, target.chunk_px
+        for y in range(0, height, side):
+            for x in range(0, width, side):
+                rows, columns = slice(y, min(y + side, height)), slice(x, min(x + side, width))
+                latent = self.raster.data[:, rows, columns].compute()
+                with torch.inference_mode():
+                    values = self._head(latent.reshape(len(latent), -1).T).T.cpu().numpy()
+                target.write(rows, columns, values.reshape(-1, *latent.shape[1:]))
+
+    def _head(self, latent: NDArray[Any]) -> Tensor:
+        """(n, g) values before the link, of latent rows (n, d)."""
+        rows = torch.from_numpy(np.ascontiguousarray(latent, dtype=np.float32)).to(self.query.device)
+        return self.model.head(rows, self.query)

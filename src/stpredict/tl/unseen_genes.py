@@ -1,0 +1,227 @@
+"""Unseen genes as a protocol: train on some genes of a panel, ask for all, and score beside every null."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stpredict import _infer, _sdata, _train, metrics
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from stpredict._section import Section
+    from stpredict.models import Model
+
+logger = logging.getLogger("stpredict")
+
+
+def unseen_genes(
+    train: Sequence[SpatialData],
+    test: Sequence[SpatialData],
+    models: Mapping[str, Callable[[Sequence[str]], Model]],
+    *,
+    genes: Sequence[str],
+    shares: Sequence[float] = (0.2, 0.4, 0.6),
+    seeds: Sequence[int] = (0, 1, 2),
+    chromosomes: Mapping[str, str] | None = None,
+    path: str | Path | None = None,
+    image_key: str | None = None,
+    shapes_key: str | None = None,
+    table_name: str = "table",
+    layer: str | None = None,
+    target: _sdata.Target = "log1p_cp10k",
+    mpp: float | None = None,
+    device: str = "auto",
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Score text-queried models on genes whose counts they never saw.
+
+    train, test
+        Sections to train on, and others to score on.
+    models
+        Name -> function of the seen genes that returns a fresh model, which must have an embedding of all `genes`.
+    genes
+        The panel that is split.
+    shares, seeds
+        Which shares of the panel are seen, and the seeds of the random splits (and of training).
+    chromosomes
+        Gene -> chromosome: whole chromosomes are seen or unseen, in an order drawn by the seed. None: random genes.
+    path
+        Folder for one file a (model, share, seed), so that an interrupted run goes on where it was. The files of
+        another panel or other sections are refused.
+
+    Returns one row per model, share, seed, section, predictor and kind of genes ("seen", "unseen", "all"): pcc_f,
+    pcc_s, pcc_m (ALL), heg, hvg, spearman (mean over genes), n_genes. Predictors are the model itself and, for unseen
+    genes, the nulls of protocol stp-1: "mean of seen" predictions; "nearest text", the prediction of the seen gene
+    whose embedding is nearest (cosine); "permuted", the model asked with the text of another unseen gene, averaged over
+    all others; "log depth" of the spot. MSE is not given: an unseen gene has no scale.
+
+    Raises ValueError for a share that leaves no gene on one side, and for a model that does not answer by text.
+    Source: protocol stp-1, "Unseen genes"; the shares of GeneQuery (arXiv 2411.18391, Table 3).
+    """
+    where: dict[str, Any] = {
+        "image_key": image_key, "shapes_key": shapes_key, "table_name": table_name, "layer": layer, "target": target,
+        "mpp": mpp,
+    }  # fmt: skip
+    splits = [_Split(share, seed, *_split(genes, share, seed, chromosomes)) for share in shares for seed in seeds]
+    frames = []
+    for split in splits:
+        for name, build in models.items():
+            run = _Run(name, build, split, tuple(genes), where, device, progress)
+            frames.append(_kept(run, train, test, path))
+    return pd.concat(frames, ignore_index=True)
+
+
+@dataclass(frozen=True)
+class _Split:
+    share: float
+    seed: int
+    seen: tuple[str, ...]
+    unseen: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Run:
+    name: str
+    build: Callable[[Sequence[str]], Model]
+    split: _Split
+    genes: tuple[str, ...]
+    where: Mapping[str, Any]
+    device: str
+    progress: bool
+
+
+def _split(
+    genes: Sequence[str], share: float, seed: int, chromosomes: Mapping[str, str] | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Seen and unseen genes, both in panel order."""
+    rng = np.random.default_rng([seed, round(share * 1000)])
+    n = round(share * len(genes))
+    if chromosomes is None:
+        seen = set(rng.choice(len(genes), n, replace=False).tolist()) if 0 < n <= len(genes) else set()
+    else:
+        missing = [gene for gene in genes if gene not in chromosomes]
+        if missing:
+            raise ValueError(f"chromosomes lacks {len(missing)} of {len(genes)} genes: {missing[:5]}.")
+        order = rng.permutation(sorted({chromosomes[gene] for gene in genes}))
+        reached = np.cumsum([sum(chromosomes[gene] == c for gene in genes) for c in order])
+        wanted = set(order[: max(1, int(np.argmin(np.abs(reached - n))) + 1)])
+        seen = {i for i, gene in enumerate(genes) if chromosomes[gene] in wanted}
+    if not 1 < len(seen) < len(genes):
+        raise ValueError(f"a share of {share} of {len(genes)} genes leaves {len(seen)} seen; both sides need some.")
+    parts = [i in seen for i in range(len(genes))]
+    return (
+        tuple(g for g, s in zip(genes, parts, strict=True) if s),
+        tuple(g for g, s in zip(genes, parts, strict=True) if not s),
+    )
+
+
+def _kept(
+    run: _Run, train: Sequence[SpatialData], test: Sequence[SpatialData], path: str | Path | None
+) -> pd.DataFrame:
+    """The rows of one run, from its file if there is one."""
+    if path is None:
+        return _scored(run, train, test)
+    names = [_sdata.section_name(s, _sdata.resolve_image(s, run.where["image_key"])) for s in (*train, *test)]
+    print_of = hashlib.sha256(json.dumps([run.split.seen, run.genes, names]).encode()).hexdigest()[:16]
+    file = Path(path) / f"{run.name}_{run.split.share:g}_seed{run.split.seed}.json"
+    if file.is_file():
+        known = json.loads(file.read_text())
+        if known["of"] != print_of:
+            raise ValueError(f"{file} is of other genes or sections. Give this run another path=, or delete the file.")
+        return pd.DataFrame(known["rows"])
+    frame = _scored(run, train, test)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_suffix(".part")
+    aside.write_text(json.dumps({"of": print_of, "rows": frame.to_dict("records")}))
+    aside.replace(file)
+    return frame
+
+
+def _scored(run: _Run, train: Sequence[SpatialData], test: Sequence[SpatialData]) -> pd.DataFrame:
+    model = run.build(run.split.seen)
+    if not model.answers_text or model.genes != run.split.seen:
+        raise ValueError(
+            f"models[{run.name!r}] must return a model that answers by text, with the genes it is given as its panel."
+        )
+    sections = [_sdata.training_section(s, genes=model.genes, at_mpp=model.mpp, **run.where) for s in train]
+    plan = _train.Plan(seed=run.split.seed, device=run.device, progress=run.progress)
+    _train.fit(model, sections, [], plan, sections=tuple(s.name for s in sections), target=run.where["target"])
+    rows = []
+    for sdata in test:
+        section = _sdata.training_section(sdata, genes=run.genes, at_mpp=model.mpp, **run.where)
+        for row in _rows(model, section, _log_depth(sdata, run.where), run):
+            head = {"model": run.name, "share": run.split.share, "seed": run.split.seed, "section": section.name}
+            rows.append(head | row)
+    logger.info("%s, %g of the genes seen, seed %d: done", run.name, run.split.share, run.split.seed)
+    return pd.DataFrame(rows)
+
+
+def _log_depth(sdata: SpatialData, where: Mapping[str, Any]) -> NDArray[np.float64]:
+    """(n,) log of the total count of every scored spot."""
+    kept = {key: where[key] for key in ("image_key", "shapes_key", "table_name", "layer", "target")}
+    rows, _ = _sdata.usable_rows(sdata, **kept)
+    table = sdata.tables[where["table_name"]]
+    return np.log(_sdata.totals(_sdata.matrix_of(table, where["layer"], what="table")[rows]))
+
+
+def _rows(model: Model, section: Section, depth: NDArray[np.float64], run: _Run) -> Iterator[dict[str, Any]]:
+    runtime = _infer.Runtime(device=run.device, precision="32", progress=False)
+    pred, _ = _infer.predict(model, section, run.genes, runtime=runtime)
+    assert section.expression is not None
+    true = section.expression.astype(np.float64)
+    seen = np.isin(run.genes, run.split.seen)
+    for kind, columns in (("seen", seen), ("unseen", ~seen), ("all", np.ones_like(seen))):
+        yield _row("model", kind, pred[:, columns], true[:, columns])
+    unseen = true[:, ~seen]
+    mean = pred[:, seen].mean(axis=1, keepdims=True)
+    yield _row("mean of seen", "unseen", np.broadcast_to(mean, unseen.shape), unseen)
+    nearest = _nearest(model, run.split)
+    yield _row("nearest text", "unseen", pred[:, seen][:, nearest], unseen)
+    yield _row("log depth", "unseen", np.broadcast_to(depth[:, None], unseen.shape), unseen)
+    yield _permuted(pred[:, ~seen], unseen)
+
+
+def _row(predictor: str, kind: str, pred: NDArray[Any], true: NDArray[np.float64]) -> dict[str, Any]:
+    scores = metrics.correlation_summary(metrics.pcc(pred, true), true)
+    return (
+        {"predictor": predictor, "genes": kind}
+        | scores
+        | {
+            "spearman": _mean(metrics.spearman(pred, true)),
+            "n_genes": true.shape[1],
+        }
+    )
+
+
+def _mean(r: NDArray[np.float64]) -> float:
+    """The mean of the correlations that are defined; NaN where none is."""
+    known = r[np.isfinite(r)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def _permuted(pred: NDArray[Any], true: NDArray[np.float64]) -> dict[str, Any]:
+    """Each gene asked with the text of every other unseen gene, the correlations averaged."""
+    by_other = []
+    for shift in range(1, true.shape[1]):
+        by_other.append(metrics.pcc(np.roll(pred, shift, axis=1), true))
+    r = np.array([_mean(column) for column in np.transpose(by_other)])
+    scores = metrics.correlation_summary(r, true)
+    return {"predictor": "permuted", "genes": "unseen"} | scores | {"spearman": np.nan, "n_genes": true.shape[1]}
+
+
+def _nearest(model: Model, split: _Split) -> NDArray[np.int64]:
+    """For every unseen gene the position of the seen gene whose text is nearest, by cosine."""
+    seen, unseen = (model.text_vectors(genes) for genes in (split.seen, split.unseen))
+    seen, unseen = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (seen, unseen))
+    return np.argmax(unseen @ seen.T, axis=1)
