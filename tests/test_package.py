@@ -39,6 +39,12 @@ CONTRACT = {
         "(sdata, raster_key, *, shapes_key, stat='mean', genes=None, table_name=None, table_added=None, "
         "key_added=None, overwrite=False)"
     ),
+    "tl.query": (
+        "(sdata, latent_key, genes, *, model=None, shapes_key=None, output='layer', key_added=None, overwrite=False)"
+    ),
+    "tl.embed": "(sdata, model, *, shapes_key=None, mpp=None, key_added=None)",
+    "tl.embed_genes": "(texts, *, encoder)",
+    "pp.describe_genes": "(genes, *, source)",
     "tl.evaluate": "(sdatas, key, *, layer=None, table_name='table', groups=None)",
     "models.list_models": "()",
     "models.load": "(name_or_path)",

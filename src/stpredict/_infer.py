@@ -64,7 +64,8 @@ def predict(
     if latent and raster is not None:
         genes = []
     with _running(model, runtime) as device:
-        query = model.query(genes).float() if genes else None
+        with torch.autocast(device.type, enabled=False):
+            query = model.query(genes).float() if genes else None
         rows, share = _rows(model, section, runtime, device, _Maps(raster, None if latent else query))
         values = np.full((section.n_shapes, len(genes)), np.nan, dtype=np.float32)
         on = np.flatnonzero(share > 0)

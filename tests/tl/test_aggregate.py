@@ -111,6 +111,8 @@ def test_a_link_is_applied_after_pooling(raster_sdata):
     plain = _aggregate(sdata).X.copy()
     sdata.attrs = {"stpredict": {"images/maps": {"link": "log1p"}}}
     np.testing.assert_allclose(_aggregate(sdata, key_added="linked").layers["linked"], np.log1p(plain), rtol=1e-6)
+    sdata.attrs = {"stpredict": {"images/maps": {"link": "log1p", "latent": True}}}
+    np.testing.assert_array_equal(_aggregate(sdata, key_added="latent").layers["latent"], plain)
 
 
 def test_bad_requests_are_named(raster_sdata):

@@ -43,6 +43,7 @@ from stpredict.nn.encoders import Encoder, EncoderSpec
 from stpredict.nn.features import FeatureCache, pooled
 from stpredict.nn.transformer import TransformerBlock
 
+GENE_AWARE = Recipe(max_epochs=10, batch_size=16, lr=1e-3, encoder_lr=0.0, weight_decay=1e-2)
 TOKENS = 2**15  # tokens that go through the blocks together at inference
 TOKEN_BYTES = 6 * 256 * 4  # held for every token of one sequence: two states, keys, values and what is added up
 
@@ -89,17 +90,15 @@ class GeneQueryConfig:
     train_spots: int = 1024
     train_genes: int = 24
     recipe: Recipe = field(
-        default_factory=lambda: Recipe(max_epochs=10, batch_size=1, lr=3e-4, encoder_lr=0.0, weight_decay=1e-2)
+        default_factory=lambda: Recipe(max_epochs=10, batch_size=1, lr=1e-3, encoder_lr=0.0, weight_decay=1e-2)
     )
 
 
 class GeneQuery(Model):
     """Expression inside shapes for any gene that has a text.
 
-    genes
-        The ordered panel to train on.
-    embeddings
-        Of the panel and of any further genes (`stp.tl.embed_genes`); all of them are saved with the model.
+    genes, embeddings
+        The ordered panel to train on; embeddings of it and of any further genes (`stp.tl.embed_genes`), all saved.
     names
         Embeddings of the bare names beside those of definitions, for the name-and-definition form; or None.
     context
@@ -341,11 +340,8 @@ def _config(
     embeddings.take(genes)  # raises for genes that have none
     if names is not None:
         names.take(embeddings.genes)
-    spec: dict[str, Any] = {} if context == "spot" else {"train_genes": 256, "recipe": GENE_AWARE}
+    sizes: dict[str, Any] = {} if context == "spot" else {"train_genes": 256, "recipe": GENE_AWARE}
     return GeneQueryConfig(
         genes=tuple(genes), vocabulary=embeddings.genes, text=text_spec(embeddings), context=context,
-        names=None if names is None else text_spec(names), **spec,
+        names=None if names is None else text_spec(names), **sizes,
     )  # fmt: skip
-
-
-GENE_AWARE = Recipe(max_epochs=10, batch_size=16, lr=3e-4, encoder_lr=0.0, weight_decay=1e-2)
