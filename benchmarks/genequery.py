@@ -80,9 +80,14 @@ def seen(sections: dict[str, SpatialData], genes: list[str], out: Path, folds: S
         fold: dict = {"test": test, "scores": {}, "seconds": {}}
         for name, make in build.items():
             path = out / f"seen_{test}_{name.replace(', ', '-').replace(' ', '-')}.json"
+            made_of = {"genes": len(genes), "epochs": EPOCHS, "train": sorted(set(sections) - {test})}
             if not path.is_file():
-                path.write_text(json.dumps(_one(sections, test, name, make, genes)))
+                path.write_text(json.dumps(_one(sections, test, name, make, genes) | {"made_of": made_of}))
             one = json.loads(path.read_text())
+            if one["made_of"] != made_of:
+                raise SystemExit(
+                    f"{path} was made with {one['made_of']}, not {made_of}; delete it or name another --out."
+                )
             fold["scores"][name], fold["seconds"][name] = one["scores"], one["seconds"]
         results.append(fold)
     print(table(results, names=tuple(build)), _above_ridge(results, tuple(build)), sep="\n\n")
@@ -149,7 +154,8 @@ def main() -> None:
     sections = dict(zip(SECTIONS, stp.datasets.her2st(list(SECTIONS), path=args.data / "her2st"), strict=True))
     listed = pd.read_csv(args.data / "gene_text" / "her2st_785.tsv", sep="\t")["gene"]
     genes = [gene for gene in listed if all(gene in s.tables["table"].var_names for s in sections.values())]
-    print(f"{len(genes)} of {len(listed)} genes are in all sections; all have a definition", flush=True)
+    n_bare = texts(genes, source="definition", cache=args.out).n_symbol_only
+    print(f"{len(genes)} of {len(listed)} genes are in all sections; {n_bare} have no definition", flush=True)
     if args.part == "seen":
         seen(sections, genes, args.out, args.folds or SECTIONS)
     else:

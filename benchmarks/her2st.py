@@ -134,7 +134,10 @@ def main() -> None:
         path = args.out / f"{test}_seed{args.seed}.json"
         if not path.is_file():
             path.write_text(json.dumps(run_fold(test, sections, n_genes=args.n_genes, seed=args.seed)))
-        folds.append(json.loads(path.read_text()))
+        fold = json.loads(path.read_text())
+        if len(fold["panel"]) != args.n_genes:
+            raise SystemExit(f"{path} has {len(fold['panel'])} genes, not {args.n_genes}; name another --out.")
+        folds.append(fold)
     print(table(folds), differences(folds), sep="\n\n")
 
 

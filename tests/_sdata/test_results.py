@@ -264,3 +264,13 @@ def test_the_table_in_memory_is_what_a_user_holds(sdata: SpatialData) -> None:
     _results.commit(sdata, [make_layer(sdata)])
     assert sdata.tables["table"] is held
     assert "pixnet" in held.layers
+
+
+def test_a_new_table_beyond_memory_is_refused_with_its_size():
+    from stpredict._sdata import check_table_size
+
+    check_table_size(1000, 100)
+    with pytest.raises(
+        ValueError, match=r"a new table of 1000000 shapes x 1000000 genes needs 12000.0 GB .* Pass fewer"
+    ):
+        check_table_size(10**6, 10**6)

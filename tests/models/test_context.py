@@ -87,3 +87,39 @@ def test_it_is_there_only_where_it_fits(build, changes):
 
     model = PixNet(config=dataclasses.replace(build("PixNet").config, **changes))
     assert model.context_map is None
+
+
+def test_a_donor_without_a_context_gives_none(build, trained, tmp_path):
+    from stpredict.models import PixNet
+
+    trained.save(tmp_path / "with")
+    plain = PixNet(config=dataclasses.replace(trained.config, context_rank=0))
+    plain.card = dataclasses.replace(trained.card, config=dataclasses.asdict(plain.config))
+    plain.save(tmp_path / "without")
+    heir = PixNet(("a", "b"), config=trained.config, encoder_weights=tmp_path / "with")
+    first = next(iter(trained.context_map.encoder.state_dict().values()))
+    assert torch.equal(next(iter(heir.context_map.encoder.state_dict().values())), first)
+    assert PixNet(("a", "b"), config=trained.config, encoder_weights=tmp_path / "without").context_map is None
+    with pytest.raises(ValueError, match="encoder='resnet18', but encoder_weights="):
+        PixNet(("a", "b"), encoder="resnet18", encoder_weights=tmp_path / "with")
+    file = tmp_path / "with" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="is not the file its card describes"):
+        PixNet(("a", "b"), encoder_weights=tmp_path / "with")
+
+
+def test_a_vision_transformer_has_none():
+    from stpredict.models import PixNet, PixNetConfig
+
+    config = PixNetConfig(
+        genes=("a",),
+        encoder="vit_tiny_patch16_224",
+        taps=(3, 6, 9, 12),
+        attention_window=7,
+        window_px=896,
+        core_px=896,
+        halo_px=896,
+    )
+    assert PixNet(config=config).context_map is None

@@ -286,3 +286,42 @@ def test_what_it_cannot_be_built_from(colour_section):
         GeneQuery(GENES)
     with pytest.raises(ValueError, match="teal"):
         GeneQuery((*GENES, "teal"), embeddings=embeddings())
+
+
+def test_features_are_of_the_encoder_as_it_is_built(colour_section):
+    from stpredict.nn.encoders import Encoder, EncoderSpec
+    from stpredict.nn.features import FeatureCache
+
+    torch.manual_seed(0)
+    same = Encoder(EncoderSpec("mobilenetv2_050", (0, 1), {"pad_type": "same"}), weights=None).eval()
+    plain = Encoder(EncoderSpec("mobilenetv2_050", (0, 1)), weights=None).eval()
+    plain.load_state_dict(same.state_dict())
+    image = torch.from_numpy(np.random.default_rng(4).integers(0, 255, (2, 3, 64, 64), dtype=np.uint8))
+    one, other = FeatureCache(same)(image), FeatureCache(plain)(image)
+    assert (one - other).abs().max() > 1e-3  # equal weights, another padding
+
+
+def test_two_draws_of_a_section_are_two_sequences(trained, colour_section):
+    model = trained["spot"]
+    samples = model.samples([colour_section(0)], train=True)
+    batch = samples.collate([samples[0], samples[1]])
+    from stpredict.models._samples import sections_of
+
+    assert sections_of(batch) == [slice(0, 24), slice(24, 48)]
+    with torch.no_grad():
+        pred = model.eval()._spot_aware([model.latent(batch)[rows] for rows in sections_of(batch)], model.query(GENES))
+    torch.testing.assert_close(pred[:24], pred[24:], atol=1e-5, rtol=0)
+
+
+def test_an_encoder_that_would_not_move_is_refused():
+    with pytest.raises(ValueError, match="frozen=False trains the encoder, but the recipe's encoder_lr is 0"):
+        fresh("gene", frozen=False)
+
+
+def test_embeddings_are_taken_in_whole_or_not_at_all():
+    model = fresh("spot")
+    other = embeddings(("plum", "red"))
+    wrong = dataclasses.replace(other, vectors=np.stack([other.vectors[0], np.ones(8, np.float32)]))
+    with pytest.raises(ValueError, match="'red' is known to the model with another embedding"):
+        model.know(wrong)
+    assert "plum" not in model.vocabulary

@@ -124,16 +124,28 @@ def test_splits_are_of_the_seed_and_chromosomes_stay_whole():
         _split(genes, 0.01, 0, None)
 
 
-def test_it_goes_on_where_it_was(make, build, tmp_path):
+def test_it_goes_on_where_it_was(make, build, tmp_path, monkeypatch):
+    from stpredict import _train
+
     first = run(make, build, path=tmp_path)
 
-    def never(genes):
+    def never(*_):
         raise AssertionError("this run is known")
 
-    again = run(make, build, path=tmp_path, models={"query": never})
+    with monkeypatch.context() as patch:
+        patch.setattr(_train, "fit", never)
+        again = run(make, build, path=tmp_path)
     np.testing.assert_allclose(again["pcc_m"], first["pcc_m"])
-    with pytest.raises(ValueError, match="is of other genes or sections"):
+    with pytest.raises(ValueError, match="is of other genes, sections or settings"):
         run(make, build, path=tmp_path, genes=GENES[::-1])
+
+    def longer(genes):
+        model = build(genes)
+        model.config = dataclasses.replace(model.config, dropout=0.2)
+        return model
+
+    with pytest.raises(ValueError, match="is of other genes, sections or settings"):
+        run(make, build, path=tmp_path, models={"query": longer})
 
 
 def test_a_model_with_a_fixed_panel_is_refused(make, build):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import psutil
 from anndata import AnnData
 from spatialdata.models import TableModel
 
@@ -84,6 +85,19 @@ def check_layer_size(n_obs: int, n_vars: int, n_panel: int, *, limit_bytes: int 
             f"a layer as wide as the table ({n_obs} x {n_vars}) takes {wide / 1e9:.1f} GB, above the limit of "
             f"{limit_bytes / 1e9:.1f} GB; the {n_panel} predicted genes alone take {narrow / 1e9:.1f} GB. Pass "
             "table_added='...' to write them as a new table of these genes that annotates the same shapes."
+        )
+
+
+def check_table_size(n_shapes: int, n_genes: int) -> None:
+    """Raise ValueError if a new table of float32 values does not fit into memory.
+
+    It is held three times while it is made: the values, X, and the layer.
+    """
+    need, free = 3 * 4 * n_shapes * n_genes, psutil.virtual_memory().available
+    if need > free:
+        raise ValueError(
+            f"a new table of {n_shapes} shapes x {n_genes} genes needs {need / 1e9:.1f} GB while it is made, and "
+            f"{free / 1e9:.1f} GB of memory are free. Pass fewer genes=, or predict parts of the shapes."
         )
 
 
@@ -232,6 +246,7 @@ def _spread(values: NDArray[Any] | None, index: NDArray[np.int64], n: int) -> ND
 
 
 __all__ = [
+    "check_table_size",
     "Change", "Entry", "Image", "RasterTarget", "Table", "check_element_key", "check_key", "check_layer",
     "check_layer_size", "check_obsm", "check_raster_size", "commit", "layer", "new_table", "plain",
     "raster_transformations",

@@ -302,7 +302,10 @@ def some_genes(batch: Batch, n_genes: int, *, draw: Sequence[int]) -> Batch:
 
 
 def sections_of(batch: Batch) -> list[slice]:
-    """The rows of every section in a batch, which lie together."""
-    section = batch.rows[:, 0]
-    start = np.flatnonzero(np.r_[True, section[1:] != section[:-1]])
+    """The rows of every section in a batch: they lie together, in rising order of its shapes.
+
+    A section that is twice in a batch (two draws of some of its shapes) is two sections here.
+    """
+    section, shape = batch.rows.T
+    start = np.flatnonzero(np.r_[True, (section[1:] != section[:-1]) | (shape[1:] <= shape[:-1])])
     return [slice(int(a), int(b)) for a, b in zip(start, np.r_[start[1:], len(section)], strict=True)]

@@ -76,15 +76,17 @@ class Vocabulary(nn.Module):
                 + ", ".join(f"{key} {got!r} in place of {want!r}" for key, (got, want) in wrong.items())
                 + ". Embed the texts again with stp.tl.embed_genes and the model's own encoder."
             )
+        new: dict[str, Tensor] = {}
         for gene, vector in zip(embeddings.genes, torch.from_numpy(embeddings.vectors), strict=True):
             known = self.vectors[self._row[gene]] if gene in self._row else self._further.get(gene)
             if known is None:
-                self._further[gene] = vector.clone()
+                new[gene] = vector.clone()
             elif not torch.allclose(known.cpu(), vector, atol=1e-4):
                 raise ValueError(
                     f"gene {gene!r} is known to the model with another embedding. Leave it out, or give the model a "
                     "new vocabulary and train it again."
                 )
+        self._further |= new
 
     def rows(self, genes: Sequence[str]) -> Float[Tensor, "g w"]:
         """Centred and scaled embeddings, in the order of `genes`.
@@ -104,8 +106,3 @@ class Vocabulary(nn.Module):
             for gene in genes
         ]
         return (torch.stack(rows) - self.centre) / self.scale
-
-    def permuted(self, seed: int) -> None:
-        """Give every saved gene the text of another one: the null of a model that cannot have learnt from text."""
-        order = np.random.default_rng(seed).permutation(len(self.genes))
-        self.vectors = self.vectors[torch.from_numpy(order)]

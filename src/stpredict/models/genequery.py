@@ -71,7 +71,7 @@ class GeneQueryConfig:
     vocabulary: tuple[str, ...]
     text: Mapping[str, Any]
     context: Literal["spot", "gene"] = "spot"
-    mpp: float = 2.0  # the paper: 224 px at full resolution; 256 um scored higher (benchmarks/README.md)
+    mpp: float = 2.0  # the paper: 224 px at full resolution; 256 um are better than 128 (benchmarks/README.md)
     patch_px: int = 128
     encoder: str = "mobilenetv2_100"
     taps: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -138,6 +138,8 @@ class GeneQuery(Model):
     ) -> None:
         super().__init__()
         c = self.config = config or _config(genes, embeddings, names, context)
+        if not c.frozen and c.recipe.encoder_lr == 0:
+            raise ValueError("frozen=False trains the encoder, but the recipe's encoder_lr is 0; give it a rate.")
         self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
         self.context = "section" if c.context == "spot" else "shape"
         self.texts = Vocabulary(c.vocabulary, c.text, embeddings)

@@ -13,11 +13,10 @@ Where we differ, or had to choose:
   answer does not depend on the tile; the residual adds the upsampled tensor U (Figure 2; the notes' formula is not
   channel-consistent).
 - the map is pooled as an area-weighted mean by default (the paper: a sum; see `PixNetConfig.reduction`).
-- the small configuration has a second branch, the context: a ridge regression, in closed form, on statistics over 256
-um
-  of the same encoder with its pretrained weights, as some more linear channels of the map. Fine-tuning on a few hundred
+- the small configuration has a second branch, the context: a closed-form ridge regression on statistics over 256 um
+  of the same CNN with its pretrained weights, as some more linear channels of the map. Fine-tuning on a few hundred
   spots forgets part of what the pretrained maps know; the average of both is better than either, and than several
-  seeds (benchmarks/README.md). It needs a panel head, `reduction="mean"` and `link="identity"`.
+  seeds (benchmarks/README.md). It needs a CNN, a panel head, `reduction="mean"` and `link="identity"`.
 - the last features are pooled first and the 1x1 head is applied after: the same algebra, without 250 full maps.
 """
 
@@ -33,10 +32,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stpredict._card import CARD, WEIGHTS, Card, find_model
+from stpredict._card import CARD, WEIGHTS, Card, find_model, sha256
 from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, check_panel, predict_batch
@@ -161,7 +161,7 @@ class PixNet(Model):
     ) -> None:
         super().__init__()
         home = _home_of(encoder_weights)
-        donor = None if home is None else _donor(home)
+        donor = None if home is None else _donor(home, encoder)
         self.config = _config(config, genes, encoder, mpp, donor, head, embeddings)
         c = self.config
         self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
@@ -169,7 +169,8 @@ class PixNet(Model):
         self.encoder = Encoder(spec, weights=None if home is not None else encoder_weights)
         self.decoder = Decoder(self.encoder.channels, c.filters, n_bilinear=c.n_bilinear, window=c.attention_window)
         self.genes_head = _genes_head(c, embeddings)
-        self.context_map = _context(c, spec, None if home is not None else encoder_weights)
+        weights = None if home is not None or self.encoder.is_vit else encoder_weights
+        self.context_map = None if self.encoder.is_vit else _context(c, spec, weights)
         self.stride = self.encoder.strides[0] / 2 ** (len(c.filters) - len(c.taps))
         _check_sizes(c, self.encoder)
         if home is not None:
@@ -271,13 +272,20 @@ def _home_of(encoder_weights: str | Path | None) -> Path | None:
     return find_model(encoder_weights)
 
 
-def _donor(home: Path) -> dict[str, Any]:
-    """The fields of a saved PixNet's config that decide the shapes of its encoder and decoder."""
+def _donor(home: Path, encoder: str | None) -> dict[str, Any]:
+    """The fields of a saved PixNet's config that decide the shapes of its encoder, decoder and context."""
     card = Card.read(home / CARD)
     if card.model != "PixNet":
         raise ValueError(f"encoder_weights={str(home)!r} is a {card.model}; name a PixNet.")
+    if encoder not in (None, card.encoder):
+        raise ValueError(f"encoder={encoder!r}, but encoder_weights={str(home)!r} has {card.encoder!r}; leave one out.")
+    if card.weights_sha256 != sha256(home / WEIGHTS):
+        raise ValueError(f"{home / WEIGHTS} is not the file its card describes: it was changed or damaged.")
     shape = ("encoder", "taps", "encoder_kwargs", "encoder_mean", "encoder_std", "filters", "n_bilinear")
     fields = {key: card.config[key] for key in (*shape, "attention_window")}
+    with safe_open(home / WEIGHTS, "pt") as file:
+        if not any(key.startswith("context_map.encoder.") for key in file.keys()):
+            fields["context_rank"] = 0  # a context without pretrained weights would be noise
     return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
 
 

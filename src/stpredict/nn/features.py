@@ -98,7 +98,8 @@ class FeatureCache:
 def _fingerprint(encoder: Encoder) -> str:
     """A hash of the encoder's weights, taps and normalisation."""
     normalisation = (encoder.mean.flatten().tolist(), encoder.std.flatten().tolist())
-    digest = hashlib.sha256(repr((encoder.spec.name, encoder.spec.taps, normalisation)).encode())
+    spec = (encoder.spec.name, encoder.spec.taps, sorted(encoder.spec.kwargs.items()), normalisation)
+    digest = hashlib.sha256(repr(spec).encode())
     for key, value in sorted(encoder.state_dict().items()):
         digest.update(key.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())

@@ -52,6 +52,7 @@ def choose_place(
     if existing is None:
         new = table_added or f"{shapes_key}_{key}"
         _sdata.check_element_key(sdata, new, kind="tables", overwrite=overwrite)
+        _sdata.check_table_size(len(sdata.shapes[shapes_key]), len(genes))
         return Place(shapes_key, new, key, None)
     _sdata.table_rows(sdata, existing, shapes_key)
     _sdata.check_layer(sdata, existing, key, overwrite=overwrite)

@@ -24,7 +24,8 @@ def record_of(model: Model, genes: Sequence[str], runtime: Runtime) -> dict[str,
     card, config = model.card, model.config
     assert card is not None
     device = resolve_device(runtime.device)
-    unseen = [gene for gene in genes if gene not in set(model.genes)]
+    panel = set(model.genes)
+    unseen = [gene for gene in genes if gene not in panel]
     return {
         "model": type(model).__name__,
         "weights_sha256": weights_sha256(model),

@@ -91,7 +91,7 @@ def predict(
       ``var[key]``, ``var[f"{key}_val_pcc"]``, ``obs[f"{key}_coverage"]``, ``uns["stpredict"][key]``; or a new table;
     - ``images[key]`` float16 (gene, y, x) with the image's transformations, before the model's link.
 
-    When it raises, nothing has changed.
+    When it raises, nothing of that object has changed; the objects of a list are done one after the other.
 
     Raises ValueError for keys that are missing, not unique or taken, no mpp, an image too coarse or not RGB, shapes
     that all lie off image or tissue, genes the model or the table lacks, results too large (with the ways out);

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ def unseen_genes(
         Gene -> chromosome: whole chromosomes are seen or unseen, in an order drawn by the seed. None: random genes.
     path
         Folder for one file a (model, share, seed), so that an interrupted run goes on where it was. The files of
-        another panel or other sections are refused.
+        other genes, sections or settings of the model are refused.
 
     Returns one row per model, share, seed, section, predictor and kind of genes ("seen", "unseen", "all"): pcc_f,
     pcc_s, pcc_m (ALL), heg, hvg, spearman (mean over genes), n_genes. Predictors are the model itself and, for unseen
@@ -130,17 +130,21 @@ def _kept(
     run: _Run, train: Sequence[SpatialData], test: Sequence[SpatialData], path: str | Path | None
 ) -> pd.DataFrame:
     """The rows of one run, from its file if there is one."""
+    model = run.build(run.split.seen)
     if path is None:
-        return _scored(run, train, test)
+        return _scored(run, model, train, test)
     names = [_sdata.section_name(s, _sdata.resolve_image(s, run.where["image_key"])) for s in (*train, *test)]
-    print_of = hashlib.sha256(json.dumps([run.split.seen, run.genes, names]).encode()).hexdigest()[:16]
+    made_of = [run.split.seen, run.genes, names, asdict(model.config), dict(run.where)]
+    print_of = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:16]
     file = Path(path) / f"{run.name}_{run.split.share:g}_seed{run.split.seed}.json"
     if file.is_file():
         known = json.loads(file.read_text())
         if known["of"] != print_of:
-            raise ValueError(f"{file} is of other genes or sections. Give this run another path=, or delete the file.")
+            raise ValueError(
+                f"{file} is of other genes, sections or settings. Give this run another path=, or delete the file."
+            )
         return pd.DataFrame(known["rows"])
-    frame = _scored(run, train, test)
+    frame = _scored(run, model, train, test)
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_suffix(".part")
     aside.write_text(json.dumps({"of": print_of, "rows": frame.to_dict("records")}))
@@ -148,8 +152,7 @@ def _kept(
     return frame
 
 
-def _scored(run: _Run, train: Sequence[SpatialData], test: Sequence[SpatialData]) -> pd.DataFrame:
-    model = run.build(run.split.seen)
+def _scored(run: _Run, model: Model, train: Sequence[SpatialData], test: Sequence[SpatialData]) -> pd.DataFrame:
     if not model.answers_text or model.genes != run.split.seen:
         raise ValueError(
             f"models[{run.name!r}] must return a model that answers by text, with the genes it is given as its panel."
