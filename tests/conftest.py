@@ -65,7 +65,7 @@ def build():
 
     def genequery(genes):
         config = None
-        if genes and len(set(genes)) == len(genes):
+        if genes and not isinstance(genes, str) and len(set(genes)) == len(genes):
             everything = texts((*genes, "unseen"))
             model = models.GeneQuery(genes, embeddings=everything)
             config = dataclasses.replace(model.config, patch_px=64, mpp=1.0, width=32, heads=2, head_width=16)

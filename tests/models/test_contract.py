@@ -122,3 +122,18 @@ def test_an_empty_or_double_panel_is_refused(build, name):
         build(name, ())
     with pytest.raises(ValueError, match="got 2 names of which 1 are distinct"):
         build(name, ("red", "red"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_single_name_is_no_panel(name):
+    from stpredict import models
+
+    with pytest.raises(ValueError, match=r"a panel is a list of gene names, got 'GNAS'. Pass \['GNAS'\]."):
+        getattr(models, name)("GNAS")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_says_in_one_line_what_it_is(trained, build, name):
+    assert repr(trained[name][0]).startswith(f"{name}(3 genes, mpp=1")
+    assert repr(trained[name][0]).endswith("trained on colour0, colour1)")
+    assert repr(build(name)).endswith("not trained)")

@@ -81,8 +81,8 @@ def pixnet():
 
     torch.manual_seed(0)
     config = stp.models.PixNetConfig(
-        genes=GENES[:3], mpp=1.0, filters=(8, 8, 12, 16), window_px=256, core_px=256, halo_px=256
-    )
+        genes=GENES[:3], mpp=1.0, filters=(8, 8, 12, 16), window_px=256, core_px=256, halo_px=256, context_rank=0
+    )  # the context, which doubles the encoder's work, has tests of its own in tests/models
     model = stp.models.PixNet(config=config)
     sections = [colour_sdata(seed) for seed in range(2)]
     stp.tl.train(sections, model, val=0.2, max_epochs=2, batch_size=4, device="cpu", precision="32", progress=False)

@@ -121,7 +121,7 @@ def test_an_image_of_twice_the_size_gives_the_same_up_to_resampling(make, pixnet
 def test_tile_and_batch_size_do_not_show(make, pixnet):
     from dataclasses import replace
 
-    known, plain = pixnet.config, replace(pixnet.config, halo_px=384)  # the default; the context looks far
+    known, plain = pixnet.config, replace(pixnet.config, halo_px=384)
     pixnet.config = plain
     try:
         wanted = _layer(_predict(make(7, size=800), pixnet))

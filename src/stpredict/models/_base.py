@@ -66,6 +66,15 @@ class Model(nn.Module, ABC):
     card: Card | None = None
     loaded_from: str | None = None  # name or folder
 
+    def __repr__(self) -> str:
+        """One line: the layers are in `named_modules`."""
+        made = (
+            "not trained" if self.card is None else f"trained on {', '.join(self.card.sections) or 'unnamed sections'}"
+        )
+        encoder = getattr(self.config, "encoder", None)
+        with_encoder = f", encoder={encoder!r}" if encoder else ""
+        return f"{type(self).__name__}({len(self.genes)} genes, mpp={self.mpp:g}{with_encoder}, {made})"
+
     @property
     def vocabulary(self) -> tuple[str, ...]:
         """Every gene it can be asked for; more than the panel for models that answer by text."""
@@ -149,8 +158,16 @@ def predict_batch(model: Model, batch: Batch, query: Tensor) -> Tensor:
         return torch.cat([model.link(model.head(rows[part], query.float())) for part in whole])
 
 
+def as_panel(genes: Sequence[str]) -> tuple[str, ...]:
+    """The names as a tuple. Raises ValueError for a single name in place of a list."""
+    if isinstance(genes, str):
+        raise ValueError(f"a panel is a list of gene names, got {genes!r}. Pass [{genes!r}].")
+    return tuple(genes)
+
+
 def check_panel(genes: Sequence[str], model: str) -> None:
-    """Raise ValueError for a panel that is empty or names a gene twice."""
+    """Raise ValueError for a panel that is empty or names a gene twice, and for a single name."""
+    genes = as_panel(genes)
     if not genes or len(set(genes)) < len(genes):
         raise ValueError(
             f"{model} needs a panel of distinct genes, got {len(genes)} names of which {len(set(genes))} are distinct. "

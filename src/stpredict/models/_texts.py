@@ -98,8 +98,8 @@ class Vocabulary(nn.Module):
             raise ValueError(
                 f"{len(missing)} of {len(genes)} genes have neither text nor embedding in this model: {missing[:5]}. "
                 "Describe them with stp.pp.describe_genes (source: a table, 'ncbi', 'symbol' or a text generator), "
-                f"embed the texts with stp.tl.embed_genes(texts, encoder={self.spec['encoder']!r}), and pass the "
-                "result as embeddings=."
+                f"embed the texts with stp.tl.embed_genes and the model's own encoder ({self.spec['encoder']!r}, "
+                f"revision {self.spec['revision']!r}), and pass the result as embeddings=."
             )
         rows = [
             self.vectors[self._row[gene]] if gene in self._row else self._further[gene].to(self.vectors)

@@ -36,7 +36,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe, check_panel
+from stpredict.models._base import Model, Recipe, as_panel, check_panel
 from stpredict.models._samples import Batch, PatchSamples, Samples, SectionSamples, rgb, sections_of
 from stpredict.models._texts import Vocabulary, text_spec
 from stpredict.nn.encoders import Encoder, EncoderSpec
@@ -331,7 +331,7 @@ def _config(
     names: GeneEmbeddings | None,
     context: Literal["spot", "gene"],
 ) -> GeneQueryConfig:
-    check_panel(genes, "GeneQuery")
+    check_panel(as_panel(genes), "GeneQuery")
     if context not in ("spot", "gene"):
         raise ValueError(f"context={context!r} is unknown: use 'spot' or 'gene'.")
     if embeddings is None:
@@ -344,6 +344,6 @@ def _config(
         names.take(embeddings.genes)
     sizes: dict[str, Any] = {} if context == "spot" else {"train_genes": 256, "recipe": GENE_AWARE}
     return GeneQueryConfig(
-        genes=tuple(genes), vocabulary=embeddings.genes, text=text_spec(embeddings), context=context,
+        genes=as_panel(genes), vocabulary=embeddings.genes, text=text_spec(embeddings), context=context,
         names=None if names is None else text_spec(names), **sizes,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe, check_panel, predict_batch
+from stpredict.models._base import Model, Recipe, as_panel, check_panel, predict_batch
 from stpredict.models._samples import Batch, PatchSamples, Samples
 
 
@@ -39,7 +39,7 @@ class Mean(Model):
 
     def __init__(self, genes: Sequence[str] = (), *, mpp: float = 1.0, config: MeanConfig | None = None) -> None:
         super().__init__()
-        self.config = config or MeanConfig(genes=tuple(genes), mpp=mpp)
+        self.config = config or MeanConfig(genes=as_panel(genes), mpp=mpp)
         check_panel(self.config.genes, "Mean")
         self.genes, self.mpp, self.recipe = self.config.genes, self.config.mpp, self.config.recipe
         self.register_buffer("mean", torch.zeros(len(self.genes)))

@@ -39,7 +39,7 @@ from torch import Tensor
 from stpredict._card import CARD, WEIGHTS, Card, find_model, sha256
 from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe, check_panel, predict_batch
+from stpredict.models._base import Model, Recipe, as_panel, check_panel, predict_batch
 from stpredict.models._context import ContextBranch, fit_context
 from stpredict.models._heads import PanelHead, TextHead
 from stpredict.models._samples import Batch, Samples, WindowSamples, rgb
@@ -303,7 +303,7 @@ def _config(
         if config not in named:
             raise ValueError(f"config={config!r} is unknown. Choose one of {sorted(named)}, or pass a PixNetConfig.")
         config = PixNetConfig(genes=(), **named[config])
-    given: dict[str, Any] = {"genes": tuple(genes) or None, "encoder": encoder, "mpp": mpp, "head": head}
+    given: dict[str, Any] = {"genes": as_panel(genes) or None, "encoder": encoder, "mpp": mpp, "head": head}
     if embeddings is not None:
         given |= {"vocabulary": embeddings.genes, "text": text_spec(embeddings)}
     config = replace(config, **{key: value for key, value in given.items() if value is not None} | dict(donor or {}))

@@ -15,7 +15,7 @@ from sklearn.model_selection import GridSearchCV, KFold
 from torch import Tensor
 
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe, check_panel, predict_batch
+from stpredict.models._base import Model, Recipe, as_panel, check_panel, predict_batch
 from stpredict.models._samples import Batch, PatchSamples, Samples, rgb
 from stpredict.nn.stain import HED_OF_RGB
 
@@ -54,7 +54,7 @@ class Ridge(Model):
 
     def __init__(self, genes: Sequence[str] = (), *, mpp: float = 1.0, config: RidgeConfig | None = None) -> None:
         super().__init__()
-        self.config = config or RidgeConfig(genes=tuple(genes), mpp=mpp)
+        self.config = config or RidgeConfig(genes=as_panel(genes), mpp=mpp)
         check_panel(self.config.genes, "Ridge")
         self.genes, self.mpp, self.recipe = self.config.genes, self.config.mpp, self.config.recipe
         self.register_buffer("centre", torch.zeros(N_FEATURES))

@@ -52,7 +52,7 @@ def aggregate(
         raise ValueError(f"stat={stat!r} is unknown: use 'mean' or 'sum'.")
     raster = raster_of(sdata, raster_key)
     channels = [str(name) for name in raster.coords["c"].values]
-    wanted = channels if genes is None else [str(gene) for gene in genes]
+    wanted = channels if genes is None else [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
     positions, missing = _sdata.match_genes(wanted, channels, what=f"raster {raster_key!r}")
     if missing:
         raise ValueError(f"raster {raster_key!r} lacks {len(missing)} of {len(wanted)} genes: {missing[:5]}.")
