@@ -72,6 +72,20 @@ def test_the_map_says_what_the_regression_says(trained, colour_section, monkeypa
     assert ((pred - true) ** 2).mean() < 0.97 * ((mean - true) ** 2).mean()
 
 
+def test_tiles_do_not_show_with_the_default_halo(trained, colour_section):
+    from stpredict.models import PixNetConfig
+
+    section, plain = colour_section(5, size=1280), trained.config
+    halo = PixNetConfig.__dataclass_fields__["halo_px"].default
+    found = {}
+    for name, core_px, halo_px in (("whole", 1280, 512), ("tiled", 256, halo)):
+        trained.config = dataclasses.replace(plain, core_px=core_px, halo_px=halo_px)
+        found[name] = predict(trained, section)
+    trained.config = plain
+    assert float(trained.context_map.share) == 0.5
+    assert np.abs(found["whole"] - found["tiled"]).max() <= 1e-3 * found["whole"].std(axis=0).min()
+
+
 def test_training_again_begins_without_it(trained, colour_section):
     from copy import deepcopy
 
