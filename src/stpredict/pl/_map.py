@@ -15,6 +15,7 @@ from spatialdata.transformations import Affine
 
 from stpredict import _coverage
 from stpredict._sdata import affines, image_levels, is_micrometres, pixel_size, resolve_image, rows_of
+from stpredict.pl._axes import new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -199,6 +200,30 @@ def draw(
         scalebar_dx=um, scalebar_units="um",
         scalebar_params={"location": "lower right", "box_alpha": 0.8, "length_fraction": 0.25},
     )  # fmt: skip
+
+
+def draw_values(
+    sdata: SpatialData,
+    shapes_key: str,
+    values: NDArray[np.float64],
+    *,
+    image_key: str | None,
+    ax: Axes | None,
+    colours: ScalarMappable,
+    alpha: float,
+    coordinate_system: str,
+) -> tuple[Axes, Box]:
+    """Shapes in the colours of their values (n,), over the H&E behind them; the Axes, and what they show."""
+    view = shapes_view(sdata, shapes_key, coordinate_system)
+    image_key = background(sdata, image_key, coordinate_system=coordinate_system, view=view)
+    ax = new_axes(view)[0] if ax is None else ax
+    draw(
+        ax, coordinate_system=coordinate_system, colours=colours, alpha=alpha,
+        image=read_image(sdata, image_key, coordinate_system=coordinate_system, view=view, n_px=display_px(ax)),
+        shapes=with_values(sdata, shapes_key, values, coordinate_system=coordinate_system),
+        um=micrometres_per_unit(sdata, image_key or shapes_key, coordinate_system),
+    )  # fmt: skip
+    return ax, view
 
 
 def _window(level: DataArray, affine: NDArray[np.float64], view: Box) -> NDArray[np.float64]:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from stpredict._sdata import resolve_shapes
 from stpredict.metrics import MIN_COUNTS
-from stpredict.pl._axes import colour_bar, colour_scale, frame_map, new_axes
-from stpredict.pl._map import background, display_px, draw, micrometres_per_unit, read_image, shapes_view, with_values
+from stpredict.pl._axes import colour_bar, colour_scale, frame_map
+from stpredict.pl._map import draw_values
 from stpredict.pl._values import get_table, layer_unit, measured, on_shapes, predicted
 
 if TYPE_CHECKING:
@@ -62,14 +62,9 @@ def expression(
         rows = predicted(table, layer, gene, table_name=table_name)
     values = on_shapes(sdata, rows, table_name=table_name, shapes_key=shapes_key)
     colours = colour_scale(values, cmap=cmap, vmin=vmin, vmax=vmax)
-    view = shapes_view(sdata, shapes_key, coordinate_system)
-    image_key = background(sdata, image_key, coordinate_system=coordinate_system, view=view)
-    ax = new_axes(view)[0] if ax is None else ax
-    draw(
-        ax, coordinate_system=coordinate_system, colours=colours, alpha=alpha,
-        image=read_image(sdata, image_key, coordinate_system=coordinate_system, view=view, n_px=display_px(ax)),
-        shapes=with_values(sdata, shapes_key, values, coordinate_system=coordinate_system),
-        um=micrometres_per_unit(sdata, image_key or shapes_key, coordinate_system),
+    ax, view = draw_values(
+        sdata, shapes_key, values, image_key=image_key, ax=ax, colours=colours, alpha=alpha,
+        coordinate_system=coordinate_system,
     )  # fmt: skip
     colour_bar([ax], colours, values, label=layer_unit(table, layer), alpha=alpha)
     frame_map(ax, view, title=gene)

@@ -11,7 +11,7 @@ from stpredict._sdata import missing_key, resolve_shapes
 from stpredict.pl._axes import frame_map, new_axes
 from stpredict.pl._categories import Groups, column_groups, group_colours, group_legend
 from stpredict.pl._clusters import leiden, neighbour_graph, umap
-from stpredict.pl._map import background, display_px, draw, micrometres_per_unit, read_image, shapes_view, with_values
+from stpredict.pl._map import draw_values
 from stpredict.pl._values import get_table, on_shapes
 
 if TYPE_CHECKING:
@@ -168,14 +168,9 @@ def _map(
 ) -> Axes:
     shapes_key = resolve_shapes(sdata, shapes_key, table_name=table_name)
     values = on_shapes(sdata, np.where(codes >= 0, codes, np.nan), table_name=table_name, shapes_key=shapes_key)
-    view = shapes_view(sdata, shapes_key, coordinate_system)
-    image_key = background(sdata, image_key, coordinate_system=coordinate_system, view=view)
-    ax = new_axes(view)[0] if ax is None else ax
-    draw(
-        ax, coordinate_system=coordinate_system, colours=colours, alpha=alpha,
-        image=read_image(sdata, image_key, coordinate_system=coordinate_system, view=view, n_px=display_px(ax)),
-        shapes=with_values(sdata, shapes_key, values, coordinate_system=coordinate_system),
-        um=micrometres_per_unit(sdata, image_key or shapes_key, coordinate_system),
+    ax, view = draw_values(
+        sdata, shapes_key, values, image_key=image_key, ax=ax, colours=colours, alpha=alpha,
+        coordinate_system=coordinate_system,
     )  # fmt: skip
     frame_map(ax, view, title=title)
     return ax
