@@ -14,15 +14,16 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from stpredict import _infer, _sdata
-from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
 from stpredict.models import load
+from stpredict.tl._asked import asked_genes, tell
 from stpredict.tl._place import Place, choose_place, table_change
 from stpredict.tl._record import record_of, reliability
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
+    from stpredict._embeddings import GeneEmbeddings
     from stpredict.models import Model
 
 logger = logging.getLogger("stpredict")
@@ -104,10 +105,9 @@ def predict(
         raise ValueError(
             f"this {type(model).__name__} was never trained. Call tl.train first, or load a trained model."
         )
-    if embeddings is not None:
-        model.know(embeddings if isinstance(embeddings, GeneEmbeddings) else GeneEmbeddings.load(Path(embeddings)))
+    tell(model, embeddings)
     asked = _Asked(
-        model, _genes(model, genes), key_added or type(model).__name__.lower(), output, image_key, shapes_key,
+        model, asked_genes(model, genes), key_added or type(model).__name__.lower(), output, image_key, shapes_key,
         table_name, table_added, mpp, raster_mpp, tissue_key, overwrite,
         _infer.Runtime(device=device, precision=precision, batch_size=batch_size, progress=progress),
     )  # fmt: skip
@@ -158,24 +158,6 @@ def _predict_one(sdata: SpatialData, asked: _Asked) -> None:
             changes.append(raster.target.image(record | {"raster_mpp": raster.mpp, "latent": asked.output == "latent"}))
         _sdata.commit(sdata, changes, overwrite=asked.overwrite)
     logger.info("wrote %s", ", ".join(type(change).__name__.lower() for change in changes))
-
-
-def _genes(model: Model, genes: Sequence[str] | None) -> list[str]:
-    if genes is None:
-        return list(model.genes)
-    wanted = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
-    name = type(model).__name__
-    unknown = sorted(set(wanted) - set(model.vocabulary))
-    if unknown and model.answers_text:
-        model.query(unknown)  # raises, and says how to give them a text
-    if unknown:
-        raise ValueError(
-            f"genes not in the panel of this {name}: {unknown[:5]} ({len(unknown)} of {len(wanted)}). It predicts "
-            f"{len(model.genes)} genes, such as {list(model.genes[:5])}; see model.genes."
-        )
-    if not wanted or len(set(wanted)) < len(wanted):
-        raise ValueError(f"genes= must name at least one gene and none twice, got {wanted[:5]} ({len(wanted)}).")
-    return wanted
 
 
 def _opened(sdata: SpatialData | str | Path) -> SpatialData:

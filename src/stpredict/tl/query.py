@@ -12,19 +12,19 @@ import torch
 from spatialdata.transformations import get_transformation
 
 from stpredict import _infer, _sdata
-from stpredict._embeddings import GeneEmbeddings
 from stpredict.models import load
 from stpredict.models._base import weights_sha256
+from stpredict.tl._asked import asked_genes, tell
 from stpredict.tl._place import choose_place, table_change
 from stpredict.tl._read import raster_of, read_inside, warn_of_empty
 from stpredict.tl._record import record_of, reliability
-from stpredict.tl.predict import _genes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
     from torch import Tensor
 
+    from stpredict._embeddings import GeneEmbeddings
     from stpredict.models import Model
 
 Output = Literal["layer", "raster", "both"]
@@ -76,9 +76,8 @@ def query(
         raise ValueError(f"output={output!r} is unknown: use one of {_OUTPUTS}.")
     raster, made = _latent(sdata, latent_key)
     model = _model(model, made, latent_key)
-    if embeddings is not None:
-        model.know(embeddings if isinstance(embeddings, GeneEmbeddings) else GeneEmbeddings.load(Path(embeddings)))
-    wanted, key = _genes(model, genes), key_added or type(model).__name__.lower()
+    tell(model, embeddings)
+    wanted, key = asked_genes(model, genes), key_added or type(model).__name__.lower()
     reader = _Reader(model, wanted, raster, latent_key)
     record = _record(model, wanted, made) | {"raster": latent_key}
     with ExitStack() as stack:
