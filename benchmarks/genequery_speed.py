@@ -10,7 +10,6 @@ process of its own for each side. Prints Markdown.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import resource
 import subprocess
 import sys
@@ -22,17 +21,10 @@ import torch
 from torch import Tensor
 
 from stpredict.models import GeneQuery
+from stpredict.nn.allocator import keep_freed_memory
 from stpredict.tl import GeneEmbeddings
 
 SIZES = {"spot": (2400, 4), "gene": (4, 3467)}  # spots, genes
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to reuse large blocks instead of giving them back to the system."""
-    libc = ctypes.CDLL("libc.so.6")
-    libc.mallopt(M_MMAP_THRESHOLD, 2**31 - 1)
-    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def build(context: str) -> tuple[GeneQuery, Tensor, Tensor]:
@@ -105,15 +97,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    keep_freed_memory()
     torch.set_num_threads(2)
-    if args.peak:
-        print_peak(*args.peak)
-        return
+    with keep_freed_memory():
+        print_peak(*args.peak) if args.peak else print_table(args.rounds)
+
+
+def print_table(rounds: int) -> None:
     print("| context | spots | genes | ratio | largest difference | added peak, loop | added peak, ours |")
     print("|---|---|---|---|---|---|---|")
     for context, (n_spots, n_genes) in SIZES.items():
-        ratio, apart = compare(context, args.rounds)
+        ratio, apart = compare(context, rounds)
         peaks = " | ".join(f"{peak_mb(context, side):.0f} MB" for side in ("loop", "ours"))
         print(f"| {context}s | {n_spots} | {n_genes} | {ratio:.2f}x | {apart:.1e} | {peaks} |", flush=True)
 

@@ -3,18 +3,20 @@
     python benchmarks/speed.py --model pixnet-her2st        # prints Markdown; uses 2 threads
 
 The slide is a tiled Zarr array of real H&E (section C5, repeated), read from disk; shapes are 55 um spots every 100 um.
-Times are medians of interleaved rounds in one process; only their ratio means anything. Peak memory is the largest
-resident set of a fresh process for each slide.
+Times are medians of interleaved rounds in one process; only their ratio means anything. Freed memory is kept on both
+sides, and a third one predicts with glibc's own rule. Peak memory is the largest resident set of a fresh process for
+each slide.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
 import tempfile
-import time
+import timeit
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from stpredict._section import ImageView, Section
 from stpredict._window import tiles
 from stpredict.models import load
 from stpredict.models._samples import Batch
+from stpredict.nn.allocator import SWITCH, keep_freed_memory
 
 
 def slide(path: Path, side: int) -> None:
@@ -55,23 +58,31 @@ def section(path: Path, mpp: float) -> Section:
 
 
 def ratio(model_name: str, path: Path, rounds: int, precision: str) -> tuple[float, float, int]:
-    """Median seconds of the bare forward pass and of the whole prediction, interleaved, and the number of tiles."""
+    """Median ratios of interleaved rounds, and the number of tiles.
+
+    The whole prediction to the bare forward pass, and the whole prediction without to that with freed memory kept.
+    """
     model = load(model_name)
     where = section(path, model.mpp)
     run = _infer.Runtime(device="cpu", precision=precision, progress=False)
     every = tiles(where.image.height, where.image.width, core_px=model.config.core_px, halo_px=model.config.halo_px)
     images = [_infer._read(where, [tile]) for tile in every]
-    bare, whole = [], []
-    for _ in range(rounds + 1):
-        start = time.perf_counter()
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+
+    def bare() -> None:
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+        with keep_freed_memory(), torch.inference_mode(), autocast:
             for image in images:
                 model.latent(Batch(image, None, None, (), np.empty((0, 2), dtype=np.int64)))
-        bare.append(time.perf_counter() - start)
-        start = time.perf_counter()
+
+    def whole(kept: str = "1") -> None:
+        os.environ[SWITCH] = kept
         _infer.predict(model, where, model.genes, runtime=run)
-        whole.append(time.perf_counter() - start)
-    return float(np.median(bare[1:])), float(np.median(whole[1:])), len(every)  # the first round warms up
+        os.environ[SWITCH] = "1"
+
+    sides = (bare, whole, lambda: whole("0"))
+    seconds = np.array([[timeit.timeit(side, number=1) for side in sides] for _ in range(rounds + 1)])[1:]  # warm
+    to_bare, without = np.median(seconds[:, 1] / seconds[:, 0]), np.median(seconds[:, 2] / seconds[:, 1])
+    return float(to_bare), float(without), len(every)
 
 
 def peak(model_name: str, path: Path, precision: str) -> None:
@@ -98,10 +109,10 @@ def main() -> None:
         paths = {side: Path(folder) / f"{side}.zarr" for side in args.sides}
         for side, path in paths.items():
             slide(path, side)
-        bare, whole, n = ratio(args.model, paths[args.sides[0]], args.rounds, args.precision)
-        print(
-            f"predict / bare forward, {n} tiles, {args.precision}: {whole / bare:.3f}; median of {args.rounds} rounds\n"
-        )
+        to_bare, without, n = ratio(args.model, paths[args.sides[0]], args.rounds, args.precision)
+        print(f"{n} tiles, {args.precision}, median of {args.rounds} rounds")
+        print(f"predict / bare forward, freed memory kept: {to_bare:.3f}")
+        print(f"predict, glibc's own rule / freed memory kept: {without:.2f}\n")
         print("| slide, Mpx | spots | peak RSS, MB | of which the result, MB |\n|---|---|---|---|")
         for side, path in paths.items():
             command = [

@@ -76,7 +76,7 @@ def build():
         "GeneQuery": genequery,
         "PixNet": lambda genes: models.PixNet(
             config=models.PixNetConfig(
-                genes=genes, mpp=1.0, filters=(8, 8, 12, 16), window_px=256, core_px=256, halo_px=256
+                genes=genes, mpp=1.0, filters=(8, 8, 12, 16), window_px=256, core_px=512, halo_px=256
             )
         ),
     }

@@ -42,25 +42,25 @@ def test_a_resumed_run_ends_where_the_whole_one_does(build, sections, tmp_path, 
     from stpredict import _train
 
     whole = build("PixNet")
-    history = _train.fit(whole, sections, [sections[0]], _plan(max_epochs=3, checkpoint_dir=tmp_path / "whole"))
+    history = _train.fit(whole, sections, [sections[0]], _plan(max_epochs=2, checkpoint_dir=tmp_path / "whole"))
 
     broken = build("PixNet")
     end = _train._Task.on_train_epoch_end
 
     def interrupt(task):
         end(task)
-        if task.current_epoch == 2:
+        if task.current_epoch == 1:
             raise InterruptedError
 
     with monkeypatch.context() as patch:
         patch.setattr(_train._Task, "on_train_epoch_end", interrupt)
         with pytest.raises(InterruptedError):
-            _train.fit(broken, sections, [sections[0]], _plan(max_epochs=3, checkpoint_dir=tmp_path / "broken"))
+            _train.fit(broken, sections, [sections[0]], _plan(max_epochs=2, checkpoint_dir=tmp_path / "broken"))
     resumed = build("PixNet")
-    plan = _plan(max_epochs=3, checkpoint_dir=tmp_path / "broken", resume=True)
+    plan = _plan(max_epochs=2, checkpoint_dir=tmp_path / "broken", resume=True)
     again = _train.fit(resumed, sections, [sections[0]], plan)
     assert _equal(_state(whole), _state(resumed))
-    assert history["epoch"].tolist() == again["epoch"].tolist() == [0, 1, 2]
+    assert history["epoch"].tolist() == again["epoch"].tolist() == [0, 1]
     np.testing.assert_array_equal(history["train_loss"], again["train_loss"])
     assert (tmp_path / "broken" / "log" / "metrics.csv").is_file()
 

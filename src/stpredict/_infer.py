@@ -20,6 +20,7 @@ from stpredict._section import Section
 from stpredict._window import Tile, Window, tiles
 from stpredict.models._base import Model
 from stpredict.models._samples import Batch, to_cells
+from stpredict.nn.allocator import keep_freed_memory
 from stpredict.nn.device import autocast, resolve_device, resolve_precision
 
 logger = logging.getLogger("stpredict")
@@ -90,7 +91,8 @@ def embed(model: Model, section: Section, *, runtime: Runtime) -> tuple[NDArray[
 def _running(model: Model, runtime: Runtime) -> Iterator[torch.device]:
     device = resolve_device(runtime.device)
     model.to(device).eval()
-    with torch.inference_mode(), autocast(resolve_precision(runtime.precision, device), device):
+    precision = resolve_precision(runtime.precision, device)
+    with keep_freed_memory(), torch.inference_mode(), autocast(precision, device):
         yield device
 
 

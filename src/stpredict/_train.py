@@ -24,6 +24,7 @@ from stpredict import _coverage, metrics
 from stpredict._section import Section, take
 from stpredict.models._base import Model, Recipe, new_card, predict_batch
 from stpredict.models._samples import Batch, PatchSamples, Samples, held_in_memory
+from stpredict.nn.allocator import keep_freed_memory
 from stpredict.nn.device import resolve_device, resolve_precision
 
 logger = logging.getLogger("stpredict")
@@ -71,15 +72,16 @@ def fit(model: Model, train: Sequence[Section], val: Sequence[Section], plan: Pl
         raise ValueError("there is nothing to train on: no section was given.")
     share = CACHE_BYTES // (len(train) + len(val))
     train, val = ([held_in_memory(s, limit_bytes=share) for s in part] for part in (train, val))
-    model.prepare(train)
-    recipe = plan.recipe(model.recipe)
-    history = pd.DataFrame({"epoch": [0]})
-    if any(p.requires_grad for p in model.parameters()):
-        history = _loop(model, train, val, plan, recipe)
-        model.to(resolve_device(plan.device))  # Lightning brings it back to the CPU
-    model.finish(train)
-    model.eval()
-    val_pcc = _reliability(model, val) if val else {}
+    with keep_freed_memory():
+        model.prepare(train)
+        recipe = plan.recipe(model.recipe)
+        history = pd.DataFrame({"epoch": [0]})
+        if any(p.requires_grad for p in model.parameters()):
+            history = _loop(model, train, val, plan, recipe)
+            model.to(resolve_device(plan.device))  # Lightning brings it back to the CPU
+        model.finish(train)
+        model.eval()
+        val_pcc = _reliability(model, val) if val else {}
     model.card = new_card(model, seed=plan.seed, val_pcc=val_pcc, **card)
     return history
 

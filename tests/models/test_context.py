@@ -75,10 +75,10 @@ def test_the_map_says_what_the_regression_says(trained, colour_section, monkeypa
 def test_tiles_do_not_show_with_the_default_halo(trained, colour_section):
     from stpredict.models import PixNetConfig
 
-    section, plain = colour_section(5, size=1280), trained.config
+    section, plain = colour_section(5, size=1024), trained.config
     halo = PixNetConfig.__dataclass_fields__["halo_px"].default
     found = {}
-    for name, core_px, halo_px in (("whole", 1280, 512), ("tiled", 256, halo)):
+    for name, core_px, halo_px in (("whole", 1024, 512), ("tiled", 512, halo)):
         trained.config = dataclasses.replace(plain, core_px=core_px, halo_px=halo_px)
         found[name] = predict(trained, section)
     trained.config = plain

@@ -139,11 +139,14 @@ def test_predict_refuses_and_changes_nothing(sdata, pixnet, tmp_path, case, back
 
 
 def test_a_failure_in_the_middle_changes_nothing(sdata, pixnet, tmp_path, monkeypatch):
+    from dataclasses import replace
+
     import stpredict as stp
     from stpredict import _infer
 
     sdata.write(tmp_path / "s.zarr")
     sdata = read_zarr(tmp_path / "s.zarr")
+    monkeypatch.setattr(pixnet, "config", replace(pixnet.config, core_px=256))  # four tiles
     files, memory = _files(tmp_path), _memory(sdata)
     seen = []
 

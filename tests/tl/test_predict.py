@@ -124,7 +124,7 @@ def test_tile_and_batch_size_do_not_show(make, pixnet):
     plain = pixnet.config
     try:
         wanted = _layer(_predict(make(7, size=800), pixnet))
-        for config, batch in ((replace(plain, core_px=512), "auto"), (plain, 3)):
+        for config, batch in ((replace(plain, core_px=256), "auto"), (plain, 3)):
             pixnet.config = config
             got = _layer(_predict(make(7, size=800), pixnet, batch_size=batch))
             assert (np.abs(got - wanted).max() <= 1e-3 * wanted.std()).all()

@@ -20,7 +20,7 @@ from stpredict._card import shipped
 from stpredict._fetch import data_dir
 
 GIB = 2**30
-SETTINGS = ("HF_HUB_OFFLINE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "STPREDICT_DATA_DIR")
+SETTINGS = ("HF_HUB_OFFLINE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "STPREDICT_ALLOCATOR", "STPREDICT_DATA_DIR")
 
 
 @dataclass(frozen=True)

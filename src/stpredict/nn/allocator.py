@@ -1,0 +1,82 @@
+"""Freed memory that stays with the process while a network runs (Linux, glibc).
+
+A network frees and asks for the same large blocks at every layer. glibc maps such blocks from the kernel one by one and
+gives them back at once, so every activation is paid for in page faults: more than half of the time of a forward pass on
+a virtual machine (benchmarks/README.md, The allocator).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+SWITCH = "STPREDICT_ALLOCATOR"
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # malloc.h
+KEPT = {MMAP_MAX: 0, TRIM_THRESHOLD: -1}  # no block is mapped alone, and the heap never shrinks
+# What glibc's own rule arrives at after a block of 32 MiB was freed once; the rule itself cannot be switched on again.
+USUAL = {MMAP_MAX: 65536, MMAP_THRESHOLD: 32 * 2**20, TRIM_THRESHOLD: 64 * 2**20}
+
+_lock = threading.Lock()
+_running = 0
+
+
+@contextmanager
+def keep_freed_memory() -> Iterator[None]:
+    """Keep what is freed inside the block for what is asked for next; give it back at the end of the outermost block.
+
+    It is a setting of the whole process, nests, and may be entered from several threads. Nothing is done on other
+    systems, where the user has set glibc's allocator (`MALLOC_*_`, `GLIBC_TUNABLES`), and with STPREDICT_ALLOCATOR=0.
+    """
+    libc = _glibc() if _wanted() else None
+    _enter(libc)
+    try:
+        yield
+    finally:
+        _leave(libc)
+
+
+def _wanted() -> bool:
+    value = os.environ.get(SWITCH, "1")
+    if value not in ("0", "1"):
+        raise ValueError(f"{SWITCH}={value!r} is neither 1 (freed memory is kept while a network runs) nor 0 (off).")
+    theirs = [name for name in os.environ if name.startswith("MALLOC_") and name.endswith("_")]
+    return value == "1" and not theirs and "glibc.malloc" not in os.environ.get("GLIBC_TUNABLES", "")
+
+
+@cache
+def _glibc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "gnu_get_libc_version") else None
+
+
+def _enter(libc: ctypes.CDLL | None) -> None:
+    global _running
+    if libc is None:
+        return
+    with _lock:
+        _running += 1
+        if _running == 1:
+            _set(libc, KEPT)
+
+
+def _leave(libc: ctypes.CDLL | None) -> None:
+    global _running
+    if libc is None:
+        return
+    with _lock:
+        _running -= 1
+        if _running == 0:
+            _set(libc, USUAL)
+            libc.malloc_trim(0)
+
+
+def _set(libc: ctypes.CDLL, values: dict[int, int]) -> None:
+    for name, value in values.items():
+        libc.mallopt(name, value)

@@ -1,0 +1,104 @@
+"""What the allocator setting is for, seen in the page faults of this process, and that it ends where it began."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+BLOCK = 64 * 2**20
+
+
+CODE = f"""
+import json, resource
+import numpy as np, psutil
+from stpredict.nn import allocator
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        np.ones({BLOCK // 8})
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def rss():
+    return psutil.Process().memory_info().rss
+
+found = {{"outside": faults(), "before": rss()}}
+try:
+    with allocator.keep_freed_memory():
+        with allocator.keep_freed_memory():
+            np.ones({BLOCK // 8})
+        found |= {{"inside": faults(), "kept": rss()}}
+        raise InterruptedError
+except InterruptedError:
+    found |= {{"after": rss(), "running": allocator._running}}
+print(json.dumps(found))
+"""
+
+
+def measured(**variables: str) -> dict[str, int]:
+    """Page faults and resident bytes of a fresh interpreter, whose heap has no past."""
+    ours = ("STPREDICT_ALLOCATOR", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
+    env = {name: value for name, value in os.environ.items() if name not in ours} | variables
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True, env=env)
+    return json.loads(done.stdout)
+
+
+def test_a_block_is_mapped_once_kept_inside_and_given_back_after_an_error():
+    found = measured()
+    assert found["inside"] < 0.05 * found["outside"]
+    assert found["kept"] - found["before"] > 0.9 * BLOCK
+    assert found["after"] - found["before"] < 0.1 * BLOCK
+    assert found["running"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("STPREDICT_ALLOCATOR", "0"), ("MALLOC_TRIM_THRESHOLD_", "1000"), ("GLIBC_TUNABLES", "glibc.malloc.check=1")],
+)
+def test_it_is_off_on_request_and_where_the_user_has_set_the_allocator(monkeypatch, name, value):
+    from stpredict.nn import allocator
+
+    for each in ("STPREDICT_ALLOCATOR", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(each, raising=False)
+    calls = []
+    monkeypatch.setattr(allocator, "_set", lambda _, values: calls.append(values))
+    with allocator.keep_freed_memory():
+        assert calls == [allocator.KEPT]
+    monkeypatch.setenv(name, value)
+    with allocator.keep_freed_memory():
+        pass
+    assert calls == [allocator.KEPT, allocator.USUAL]
+
+
+def test_a_switch_of_another_value_is_refused(monkeypatch):
+    from stpredict.nn.allocator import keep_freed_memory
+
+    monkeypatch.setenv("STPREDICT_ALLOCATOR", "off")
+    with pytest.raises(ValueError, match="STPREDICT_ALLOCATOR='off' is neither 1"), keep_freed_memory():
+        pass
+
+
+def test_training_and_prediction_run_inside(build, colour_section, monkeypatch):
+    from stpredict import _infer, _train
+    from stpredict.nn import allocator
+
+    seen = []
+    model = build("Ridge")
+    for name in ("prepare", "finish", "query"):
+        plain = getattr(model, name)
+
+        def watched(*args, name=name, plain=plain):
+            seen.append((name, allocator._running))
+            return plain(*args)
+
+        monkeypatch.setattr(model, name, watched)
+    _train.fit(model, [colour_section(0)], [], _train.Plan(progress=False))
+    _infer.predict(model, colour_section(1), ["red"], runtime=_infer.Runtime(progress=False))
+    assert {name for name, _ in seen} == {"prepare", "finish", "query"}
+    assert all(running >= 1 for _, running in seen)
