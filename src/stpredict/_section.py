@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
+from stpredict import _coverage
 from stpredict._window import Window
 
 if TYPE_CHECKING:
@@ -156,3 +157,15 @@ def take(section: Section, keep: NDArray) -> Section:
         if (value := getattr(section, key)) is not None
     }
     return replace(section, **rows)
+
+
+def blocks(section: Section, n_side: int = 4) -> NDArray[np.int64]:
+    """(n,) the block of every shape's centre, 0 .. n_side^2 - 1 row by row, in a grid of quantiles of y and of x.
+
+    Neighbours are correlated and see the same pixels: what is held out of a section is held out in blocks.
+    """
+    bounds = _coverage.bounds(section.geometry, section.radius)
+    centre = (bounds[:, :2] + bounds[:, 2:]) / 2
+    levels = np.arange(1, n_side) / n_side
+    y, x = (np.searchsorted(np.quantile(centre[:, axis], levels), centre[:, axis]) for axis in (0, 1))
+    return n_side * y + x

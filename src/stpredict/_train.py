@@ -20,8 +20,8 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from stpredict import _coverage, metrics
-from stpredict._section import Section, take
+from stpredict import metrics
+from stpredict._section import Section, blocks, take
 from stpredict.models._base import Model, Recipe, new_card, predict_batch
 from stpredict.models._samples import Batch, PatchSamples, Samples, held_in_memory
 from stpredict.nn.allocator import keep_freed_memory
@@ -95,10 +95,7 @@ def hold_out(section: Section, *, share: float, seed: int) -> tuple[Section, Sec
         raise ValueError(f"val={share} must lie in [0, 1): the share of each training section that is held out.")
     if share == 0:
         return section, None
-    centre = (lambda b: (b[:, :2] + b[:, 2:]) / 2)(_coverage.bounds(section.geometry, section.radius))
-    y = np.searchsorted(np.quantile(centre[:, 0], [0.25, 0.5, 0.75]), centre[:, 0])
-    x = np.searchsorted(np.quantile(centre[:, 1], [0.25, 0.5, 0.75]), centre[:, 1])
-    block = 4 * y + x
+    block = blocks(section)
     order = np.random.default_rng([seed, len(block)]).permutation(16)
     reached = np.cumsum([(block == b).sum() for b in order])
     held = np.isin(block, order[: 1 + int(np.searchsorted(reached, share * len(block)))])

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import shapely
 import torch
 
 
@@ -41,6 +42,7 @@ def test_the_map_is_the_average_of_both_branches(trained, colour_section):
 
 def test_the_closed_form_is_scikit_learns_ridge_on_the_pooled_statistics(trained, colour_section):
     from sklearn.linear_model import Ridge
+    from sklearn.model_selection import GridSearchCV, GroupKFold
 
     from stpredict.models._context import PENALTIES, _statistics
 
@@ -49,6 +51,10 @@ def test_the_closed_form_is_scikit_learns_ridge_on_the_pooled_statistics(trained
     y = np.concatenate([s.expression for s in sections])
     z = (x - context.centre.numpy()) / context.spread.numpy()
     found = z @ context.projection.numpy().T @ context.weight.numpy().T + context.intercept.numpy()
+    grouped = GridSearchCV(
+        Ridge(), {"alpha": PENALTIES}, scoring="neg_mean_squared_error", cv=GroupKFold(len(sections))
+    ).fit(z, y, groups=np.repeat([0, 1], [s.n_shapes for s in sections]))
+    np.testing.assert_allclose(found, grouped.predict(z), atol=1e-4)
     errors = [np.abs(Ridge(alpha=a).fit(z, y).predict(z) - found).max() for a in PENALTIES]
     assert min(errors) < 1e-4 < 1e-2 < max(errors)
 
@@ -137,3 +143,15 @@ def test_a_vision_transformer_has_none():
         halo_px=896,
     )
     assert PixNet(config=config).context_map is None
+
+
+def test_what_chooses_the_penalty_is_a_section_or_of_one_alone_a_block(colour_section):
+    from stpredict.models._context import _groups
+
+    one, two = colour_section(0), colour_section(1)
+    assert _groups([one, two]).tolist() == [0] * one.n_shapes + [1] * two.n_shapes
+    alone, centre = _groups([one]), shapely.get_coordinates(one.geometry)
+    assert len(set(alone)) > 4
+    for block in set(alone):  # no shape of another block within the box of its centres
+        low, high = centre[alone == block].min(axis=0), centre[alone == block].max(axis=0)
+        assert set(alone[((centre >= low) & (centre <= high)).all(axis=1)]) == {block}
