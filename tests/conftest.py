@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,22 @@ import pytest
 import shapely
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+
+
+def _models() -> list[str]:
+    """Classes of the model files, read from their text: stpredict must not be imported before the hook is in."""
+    folder = Path(find_spec("stpredict").submodule_search_locations[0]) / "models"
+    text = "\n".join(path.read_text() for path in sorted(folder.glob("[a-z]*.py")))
+    return re.findall(r"^class (\w+)\(Model\):", text, flags=re.MULTILINE)
+
+
+MODELS = _models()
+
+
+def pytest_generate_tests(metafunc) -> None:
+    """A test with an argument `model_name` runs for every model there is."""
+    if "model_name" in metafunc.fixturenames:
+        metafunc.parametrize("model_name", MODELS)
 
 
 @pytest.fixture(scope="session")
@@ -72,8 +90,21 @@ def build():
             return models.GeneQuery(config=config, embeddings=everything)
         return models.GeneQuery(genes)
 
+    def sgn(genes):
+        if genes and not isinstance(genes, str) and len(set(genes)) == len(genes):
+            everything = texts((*genes, "unseen"))
+            config = models.SGN(genes, embeddings=everything).config
+            return models.SGN(config=dataclasses.replace(config, mpp=1.0, patch_px=64), embeddings=everything)
+        return models.SGN(genes)
+
     small = {
+        "BLEEP": lambda genes: models.BLEEP(config=models.BLEEPConfig(genes=genes, mpp=1.0, patch_px=64)),
+        "EGN": lambda genes: models.EGN(config=models.EGNConfig(genes=genes, mpp=1.0, patch_px=64)),
         "GeneQuery": genequery,
+        "HisToGene": lambda genes: models.HisToGene(config=models.HisToGeneConfig(genes=genes, mpp=1.0, patch_px=64)),
+        "SGN": sgn,
+        "STNet": lambda genes: models.STNet(config=models.STNetConfig(genes=genes, mpp=1.0, patch_px=64)),
+        "TRIPLEX": lambda genes: models.TRIPLEX(config=models.TRIPLEXConfig(genes=genes, mpp=1.0, patch_px=64)),
         "PixNet": lambda genes: models.PixNet(
             config=models.PixNetConfig(
                 genes=genes, mpp=1.0, filters=(8, 8, 12, 16), window_px=256, core_px=512, halo_px=256

@@ -10,10 +10,10 @@ import sys
 import pytest
 
 HEAVY = ["anndata", "dask", "lightning", "matplotlib", "pandas", "scanpy", "spatialdata", "squidpy", "timm", "torch"]
-NAMESPACES = ["datasets", "io", "metrics", "models", "nn", "pl", "pp", "tl"]
+NAMESPACES = ["datasets", "io", "metrics", "models", "nn", "pl", "pp", "tables", "tl"]
 STEPS = [
     "import stpredict, stpredict as stp; stp.__version__; dir(stp)",
-    "stp.metrics",
+    "stp.metrics; stp.tables",
     "stp.io; stp.datasets; stp.pp; stp.pl",
     "import torch",
 ]

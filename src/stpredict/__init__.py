@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from stpredict import nn as nn
     from stpredict import pl as pl
     from stpredict import pp as pp
+    from stpredict import tables as tables
     from stpredict import tl as tl
 
     __version__: str
 
-__all__ = ["__version__", "datasets", "io", "metrics", "models", "nn", "pl", "pp", "tl"]
+__all__ = ["__version__", "datasets", "io", "metrics", "models", "nn", "pl", "pp", "tables", "tl"]
 
 logging.getLogger("stpredict").addHandler(logging.NullHandler())
 

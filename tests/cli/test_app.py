@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-COMMANDS = ["demo", "train", "predict", "evaluate", "models", "doctor"]
+COMMANDS = ["demo", "train", "predict", "evaluate", "benchmark", "models", "doctor"]
 HEAVY = ["anndata", "lightning", "matplotlib", "pandas", "scipy", "spatialdata", "timm", "torch"]
 # what a verb takes and its command does not: objects in memory, and what the command builds from other options
 OWN = {"train": {"sdatas", "model"}, "predict": {"sdata", "model"}, "evaluate": {"sdatas", "key"}}
@@ -31,7 +31,7 @@ def test_help_is_complete_and_loads_nothing_heavy():
     code = f"""
 import json, sys
 from stpredict.cli import app
-for arguments in ([], ["train"], ["demo"], ["predict"], ["models"]):
+for arguments in ([], ["train"], ["demo"], ["predict"], ["benchmark"], ["models"]):
     app.meta([*arguments, "--help"], result_action="return_value")
 print(json.dumps(sorted(set({HEAVY!r}) & set(sys.modules))))
 """

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-
-def _names() -> list[str]:
-    from importlib.util import find_spec
-    from pathlib import Path
-
-    folder = Path(find_spec("stpredict").submodule_search_locations[0]) / "models"
-    text = "\n".join(path.read_text() for path in sorted(folder.glob("[a-z]*.py")))
-    import re
-
-    return re.findall(r"^class (\w+)\(Model\):", text, flags=re.MULTILINE)
-
-
-NAMES = _names()
+from ..conftest import MODELS
 
 
 @pytest.fixture(scope="session")
 def trained(colour_section, build):
-    """Every model after three steps (or its closed form) on two colour sections."""
+    """A function of a model's name: it after three steps (or its closed form) on two colour sections, trained once."""
     from stpredict._train import Plan, fit
 
+    @functools.cache
     def train(name: str):
         model = build(name)
         before = {key: value.detach().clone() for key, value in model.named_parameters()}
@@ -34,7 +24,7 @@ def trained(colour_section, build):
         history = fit(model, [colour_section(0), colour_section(1)], [], plan, sections=("colour0", "colour1"))
         return model, before, history
 
-    return {name: train(name) for name in NAMES}
+    return train
 
 
 def _predict(model, section, genes=None, **runtime):
@@ -47,13 +37,12 @@ def _predict(model, section, genes=None, **runtime):
 def test_the_directory_is_the_registry():
     from stpredict import models
 
-    assert {"GeneQuery", "Mean", "PixNet", "Ridge"} <= set(NAMES)
-    assert set(models._classes()) == set(NAMES)
+    assert {"GeneQuery", "Mean", "PixNet", "Ridge"} <= set(MODELS)
+    assert set(models._classes()) == set(MODELS)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_predicts_finite_values_of_the_right_shape(trained, colour_section, name):
-    model, _, _ = trained[name]
+def test_predicts_finite_values_of_the_right_shape(trained, colour_section, model_name):
+    model, _, _ = trained(model_name)
     values, share = _predict(model, colour_section(2))
     assert values.shape == (24, 3)
     assert values.dtype == np.float32
@@ -61,48 +50,43 @@ def test_predicts_finite_values_of_the_right_shape(trained, colour_section, name
     np.testing.assert_allclose(share, 1.0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_gene_order_follows_the_request(trained, colour_section, name):
-    model, _, _ = trained[name]
+def test_gene_order_follows_the_request(trained, colour_section, model_name):
+    model, _, _ = trained(model_name)
     whole, _ = _predict(model, colour_section(2))
     part, _ = _predict(model, colour_section(2), genes=("blue", "red"))
     np.testing.assert_allclose(part, whole[:, [2, 0]], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_trainable_parameter_moves(trained, name):
-    model, before, history = trained[name]
+def test_every_trainable_parameter_moves(trained, model_name):
+    model, before, history = trained(model_name)
     moving = [(key, value) for key, value in model.named_parameters() if value.requires_grad]
     still = [key for key, value in moving if bool((value == before[key]).all())]
     assert still == []
     assert len(history) >= 1
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_save_and_load_give_equal_bits(trained, colour_section, tmp_path, name):
+def test_save_and_load_give_equal_bits(trained, colour_section, tmp_path, model_name):
     from stpredict import models
 
-    model, _, _ = trained[name]
-    model.save(tmp_path / name)
-    again = models.load(tmp_path / name)
+    model, _, _ = trained(model_name)
+    model.save(tmp_path / model_name)
+    again = models.load(tmp_path / model_name)
     np.testing.assert_array_equal(_predict(again, colour_section(2))[0], _predict(model, colour_section(2))[0])
     assert again.card.sections == ("colour0", "colour1")
     assert again.genes == model.genes
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_batch_size_does_not_change_the_answer(trained, colour_section, name):
-    model, _, _ = trained[name]
+def test_batch_size_does_not_change_the_answer(trained, colour_section, model_name):
+    model, _, _ = trained(model_name)
     one, _ = _predict(model, colour_section(2), batch_size=1)
     many, _ = _predict(model, colour_section(2), batch_size=5)
     assert np.abs(one - many).max() <= 1e-3 * max(one.std(), 1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_shape_off_the_image_is_nan_and_the_others_stay(trained, colour_section, name):
+def test_a_shape_off_the_image_is_nan_and_the_others_stay(trained, colour_section, model_name):
     import shapely
 
-    model, _, _ = trained[name]
+    model, _, _ = trained(model_name)
     section = colour_section(2)
     geometry = section.geometry.copy()
     geometry[3] = shapely.Point(-500, -500)
@@ -116,24 +100,21 @@ def test_a_shape_off_the_image_is_nan_and_the_others_stay(trained, colour_sectio
     assert np.isfinite(values[keep]).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_an_empty_or_double_panel_is_refused(build, name):
-    with pytest.raises(ValueError, match=f"{name} needs a panel of distinct genes, got 0"):
-        build(name, ())
+def test_an_empty_or_double_panel_is_refused(build, model_name):
+    with pytest.raises(ValueError, match=f"{model_name} needs a panel of distinct genes, got 0"):
+        build(model_name, ())
     with pytest.raises(ValueError, match="got 2 names of which 1 are distinct"):
-        build(name, ("red", "red"))
+        build(model_name, ("red", "red"))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_single_name_is_no_panel(name):
+def test_a_single_name_is_no_panel(model_name):
     from stpredict import models
 
     with pytest.raises(ValueError, match=r"a panel is a list of gene names, got 'GNAS'. Pass \['GNAS'\]."):
-        getattr(models, name)("GNAS")
+        getattr(models, model_name)("GNAS")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_model_says_in_one_line_what_it_is(trained, build, name):
-    assert repr(trained[name][0]).startswith(f"{name}(3 genes, mpp=1")
-    assert repr(trained[name][0]).endswith("trained on colour0, colour1)")
-    assert repr(build(name)).endswith("not trained)")
+def test_a_model_says_in_one_line_what_it_is(trained, build, model_name):
+    assert repr(trained(model_name)[0]).startswith(f"{model_name}(3 genes, mpp=1")
+    assert repr(trained(model_name)[0]).endswith("trained on colour0, colour1)")
+    assert repr(build(model_name)).endswith("not trained)")

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 import stpredict as stp
+from stpredict.cli._benchmark import benchmark
 from stpredict.cli._demo import demo
 from stpredict.cli._doctor import doctor
 from stpredict.cli._evaluate import evaluate
@@ -31,7 +32,7 @@ app = App(
     version=lambda: stp.__version__,
     help_format="markdown",
 )
-COMMANDS: tuple[Callable[..., Any], ...] = (demo, train, predict, evaluate, models, doctor)
+COMMANDS: tuple[Callable[..., Any], ...] = (demo, train, predict, evaluate, benchmark, models, doctor)
 for position, command in enumerate(COMMANDS):
     app.command(command, sort_key=position)
 

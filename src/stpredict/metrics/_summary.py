@@ -66,8 +66,16 @@ def correlation_summary(r: NDArray[np.float64], true: ArrayLike, *, n_top: int =
     true
         (n_spots, n_genes), by which the top genes are chosen.
     """
-    measured, valid = np.asarray(true), np.isfinite(r)
+    measured = np.asarray(true)
     mean, variance = measured.mean(axis=0, dtype=np.float64), measured.var(axis=0, dtype=np.float64)
+    return top_correlations(r, mean=mean, variance=variance, n_top=n_top)
+
+
+def top_correlations(
+    r: NDArray[np.float64], *, mean: NDArray[np.float64], variance: NDArray[np.float64], n_top: int = 50
+) -> dict[str, float]:
+    """As `correlation_summary`, with the mean and population variance (n_genes,) of the measured target known."""
+    valid = np.isfinite(r)
     n_top = min(n_top, int(valid.sum()))
     return {
         **_quartiles(r[valid]),

@@ -33,7 +33,7 @@ __all__ = [
     "load",
 ]
 
-_HOME = {"Model": "_base", "Recipe": "_base", "PixNetConfig": "pixnet", "GeneQueryConfig": "genequery"}
+_SHARED = {"Model": "_base", "Recipe": "_base"}
 
 
 def _classes() -> dict[str, str]:
@@ -52,7 +52,8 @@ def _classes() -> dict[str, str]:
 def __getattr__(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
-    file = _HOME.get(name) or _classes().get(name)
+    # a model's config lives beside it
+    file = _SHARED.get(name) or _classes().get(name.removesuffix("Config"))
     if file is None:
         raise AttributeError(f"stpredict.models has no {name!r}; it has {sorted(set(_classes()) | set(__all__))}")
     return getattr(importlib.import_module(f"{__name__}.{file}"), name)

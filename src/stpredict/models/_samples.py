@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -33,6 +33,8 @@ class Batch:
         (n, g) float32 target and its columns.
     rows
         (n, 2) which section (its position in the list) and which of its shapes each row is.
+    extra
+        What else a model's own samples carry, by name.
     """
 
     image: Tensor
@@ -40,6 +42,7 @@ class Batch:
     expression: Tensor | None
     genes: tuple[str, ...]
     rows: NDArray[np.int64]
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
@@ -48,6 +51,7 @@ class Batch:
             image=self.image.to(device),
             pooling=None if self.pooling is None else self.pooling.to(device),
             expression=None if self.expression is None else self.expression.to(device),
+            extra={name: value.to(device) for name, value in self.extra.items()},
         )
 
     @property

@@ -6,6 +6,7 @@ import hashlib
 import os
 import tempfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,18 +30,33 @@ def pooled(encoder: Encoder, image: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "
     return torch.cat([x.mean((2, 3)) for x in maps] + [x.std((2, 3), correction=0) for x in maps], dim=1)
 
 
-class FeatureCache:
-    """`pooled` features of uint8 patches, remembered by content: the bytes of the patch and of the encoder's weights.
+def averaged(encoder: Encoder, image: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n f"]:
+    """Mean over space of every channel of the last tap: what a classifier of the encoder would see."""
+    return encoder(image)[-1].float().mean((2, 3))
 
+
+def tokens(encoder: Encoder, image: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n t f"]:
+    """The last tap's map, a token for every place, row by row."""
+    return encoder(image)[-1].float().flatten(2).transpose(1, 2)
+
+
+FEATURES: dict[str, Callable[[Encoder, Tensor], Tensor]] = {"pooled": pooled, "averaged": averaged, "tokens": tokens}
+
+
+class FeatureCache:
+    """Features of uint8 patches, remembered by content: the bytes of the patch and of the encoder's weights.
+
+    kind
+        Which of `FEATURES`.
     encoder
         Frozen, in eval mode: its weights must not change while the cache is in use.
     folder
         Where features are kept between processes, as safetensors; None: in memory alone.
     """
 
-    def __init__(self, encoder: Encoder, *, folder: str | Path | None = None) -> None:
-        self.encoder = encoder
-        self.fingerprint = _fingerprint(encoder)
+    def __init__(self, encoder: Encoder, *, kind: str = "pooled", folder: str | Path | None = None) -> None:
+        self.encoder, self.features = encoder, FEATURES[kind]
+        self.fingerprint = hashlib.sha256(f"{kind}{_fingerprint(encoder)}".encode()).hexdigest()
         self.folder = None if folder is None else Path(folder) / self.fingerprint[:16]
         self.n_encoded = 0
         if self.folder is not None:
@@ -48,7 +64,7 @@ class FeatureCache:
             self._read()
 
     def __call__(self, image: Tensor) -> Tensor:
-        """(n, f) float32 features of (n, 3, h, w) uint8 patches, on the patches' device."""
+        """(n, f) or (n, t, f) float32 features of (n, 3, h, w) uint8 patches, on the patches' device."""
         patches = image.cpu().contiguous().numpy()
         keys = [hashlib.sha256(self.fingerprint.encode() + patch.tobytes()).digest() for patch in patches]
         new = sorted({key: i for i, key in enumerate(keys) if key not in _held}.values())
@@ -65,7 +81,7 @@ class FeatureCache:
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
             for part in image.split(ENCODE_ROWS):
                 rgb = part.to(device).float().div(255).contiguous(memory_format=torch.channels_last)
-                parts.append(pooled(self.encoder.eval(), rgb).cpu().numpy())
+                parts.append(self.features(self.encoder.eval(), rgb).cpu().numpy())
         features = np.concatenate(parts)
         self.n_encoded += len(features)
         _held.update(zip(keys, features, strict=True))

@@ -1,4 +1,4 @@
-"""Figures of predicted expression: maps over the H&E, measured against predicted, the course of training."""
+"""Figures of predicted expression: maps over the H&E, measured against predicted, training, benchmarks."""
 
 from __future__ import annotations
 
@@ -8,5 +8,6 @@ from stpredict.pl.gene_scatter import gene_scatter
 from stpredict.pl.history import history
 from stpredict.pl.latent import latent
 from stpredict.pl.raster import raster
+from stpredict.pl.scores import scores
 
-__all__ = ["compare", "expression", "gene_scatter", "history", "latent", "raster"]
+__all__ = ["compare", "expression", "gene_scatter", "history", "latent", "raster", "scores"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -25,6 +25,7 @@ def gene_panel(
     n_genes: int,
     by: Literal["mean", "hvg_union"] = "mean",
     min_spots: int | None = None,
+    among: Collection[str] | None = None,
     table_name: str = "table",
     layer: str | None = None,
     target: Target = "log1p_cp10k",
@@ -45,6 +46,8 @@ def gene_panel(
         the sections' variances. Only genes that all sections have are candidates; ties go by gene name.
     min_spots
         For "hvg_union": keep genes with a count in at least this many usable spots of all sections; None: all.
+    among
+        Candidates, such as the genes that the test sections have; None: every gene.
     table_name, layer, target, image_key, shapes_key, tissue_key, min_counts
         What was measured, and which spots are usable, as in `tl.train`.
 
@@ -55,8 +58,9 @@ def gene_panel(
     sections = [
         _statistics(sdata, table_name, layer, target, image_key, shapes_key, tissue_key, min_counts) for sdata in sdatas
     ]
-    common = sorted(set.intersection(*(set(table.index) for table in sections)))
-    _check_common(common, sections, n_genes)
+    shared = set.intersection(*(set(table.index) for table in sections))
+    common = sorted(shared if among is None else shared & set(among))
+    _check_common(common, sections, n_genes, among)
     sections = [table.loc[common] for table in sections]
     mean, variance, seen = (
         np.array([table[column].to_numpy() for table in sections]) for column in ("mean", "variance", "n_spots")
@@ -136,7 +140,7 @@ def _check(sdatas: Sequence[SpatialData], n_genes: int, by: str, min_spots: int 
         raise ValueError('min_spots= belongs to by="hvg_union"; by="mean" ranks by the mean alone.')
 
 
-def _check_common(common: list[str], sections: list[pd.DataFrame], n_genes: int) -> None:
+def _check_common(common: list[str], sections: list[pd.DataFrame], n_genes: int, among: Collection[str] | None) -> None:
     if not common:
         said = "; ".join(str(table.index[:3].tolist()) for table in sections[:4])
         raise ValueError(
@@ -145,6 +149,6 @@ def _check_common(common: list[str], sections: list[pd.DataFrame], n_genes: int)
         )
     if len(common) < n_genes:
         raise ValueError(
-            f"{n_genes} genes were asked, but the {len(sections)} sections have only {len(common)} in "
-            "common. Lower n_genes=."
+            f"{n_genes} genes were asked, but the {len(sections)} sections have only {len(common)} in common"
+            f"{'' if among is None else f' that are among the {len(among)} candidates'}. Lower n_genes=."
         )

@@ -1,7 +1,8 @@
-"""The verbs: train, predict, query, embed, aggregate, evaluate; and vectors of genes from their texts."""
+"""The verbs: train, predict, query, embed, aggregate, evaluate, benchmark; and vectors of genes from their texts."""
 
 from stpredict._embeddings import GeneEmbeddings
 from stpredict.tl.aggregate import aggregate
+from stpredict.tl.benchmark import benchmark
 from stpredict.tl.embed import embed
 from stpredict.tl.embed_genes import embed_genes
 from stpredict.tl.evaluate import evaluate
@@ -13,6 +14,7 @@ from stpredict.tl.unseen_genes import unseen_genes
 __all__ = [
     "GeneEmbeddings",
     "aggregate",
+    "benchmark",
     "embed",
     "embed_genes",
     "evaluate",

@@ -1,0 +1,38 @@
+"""How far the spread of a prediction is from that of the measurement."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stpredict.metrics._scores import _per_gene
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+EPS = 0.01  # added to the measured variance, in squared target units; papers that leave it out are not comparable
+
+
+def rvd(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
+    """Relative variance distance of each gene: ((var(pred) - var(true)) / (var(true) + 0.01))^2.
+
+    pred, true
+        (n_spots, n_genes), finite, both in the same target space (usually log1p cp10k).
+
+    Variances are population variances over spots. A prediction that is constant scores nearly 1, one that varies as
+    much as the measurement 0, wherever it varies: read it beside `pcc`, never alone.
+
+    Returns (n_genes,), at least 0 and never NaN: a constant gene has the variance 0. The mean over genes is the figure
+    of the papers; a gene that hardly varies in `true` can dominate it, for the 0.01 is all that bounds its share.
+
+    Raises ValueError as `mse`.
+
+    Source: the evaluation of TRIPLEX (Chung et al., CVPR 2024), as released.
+    """
+    return _per_gene(_rvd, pred, true, min_spots=1)
+
+
+def _rvd(pred: NDArray[np.float64], true: NDArray[np.float64]) -> NDArray[np.float64]:
+    measured = true.var(axis=0)
+    return np.square((pred.var(axis=0) - measured) / (measured + EPS))

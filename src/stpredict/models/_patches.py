@@ -1,0 +1,111 @@
+"""The patch encoder of spot models: frozen, its features remembered by content, or trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.spatial import KDTree
+from torch import Tensor, nn
+
+from stpredict import _coverage
+from stpredict._section import Section
+from stpredict.models._samples import PatchSamples, rgb
+from stpredict.nn.encoders import Encoder, EncoderSpec
+from stpredict.nn.features import FEATURES, FeatureCache
+
+LARGEST = 5.0  # standardised features beyond are cut
+ROWS = 64  # patches a step
+
+
+class PatchEncoder(nn.Module):
+    """Standardised features of uint8 patches.
+
+    spec, weights
+        See `Encoder`.
+    kind
+        "pooled": means and standard deviations at every stage, (n, f); "averaged": means at the last stage, (n, f);
+        "tokens": the last stage's map, (n, t, f).
+    frozen
+        Whether the encoder stays as it is; its features are then computed once for every patch.
+    folder
+        Where frozen features are kept between processes; None: in memory.
+    """
+
+    centre: Tensor
+    spread: Tensor
+
+    def __init__(
+        self,
+        spec: EncoderSpec,
+        *,
+        weights: str | Path | None,
+        kind: Literal["pooled", "averaged", "tokens"],
+        frozen: bool = True,
+        folder: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = Encoder(spec, weights=weights).requires_grad_(not frozen)
+        self.kind, self.frozen, self.folder = kind, frozen, folder
+        self.width = 2 * sum(self.encoder.channels) if kind == "pooled" else self.encoder.channels[-1]
+        self.register_buffer("centre", torch.zeros(self.width))
+        self.register_buffer("spread", torch.ones(self.width))
+        self._cache: FeatureCache | None = None
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(n, f) or (n, t, f) features of (n, 3, h, w) uint8 patches; those of a frozen encoder are in [-5, 5]."""
+        z = (self._features(image) - self.centre) / self.spread
+        return z.clamp(-LARGEST, LARGEST) if self.frozen else z
+
+    @torch.no_grad()
+    def fit(self, sections: Sequence[Section], *, patch_px: int) -> None:
+        """Standardise by the patches of the training sections; features of a trained encoder stay as they come."""
+        if not self.frozen:
+            return
+        rows = torch.cat([part.flatten(0, -2) for part in self._parts(sections, patch_px)])
+        self.centre, self.spread = rows.mean(0), rows.std(0).clamp_min(1e-6)
+
+    @torch.no_grad()
+    def every(self, sections: Sequence[Section], *, patch_px: int) -> Tensor:
+        """Features of the patch around every shape, section after section, on the encoder's device; no gradient."""
+        training = self.training
+        found = (torch.cat(self._parts(sections, patch_px)) - self.centre) / self.eval().spread
+        self.train(training)
+        return found.clamp(-LARGEST, LARGEST) if self.frozen else found
+
+    def _parts(self, sections: Sequence[Section], patch_px: int) -> list[Tensor]:
+        samples = PatchSamples(sections, patch_px=patch_px)
+        starts = range(0, len(samples), ROWS)
+        batches = (samples.collate([samples[i] for i in range(k, min(k + ROWS, len(samples)))]) for k in starts)
+        return [self._features(batch.image.to(self.centre.device)) for batch in batches]
+
+    def _features(self, image: Tensor) -> Tensor:
+        if not self.frozen:
+            return FEATURES[self.kind](self.encoder, rgb(image))
+        if self._cache is None:
+            self._cache = FeatureCache(self.encoder, kind=self.kind, folder=self.folder)
+        return self._cache(image)
+
+
+def grid_of(section: Section) -> NDArray[np.int64]:
+    """(n, 2) integer places (row, column) of the shapes, from 0: the section's own grid, else one laid over it.
+
+    The grid laid over it has the median distance of nearest neighbours as its step and begins at the smallest centre of
+    either axis. Shapes of a square array get a place each, others may share one; an empty shape gets (0, 0).
+    """
+    if section.grid is not None:
+        grid = np.asarray(section.grid, dtype=np.int64)
+        return grid - grid.min(axis=0)
+    bounds = _coverage.bounds(section.geometry, section.radius)
+    centre = (bounds[:, :2] + bounds[:, 2:]) / 2
+    there = np.isfinite(centre).all(axis=1)
+    places = np.zeros((len(centre), 2), dtype=np.int64)
+    if there.sum() > 1:
+        step = np.median(KDTree(centre[there]).query(centre[there], k=2)[0][:, 1])
+        corner = centre[there].min(axis=0)
+        places[there] = np.rint((centre[there] - corner) / (step if step > 0 else 1.0)).astype(np.int64)
+    return places

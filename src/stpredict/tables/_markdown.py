@@ -1,0 +1,41 @@
+"""Any of the tables as Markdown."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+
+def markdown(table: pd.DataFrame, *, digits: int = 3) -> str:
+    """A pipe table; columns (score, "mean") and (score, "sd") become one, mean ± sd.
+
+    digits
+        Decimals of what is no whole number. What is not defined is a dash.
+    """
+    cells = pd.DataFrame(index=table.index)
+    names = table.columns.get_level_values(0) if isinstance(table.columns, pd.MultiIndex) else table.columns
+    for name in dict.fromkeys(names):
+        part = table[name]
+        if isinstance(part, pd.DataFrame):
+            pairs = zip(part["mean"], part["sd"], strict=True)
+            cells[str(name)] = [_spread(mean, sd, digits) for mean, sd in pairs]
+        else:
+            cells[str(name)] = [_number(value, digits) for value in part]
+    index = [" | ".join(map(str, key)) if isinstance(key, tuple) else str(key) for key in table.index]
+    heads = [str(name or "") for name in table.index.names]
+    lines = ["| " + " | ".join([*heads, *cells.columns]) + " |", "|---" * (len(heads) + cells.shape[1]) + "|"]
+    lines += ["| " + " | ".join([key, *row]) + " |" for key, row in zip(index, cells.to_numpy().tolist(), strict=True)]
+    return "\n".join(lines)
+
+
+def _spread(mean: float, sd: float, digits: int) -> str:
+    return _number(mean, digits) + ("" if math.isnan(sd) else f" ± {_number(sd, digits)}")
+
+
+def _number(value: object, digits: int) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    if math.isnan(value):
+        return "—"
+    return f"{value:.0f}" if value.is_integer() and abs(value) >= 1 else f"{value:.{digits}f}"

@@ -1,0 +1,218 @@
+"""One run of a benchmark: one model, one fold, one seed; trained, predicted, scored, and kept in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+from scipy.sparse import csr_matrix
+from scipy.spatial import KDTree
+
+from stpredict import _infer, _sdata, _train, metrics
+from stpredict.models._patches import grid_of
+from stpredict.tl._folds import centres_um
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from stpredict._section import Section
+    from stpredict.models import Model
+
+logger = logging.getLogger("stpredict")
+NEAR = 1.25  # neighbours lie within this many median nearest-neighbour distances
+COLUMNS = (
+    "model", "seed", "fold", "section", "gene", "metric", "value", "diameter_um", "seconds", "peak_mb", "n_parameters",
+    "error",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is the same in all runs: how sections are read, how models are trained, and where results are kept."""
+
+    where: Mapping[str, Any]
+    plan: Mapping[str, Any]
+    val: float
+    device: str
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model to build for a panel, on the parts of a fold."""
+
+    name: str
+    build: Callable[[Sequence[str]], Model]
+    seed: int
+    fold: str
+    panel: tuple[str, ...]
+    train: Mapping[str, SpatialData]
+    test: Mapping[str, SpatialData]
+
+
+def result_of(run: Run, setting: Setting) -> dict[str, Any]:
+    """The scores of a run, from its file if there is one.
+
+    Raises ValueError for a file of another panel or of other settings of the model.
+    """
+    torch.manual_seed(run.seed)
+    model = run.build(list(run.panel))
+    of = _fingerprint(run, model)
+    file = None if setting.path is None else setting.path / f"{_file_name(run)}.json"
+    if file is not None and file.is_file():
+        known = json.loads(file.read_text())
+        if known["of"] != of:
+            raise ValueError(
+                f"{file} was made with another panel or other settings of {run.name!r}. Give this run another path=, "
+                "another name of the model, or delete the file."
+            )
+        return known["result"]
+    result = _measured(run, model, setting)
+    if file is not None:
+        aside = file.with_suffix(".part")
+        aside.write_text(json.dumps({"of": of, "result": result}))
+        aside.replace(file)
+    return result
+
+
+def _file_name(run: Run) -> str:
+    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in f"{run.name}_{run.fold}")
+    return f"{safe}_{hashlib.sha256(f'{run.name}/{run.fold}'.encode()).hexdigest()[:6]}_seed{run.seed}"
+
+
+def _fingerprint(run: Run, model: Model) -> str:
+    made_of = [run.panel, asdict(model.config), type(model).__name__, sorted(run.train), sorted(run.test)]
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _measured(run: Run, model: Model, setting: Setting) -> dict[str, Any]:
+    if model.genes != run.panel:
+        raise ValueError(f"models[{run.name!r}] must return a model of the panel that it is given, in its order.")
+    start = time.perf_counter()
+    with _peak(setting.device) as peak:
+        _fit(run, model, setting)
+        seconds = time.perf_counter() - start
+        found = {name: _scored(model, sdata, name, setting) for name, sdata in run.test.items()}
+    return {
+        "sections": found,
+        "seconds": seconds,
+        "seconds_with_prediction": time.perf_counter() - start,
+        "peak_mb": peak[0],
+        "n_parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def _fit(run: Run, model: Model, setting: Setting) -> None:
+    sections = [
+        _sdata.training_section(s, genes=model.genes, at_mpp=model.mpp, name=name, **setting.where)
+        for name, s in run.train.items()
+    ]
+    parts = [_train.hold_out(s, share=setting.val, seed=run.seed) for s in sections]
+    plan = _train.Plan(seed=run.seed, device=setting.device, progress=False, **setting.plan)
+    held = [h for _, h in parts if h is not None]
+    names = tuple(s.name for s in sections)
+    _train.fit(model, [kept for kept, _ in parts], held, plan, sections=names, target=setting.where["target"])
+
+
+def _scored(model: Model, sdata: SpatialData, name: str, setting: Setting) -> dict[str, Any]:
+    """Values by metric of one section, a value a gene; None where it is not defined."""
+    section = _sdata.training_section(sdata, genes=model.genes, at_mpp=model.mpp, name=name, **setting.where)
+    runtime = _infer.Runtime(device=setting.device, precision="32", progress=False)
+    pred, _ = _infer.predict(model, section, list(model.genes), runtime=runtime)
+    assert section.expression is not None
+    return {metric: _plain(values) for metric, values in scores(pred, section.expression, section).items()}
+
+
+def scores(pred: NDArray[np.float32], true: NDArray[np.float32], section: Section) -> dict[str, NDArray[np.float64]]:
+    """Every metric, (g,) each; SSIM is NaN where the shapes are no array of spots."""
+    by_gene = {name: getattr(metrics, name)(pred, true) for name in ("pcc", "spearman", "mse", "mae", "rvd")}
+    try:
+        by_gene["ssim"] = metrics.ssim(pred, true, grid_of(section))
+    except ValueError as error:
+        logger.info("section %s has no SSIM: %s", section.name, error)
+        by_gene["ssim"] = np.full(pred.shape[1], np.nan)
+    by_gene["morans_i_gap"] = metrics.morans_i_gap(pred, true, _neighbours(section))
+    return by_gene
+
+
+def _neighbours(section: Section) -> csr_matrix:
+    """(n, n) adjacency: shapes within 1.25 median nearest-neighbour distances of each other."""
+    centre = centres_um(section)
+    tree = KDTree(centre)
+    near = NEAR * np.median(tree.query(centre, k=2)[0][:, 1])
+    i, j = tree.query_pairs(near, output_type="ndarray").T
+    ones = np.ones(2 * len(i))
+    return csr_matrix((ones, (np.r_[i, j], np.r_[j, i])), shape=(len(centre), len(centre)))
+
+
+def _plain(values: NDArray[np.float64]) -> list[float | None]:
+    return [float(v) if np.isfinite(v) else None for v in values]
+
+
+@contextmanager
+def _peak(device: str) -> Iterator[list[float]]:
+    """Filled at the end: the largest resident set of this process while it ran, or of the device's memory, in MB."""
+    found, stop = [0.0], threading.Event()
+    on_device = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if on_device:
+        torch.cuda.reset_peak_memory_stats()
+
+    def watch() -> None:
+        process = psutil.Process()
+        while not stop.wait(0.05):
+            found[0] = max(found[0], process.memory_info().rss / 1e6)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        stop.set()
+        thread.join()
+        if on_device:
+            found[0] = torch.cuda.max_memory_allocated() / 1e6
+
+
+def references(fold: str, panel: Sequence[str], test: Mapping[str, SpatialData], setting: Setting) -> pd.DataFrame:
+    """Rows that belong to no model: "ceiling" and "log depth" (their pcc), and the mean and variance "measured"."""
+    frames = []
+    kept = {k: setting.where[k] for k in ("image_key", "shapes_key", "table_name", "layer", "target", "tissue_key")}
+    for name, sdata in test.items():
+        rows, _ = _sdata.usable_rows(sdata, **kept)
+        table = sdata.tables[kept["table_name"]]
+        matrix = _sdata.matrix_of(table, kept["layer"], what=f"table {kept['table_name']!r}")[rows]
+        columns, _ = _sdata.match_genes(panel, list(table.var_names), what=f"section {name!r}", var=table.var)
+        true = _sdata.target(matrix, target=kept["target"], columns=columns, what=name).astype(np.float64)
+        found = {("measured", "mean"): true.mean(axis=0), ("measured", "variance"): true.var(axis=0)}
+        if kept["target"] == "log1p_cp10k":
+            depth = np.log(_sdata.totals(matrix))[:, None]
+            found["log depth", "pcc"] = metrics.pcc(np.broadcast_to(depth, true.shape), true)
+            found["ceiling", "pcc"] = metrics.ceiling(matrix, columns)
+        for (model, metric), values in found.items():
+            head = {"model": model, "fold": fold, "section": name, "metric": metric}
+            frames.append(pd.DataFrame({"gene": list(panel), "value": values}).assign(**head))
+    return pd.concat(frames, ignore_index=True)
+
+
+def rows_of(run: Run, result: Mapping[str, Any], diameters: Mapping[str, float]) -> pd.DataFrame:
+    """The tidy rows of a run's result."""
+    frames = []
+    for section, by_metric in result["sections"].items():
+        for metric, values in by_metric.items():
+            head = {"section": section, "metric": metric, "diameter_um": diameters[section]}
+            frames.append(pd.DataFrame({"gene": run.panel, "value": np.array(values, dtype=float)}).assign(**head))
+    cost = {key: result[key] for key in ("seconds", "peak_mb", "n_parameters")}
+    return pd.concat(frames, ignore_index=True).assign(model=run.name, seed=run.seed, fold=run.fold, **cost)

@@ -1,0 +1,282 @@
+"""Every system on the same sections under one protocol that cannot leak."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+
+from stpredict import _sdata, metrics, pp
+from stpredict.tl import _benchmark_run as runs
+from stpredict.tl._folds import Explicit, Fold, block_folds, diameter_um, section_folds, usable_spots
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+    from stpredict.models import Model
+
+logger = logging.getLogger("stpredict")
+RECORD = "protocol.json"
+SPOTS = ("image_key", "shapes_key", "table_name", "layer", "target", "tissue_key")  # which spots are usable
+
+
+def benchmark(
+    sdatas: Sequence[SpatialData],
+    models: Mapping[str, Callable[[Sequence[str]], Model]],
+    *,
+    cv: Literal["leave-one-section-out", "blocks"] | int | Explicit,
+    groups: Sequence[str] | None,
+    groups_reason: str | None = None,
+    n_genes: int = 250,
+    by: Literal["mean", "hvg_union"] = "mean",
+    genes: Sequence[str] | None = None,
+    target: _sdata.Target = "log1p_cp10k",
+    mpp: float | None = None,
+    seeds: Sequence[int] | Mapping[str, Sequence[int]] = (0,),
+    val: float = 0.0,
+    margin_um: float = 150.0,
+    max_epochs: int | None = None,
+    path: str | Path | None = None,
+    image_key: str | None = None,
+    shapes_key: str | None = None,
+    table_name: str = "table",
+    layer: str | None = None,
+    tissue_key: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Train and score models on sections that they have not seen, all under the same stated protocol.
+
+    sdatas
+        Sections with raw counts, each with a name of its own.
+    models
+        Name -> function of the fold's panel that returns a fresh model. The first one is what others are compared with.
+    cv
+        "leave-one-section-out" (leave one group out, where groups have several sections); a number of folds; "blocks":
+        three folds of spatial blocks within every section; or {fold: (names to train on, names to test on)}, such as
+        two data sets for transfer.
+    groups, groups_reason
+        The patient of every section: a patient's sections stay together. None, with the reason, which the result
+        keeps: sections are told apart by nothing else. Blocks need no groups.
+    n_genes, by, genes
+        The panel of every fold, chosen on its training part (`stp.pp.gene_panel`); or a published panel, which was
+        chosen elsewhere, perhaps on the test sections.
+    target, mpp, image_key, shapes_key, table_name, layer, tissue_key
+        As for `stp.tl.train`, the same for all sections.
+    seeds
+        Of training; for all models, or {model: seeds}.
+    val
+        Share of every training section that is held out, as blocks, to choose the epoch. 0: all epochs of the recipe.
+    margin_um
+        For blocks: training spots nearer than this to a test spot are left out.
+    max_epochs
+        The same for all models; None: each model's own recipe.
+    path
+        Folder where every finished run is kept at once (a model, fold and seed), and `protocol.json`: an interrupted
+        benchmark goes on where it was, and a failed run is tried again.
+
+    Returns a tidy DataFrame, one row per model, seed, fold, section, gene and metric: value, diameter_um (of the
+    shapes), seconds (training), peak_mb, n_parameters, error. Metrics are pcc, spearman, mse, mae, rvd, ssim and
+    morans_i_gap (ssim is NaN where shapes are no array of spots). Three models are none: "ceiling" and "log depth"
+    (their pcc by protocol stp-1; raw counts only), and "measured" (mean and variance of the target, by which HEG and
+    HVG are told). A run that failed has one row, which says why in `error`. ``attrs["protocol"]`` says everything that was decided. `stp.tables` makes tables of it.
+
+    Raises ValueError for names that are not unique, groups that do not cover the sections, too few sections or groups
+    for `cv`, a panel larger than the common genes, and a folder of another protocol.
+    Source: protocol stp-1.
+    """
+    where = {
+        "image_key": image_key, "shapes_key": shapes_key, "table_name": table_name, "layer": layer, "target": target,
+        "tissue_key": tissue_key,
+    }  # fmt: skip
+    if not models:
+        raise ValueError("there is no model to benchmark: pass models={name: function of the panel}.")
+    sections = _named(sdatas, image_key)
+    grouped = _groups(sections, groups, groups_reason, cv)
+    folds = _folds(sections, cv, grouped, margin_um, where, mpp)
+    panels = {fold.name: _panel(fold, sections, genes, n_genes, by, where) for fold in folds}
+    plan = {"max_epochs": max_epochs, "precision": precision}
+    setting = runs.Setting(where | {"mpp": mpp}, plan, val, device, None if path is None else Path(path))
+    record = {
+        "protocol": metrics.PROTOCOL, "cv": cv if isinstance(cv, str | int) else "explicit", "groups": grouped,
+        "groups_reason": groups_reason, "margin_um": margin_um if cv == "blocks" else None, "val": val,
+        "max_epochs": max_epochs, "target": target, "mpp": mpp, "layer": layer,
+        "panel": "published" if genes is not None else f"{n_genes} by {by}, from the training part of each fold",
+        "folds": {f.name: {"train": f.train, "test": f.test, "panel": panels[f.name]} for f in folds},
+        "sections": {name: _content(sdata, where) for name, sdata in sections.items()},
+    }  # fmt: skip
+    _check_record(record, setting.path)
+    frame = _all(folds, panels, sections, models, seeds, setting, progress=progress)
+    frame.attrs["protocol"] = record | _how(models, seeds, panels[folds[0].name])
+    return frame
+
+
+def _named(sdatas: Sequence[SpatialData], image_key: str | None) -> dict[str, SpatialData]:
+    names = [_sdata.section_name(s, _sdata.resolve_image(s, image_key)) for s in sdatas]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice or not names:
+        raise ValueError(
+            f"{len(names)} sections, and these names are not unique: {twice}. Give each its own: "
+            'sdata.attrs["name"] = "...".'
+        )
+    return dict(zip(names, sdatas, strict=True))
+
+
+def _groups(
+    sections: Mapping[str, Any], groups: Sequence[str] | None, reason: str | None, cv: object
+) -> dict[str, str] | None:
+    if cv == "blocks":
+        return None
+    if groups is None:
+        if not reason:
+            raise ValueError(
+                "groups= says which patient every section is of, so that no patient is trained and tested on. If "
+                'sections cannot be told apart so, pass groups=None with groups_reason="...", which the result keeps.'
+            )
+        return None
+    if isinstance(groups, str) or len(groups) != len(sections):
+        raise ValueError(
+            f"groups names {1 if isinstance(groups, str) else len(groups)} patients for {len(sections)} sections "
+            f"({', '.join(sections)}); give one a section, in their order."
+        )
+    return dict(zip(sections, map(str, groups), strict=True))
+
+
+def _folds(
+    sections: Mapping[str, SpatialData],
+    cv: Any,
+    grouped: Mapping[str, str] | None,
+    margin_um: float,
+    where: Mapping[str, Any],
+    mpp: float | None,
+) -> list[Fold]:
+    if cv == "blocks":
+        return block_folds(sections, margin_um=margin_um, where=where, mpp=mpp)
+    return section_folds(list(sections), cv, grouped)
+
+
+def _panel(
+    fold: Fold,
+    sections: Mapping[str, SpatialData],
+    genes: Sequence[str] | None,
+    n_genes: int,
+    by: Literal["mean", "hvg_union"],
+    where: Mapping[str, Any],
+) -> tuple[str, ...]:
+    """The fold's panel. Of the test part only the names of its genes are used: what it lacks cannot be scored."""
+    train, test = fold.parts(sections, where["table_name"])
+    had = [set(s.tables[where["table_name"]].var_names.astype(str)) for s in (*train.values(), *test.values())]
+    common = set.intersection(*had)
+    if genes is not None:
+        missing = [g for g in genes if g not in common]
+        if missing:
+            raise ValueError(
+                f"fold {fold.name!r}: {len(missing)} of the {len(genes)} genes are not in all of its sections: "
+                f"{missing[:5]}. Leave them out of genes=."
+            )
+        return tuple(genes)
+    return tuple(pp.gene_panel(list(train.values()), n_genes=n_genes, by=by, among=common, **where))
+
+
+def _content(sdata: SpatialData, where: Mapping[str, Any]) -> dict[str, Any]:
+    """How many spots are used, why others are not, and a hash of what was measured."""
+    rows, dropped = _sdata.usable_rows(sdata, **where)
+    matrix = _sdata.matrix_of(sdata.tables[where["table_name"]], where["layer"], what="table")[rows]
+    sums = [np.asarray(matrix.sum(axis=axis), dtype=np.float64).ravel() for axis in (0, 1)]
+    digest = hashlib.sha256(b"".join(each.tobytes() for each in sums)).hexdigest()[:16]
+    return {"n_spots": len(rows), "dropped": dropped, "counts": digest}
+
+
+def _check_record(record: Mapping[str, Any], folder: Path | None) -> None:
+    """Write the protocol beside the results, or raise where results of another lie."""
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = json.loads(json.dumps(record))
+    file = folder / RECORD
+    if file.is_file():
+        known = json.loads(file.read_text())
+        other = sorted(key for key in plain.keys() | known.keys() if plain.get(key) != known.get(key))
+        if other:
+            raise ValueError(
+                f"{folder} holds results of another protocol: {', '.join(other)} differ. Its {RECORD} says which. Name "
+                "another path=."
+            )
+        return
+    aside = file.with_suffix(".part")
+    aside.write_text(json.dumps(plain, indent=1))
+    aside.replace(file)
+
+
+def _all(
+    folds: Sequence[Fold],
+    panels: Mapping[str, tuple[str, ...]],
+    sections: Mapping[str, SpatialData],
+    models: Mapping[str, Callable[[Sequence[str]], Model]],
+    seeds: Sequence[int] | Mapping[str, Sequence[int]],
+    setting: runs.Setting,
+    *,
+    progress: bool,
+) -> pd.DataFrame:
+    spots = {key: setting.where[key] for key in SPOTS}
+    diameters = {n: diameter_um(usable_spots(s, spots, setting.where["mpp"])[1]) for n, s in sections.items()}
+    frames = []
+    for fold in folds:
+        train, test = fold.parts(sections, setting.where["table_name"])
+        reference = runs.references(fold.name, panels[fold.name], test, setting)
+        frames.append(reference.assign(diameter_um=reference["section"].map(diameters)))
+        for name, build in models.items():
+            for seed in _seeds(seeds, name):
+                run = runs.Run(name, build, seed, fold.name, panels[fold.name], train, test)
+                frames.append(_one(run, setting, diameters, progress=progress))
+    return pd.concat(frames, ignore_index=True).reindex(columns=list(runs.COLUMNS))
+
+
+def _one(run: runs.Run, setting: runs.Setting, diameters: Mapping[str, float], *, progress: bool) -> pd.DataFrame:
+    what = f"{run.name}, fold {run.fold}, seed {run.seed}"
+    try:
+        frame = runs.rows_of(run, runs.result_of(run, setting), diameters)
+    except Exception as error:  # whatever one model does, the others go on, and its row says why
+        logger.exception("%s failed", what)
+        said = f"{type(error).__name__}: {error}"
+        return pd.DataFrame([{"model": run.name, "seed": run.seed, "fold": run.fold, "error": said}])
+    if progress:
+        mean = frame.loc[frame["metric"] == "pcc", "value"].mean()
+        logger.info("%s: PCC@M %.3f, training %.0f s", what, mean, frame["seconds"].iloc[0])
+    return frame
+
+
+def _seeds(seeds: Sequence[int] | Mapping[str, Sequence[int]], name: str) -> Sequence[int]:
+    if not isinstance(seeds, Mapping):
+        return seeds
+    if name not in seeds:
+        raise ValueError(f"seeds= names no seeds for model {name!r}; it has {sorted(seeds)}.")
+    return seeds[name]
+
+
+def _how(
+    models: Mapping[str, Callable[[Sequence[str]], Model]],
+    seeds: Sequence[int] | Mapping[str, Sequence[int]],
+    panel: Sequence[str],
+) -> dict[str, Any]:
+    """What may differ between runs of one protocol: models, seeds, versions."""
+    configs = {}
+    for name, build in models.items():
+        config = asdict(build(list(panel)).config)
+        configs[name] = {key: value for key, value in config.items() if key not in ("genes", "vocabulary")}
+    return {
+        "models": configs,
+        "seeds": {name: list(_seeds(seeds, name)) for name in models},
+        "versions": {name: importlib.metadata.version(name) for name in ("stpredict", "torch", "timm")},
+        "threads": torch.get_num_threads(),
+    }
