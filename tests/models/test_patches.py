@@ -32,11 +32,11 @@ def test_kinds_are_views_of_the_same_maps(made):
     maps = encoder.encoder(image.float() / 255)
     tokens = encoder(image)
     assert tokens.shape == (5, 4, encoder.width)
-    torch.testing.assert_close(tokens, maps[-1].flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(made("averaged", frozen=False).eval()(image), tokens.mean(1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(tokens, maps[-1].flatten(2).transpose(1, 2), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(made("averaged", frozen=False).eval()(image), tokens.mean(1), atol=1e-3, rtol=1e-4)
     pooled = made("pooled", frozen=False).eval()(image)
     expected = [m.mean((2, 3)) for m in maps] + [m.std((2, 3), correction=0) for m in maps]
-    torch.testing.assert_close(pooled, torch.cat(expected, dim=1), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(pooled, torch.cat(expected, dim=1), atol=1e-3, rtol=1e-4)
 
 
 def test_training_patches_have_mean_0_and_sd_1_and_outliers_are_cut(made, colour_section):
