@@ -20,7 +20,7 @@ def morans_i_gap(pred: ArrayLike, true: ArrayLike, graph: Any) -> NDArray[np.flo
         (n_spots, n_genes), finite, the spots of one section.
     graph
         (n_spots, n_spots) scipy sparse weights of neighbours, rows and columns in the order of the spots: what
-        `squidpy.gr.spatial_neighbors` leaves in ``obsp["spatial_connectivities"]``. Rows are divided by their sums
+        squidpy's graph builders leave in ``obsp["spatial_connectivities"]``. Rows are divided by their sums
         here, as squidpy does. After spots were dropped, cut the graph too: ``graph[keep][:, keep]``.
 
     Returns (n_genes,), the sign kept: above 0 where the prediction is smoother than the measurement (the usual case:
@@ -61,7 +61,7 @@ def _row_normalised(graph: Any) -> sparse.csr_array:
     if not sparse.issparse(graph) or graph.ndim != 2 or graph.shape[0] != graph.shape[1]:
         raise ValueError(
             f"graph must be a square scipy sparse matrix of neighbours, got {type(graph).__name__} of shape "
-            f'{np.shape(graph)}. Make one by squidpy.gr.spatial_neighbors(table): table.obsp["spatial_connectivities"].'
+            f'{np.shape(graph)}. A graph builder of squidpy.gr leaves one in table.obsp["spatial_connectivities"].'
         )
     weights = sparse.csr_array(graph, dtype=np.float64)
     if not (np.isfinite(weights.data) & (weights.data >= 0)).all():

@@ -1,0 +1,50 @@
+"""Counts and positions that a data set's own files gave -> one section, as our readers lay it out."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pandas as pd
+from anndata import AnnData
+from spatialdata import SpatialData
+
+from stpredict.io._assemble import assemble, check_on_image
+from stpredict.io._grid import pitch_px
+from stpredict.io._pixels import open_pixels
+
+logger = logging.getLogger("stpredict")
+
+
+def section(
+    table: AnnData,
+    places: pd.DataFrame,
+    image: Path,
+    *,
+    name: str,
+    spot_diameter_um: float,
+    pitch_um: float,
+    step: tuple[float, float] = (1.0, 1.0),
+) -> SpatialData:
+    """The spots that are in both `table` and `places`, in the order of `places`, on `image`.
+
+    table
+        Raw counts as `read_counts` gives them, obs_names = spot ids.
+    places
+        Index = spot ids; x_px, y_px, array_row, array_col.
+    spot_diameter_um, pitch_um, step
+        As in `stpredict.io.read_st` and `pitch_px`: the scale of the image is pitch_um over the pitch in pixels.
+    """
+    common = places.index[places.index.isin(table.obs_names)]
+    if not len(common):
+        raise ValueError(
+            f"section {name!r}: no spot has both counts and a position; the counts name "
+            f"{table.obs_names[:3].tolist()}, the positions {places.index[:3].tolist()}."
+        )
+    logger.info("%s: %d spots; left out: %d with counts alone", name, len(common), table.n_obs - len(common))
+    places = places.loc[common]
+    pixels = open_pixels(image)
+    check_on_image(places, pixels.shape, f"section {name!r}")
+    grid = places[["array_col", "array_row"]].to_numpy()
+    mpp = pitch_um / pitch_px(places[["x_px", "y_px"]].to_numpy(), grid, step=step)
+    return assemble(table[common].copy(), places, pixels, mpp=mpp, spot_diameter_um=spot_diameter_um, name=name)
