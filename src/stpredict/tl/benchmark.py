@@ -86,10 +86,11 @@ def benchmark(
         benchmark goes on where it was, and a failed run is tried again.
 
     Returns a tidy DataFrame, one row per model, seed, fold, section, gene and metric: value, diameter_um (of the
-    shapes), seconds (training), peak_mb, n_parameters, error. Metrics are pcc, spearman, mse, mae, rvd, ssim and
-    morans_i_gap (ssim is NaN where shapes are no array of spots). Three models are none: "ceiling" and "log depth"
-    (their pcc by protocol stp-1; raw counts only), and "measured" (mean and variance of the target, by which HEG and
-    HVG are told). A run that failed has one row, which says why in `error`. ``attrs["protocol"]`` says everything that was decided. `stp.tables` makes tables of it.
+    shapes), seconds (training), peak_mb, n_parameters, error. Metrics are pcc, spearman, mse, mae, rvd, ssim (NaN where
+    shapes are no array of spots) and morans_i_gap. Three models are none: "ceiling" and "log depth" (their pcc by
+    protocol stp-1; raw counts only), and "measured" (mean and variance of the target, by which HEG and HVG are told). A
+    run that failed has one row, which says why in `error`. ``attrs["protocol"]`` says everything that was decided.
+    `stp.tables` makes tables of it.
 
     Raises ValueError for names that are not unique, groups that do not cover the sections, too few sections or groups
     for `cv`, a panel larger than the common genes, and a folder of another protocol.

@@ -1,0 +1,281 @@
+"""HisToGene: the spots of a section as the sequence of a vision transformer.
+
+Source: "Leveraging information in spatial transcriptomics to predict super-resolution gene expression from histology
+images in tumors" (Pang et al., bioRxiv 2021) and its released code. As published: a token is a patch's embedding plus
+learned embeddings of its column and its row on the array; pre-norm blocks over all spots of a section; layer norm and
+a linear layer to the genes; the mean squared error; one section a step. We differ in these points:
+
+- AdamW with warm-up and a cosine (the code: Adam at a constant rate). The sizes are those of its tutorial, 8 layers at
+  1e-5 for 100 epochs (the class's own defaults: 4 layers at 1e-4);
+- the final layer starts at each gene's mean, in its standard units on the training sections; at a rate of 1e-5 a bias
+  would else not reach the mean within the training;
+- labels by the protocol: the denominator is all genes of a spot (the code: the 785 genes of the panel), natural
+  logarithm (the code: log10), patients kept apart (the code leaves out one section, its patient's others stay in);
+- a place is counted from the section's own corner, and where no array is known, on a grid laid over the shapes. A place
+  beyond the table is an error with the way out (the code: an index error);
+- the small configuration embeds features of a frozen encoder, since three sections are too few for 38 million weights
+  on raw pixels; a share of the features is dropped in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import psutil
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stpredict._section import Section
+from stpredict.models._base import Model, Recipe, as_panel, check_panel, predict_batch
+from stpredict.models._patches import PatchEncoder, grid_of
+from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, SectionSamples
+from stpredict.nn.encoders import EncoderSpec
+from stpredict.nn.transformer import TransformerBlock
+
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class HisToGeneConfig:
+    """Every choice of a HisToGene. Each value that the paper does not give carries its reason.
+
+    genes, mpp, patch_px
+        Ordered panel; micrometres per pixel and side of the patch around each shape.
+    patch
+        What is embedded: "features" of an encoder, or the "pixels", flattened, 0 to 255.
+    encoder, taps, encoder_kwargs, encoder_mean, encoder_std
+        See `stpredict.nn.EncoderSpec`; None with pixels.
+    frozen
+        Whether the encoder stays as it is; its features are then computed once for every patch.
+    n_places, place_sd
+        Rows and columns of the array that have an embedding, and its standard deviation before training.
+    width, depth, heads, head_width, mlp_width, dropout
+        Of the transformer; dropout also of its input.
+    feature_dropout
+        Share of an encoder's features that is dropped in training.
+    """
+
+    genes: tuple[str, ...]
+    mpp: float = 2.0  # the paper: 112 px at full resolution; 256 um are better than 128 (benchmarks/README.md)
+    patch_px: int = 128
+    patch: Literal["features", "pixels"] = "features"
+    encoder: str | None = "mobilenetv2_100"
+    taps: tuple[int, ...] = (0, 1, 2, 3, 4)
+    encoder_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    encoder_mean: tuple[float, ...] | None = None
+    encoder_std: tuple[float, ...] | None = None
+    frozen: bool = True
+    n_places: int = 64  # the paper
+    place_sd: float = 0.02  # ViT's: a place that training never saw then says next to nothing
+    width: int = 256
+    depth: int = 2
+    heads: int = 4
+    head_width: int = 64
+    mlp_width: int = 512
+    dropout: float = 0.1  # the paper
+    feature_dropout: float = 0.5  # as in GeneQuery: hundreds of spots, a thousand features
+    recipe: Recipe = field(
+        # a step is a section; on toy sections better than 60 epochs at 1e-3, and a third of the time
+        default_factory=lambda: Recipe(max_epochs=30, batch_size=1, lr=5e-4, encoder_lr=0.0, weight_decay=1e-2)
+    )
+
+
+PUBLISHED: Mapping[str, Any] = {
+    "mpp": 0.69,  # full resolution of her2st, which it was made for
+    "patch_px": 112,
+    "patch": "pixels",
+    "encoder": None,
+    "place_sd": 1.0,  # torch's default, which the code leaves; pixels up to 255 drown it
+    "width": 1024,
+    "depth": 8,
+    "heads": 16,
+    "mlp_width": 2048,
+    "feature_dropout": 0.0,
+    "recipe": Recipe(max_epochs=100, batch_size=1, lr=1e-5, encoder_lr=0.0, weight_decay=0.0),
+}
+
+
+class HisToGene(Model):
+    """Expression inside shapes, from the patches and the places of all shapes of a section.
+
+    genes
+        The ordered panel.
+    encoder_weights
+        A local .safetensors state dict of timm; "timm" for the weights timm fetches for the name; None: random.
+    feature_cache
+        A folder where features of a frozen encoder are kept between processes; None: in memory.
+    mpp
+        Overrides the configuration's.
+    config
+        "small" (features of a frozen MobileNetV2), "published" (raw pixels, 8 layers, for a GPU), or a
+        `HisToGeneConfig`.
+
+    Raises ValueError for an empty or duplicated panel, an unknown configuration, and settings that contradict each
+    other; in use, for sections with more rows or columns than `n_places`, or too large for the memory.
+    Source: see the module's head.
+    """
+
+    output: ClassVar = "spots"
+    context = "section"
+    config_class: ClassVar = HisToGeneConfig
+
+    blocks: Any  # a ModuleList of TransformerBlock
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(
+        self,
+        genes: Sequence[str] = (),
+        *,
+        encoder_weights: str | Path | None = None,
+        feature_cache: str | Path | None = None,
+        mpp: float | None = None,
+        config: str | HisToGeneConfig = "small",
+    ) -> None:
+        super().__init__()
+        c = self.config = _config(config, genes, mpp)
+        self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
+        self.encoder = _encoder(c, encoder_weights, feature_cache)
+        self.embedding = nn.Linear(3 * c.patch_px**2 if self.encoder is None else self.encoder.width, c.width)
+        self.row_place = nn.Embedding(c.n_places, c.width)
+        self.column_place = nn.Embedding(c.n_places, c.width)
+        for table in (self.row_place, self.column_place):
+            nn.init.normal_(table.weight, std=c.place_sd)
+        self.dropout = nn.Dropout(c.dropout)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(c.width, heads=c.heads, head_width=c.head_width, mlp_width=c.mlp_width, dropout=c.dropout)
+            for _ in range(c.depth)
+        )
+        self.norm = nn.LayerNorm(c.width)
+        self.linear = nn.Linear(c.width, len(c.genes))
+        self.register_buffer("mean", torch.zeros(len(c.genes)))
+        self.register_buffer("spread", torch.ones(len(c.genes)))
+        self._position = {gene: i for i, gene in enumerate(c.genes)}
+
+    def prepare(self, sections: Sequence[Section]) -> None:
+        """Mean and spread of every gene, and of the features, on the training sections."""
+        expression = np.concatenate([s.expression for s in sections])
+        mean, spread = expression.mean(axis=0), expression.std(axis=0)
+        for name, value in (("mean", mean), ("spread", np.where(spread > 0, spread, 1.0))):
+            setattr(self, name, torch.from_numpy(value.astype(np.float32)).to(self.mean.device))
+        if self.encoder is not None:
+            self.encoder.fit(sections, patch_px=self.config.patch_px)
+
+    def samples(self, sections: Sequence[Section], *, train: bool, seed: int = 0) -> Samples:
+        """The patch around every shape with its place; in training all those of a section together.
+
+        Raises ValueError for a section with more rows or columns than `n_places`.
+        """
+        patches = _PlacedPatches(sections, patch_px=self.config.patch_px, n_places=self.config.n_places)
+        if not train:
+            return patches
+        return SectionSamples(patches, n_spots=len(patches), n_genes=len(self.genes), seed=seed)
+
+    def query(self, genes: Sequence[str]) -> Float[Tensor, "g d"]:
+        """The rows of the final layer for these genes, in target units, the bias last."""
+        at = [self._position[gene] for gene in genes]
+        weight, bias = self.linear.weight[at], self.linear.bias[at]
+        spread = self.spread[at]
+        return torch.cat([spread[:, None] * weight, (self.mean[at] + spread * bias)[:, None]], dim=1)
+
+    def latent(self, batch: Batch) -> Float[Tensor, "n d"]:
+        """The token of every shape: its embedded patch and its place."""
+        if self.encoder is None:
+            patch = batch.image.flatten(1).float()
+        else:
+            patch = F.dropout(self.encoder(batch.image), self.config.feature_dropout, self.training)
+        row, column = batch.extra["place"].T
+        return self.dropout(self.embedding(patch) + self.row_place(row) + self.column_place(column))
+
+    def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g q"]) -> Float[Tensor, "n g"]:
+        """The transformer over all shapes of one section, and the final layer.
+
+        Raises ValueError for a section whose keys do not fit into memory.
+        """
+        self._check_memory(len(latent))
+        x = latent[None]
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x[0]) @ query[:, :-1].T + query[:, -1]
+
+    def link(self, values: Tensor) -> Tensor:
+        """Target units already."""
+        return values
+
+    def loss(self, batch: Batch, query: Tensor) -> Tensor:
+        """Mean squared error over all (shape, gene) pairs, section by section through the transformer."""
+        return F.mse_loss(predict_batch(self, batch, query), batch.measured)
+
+    def finish(self, sections: Sequence[Section]) -> None:
+        """Nothing: the weights are all there is."""
+
+    def _check_memory(self, n: int) -> None:
+        c = self.config
+        # of every token: two states and what is added up; queries, keys, values
+        token_bytes = 3 * (c.width + c.heads * c.head_width) * FLOAT_BYTES
+        need, free = n * token_bytes, psutil.virtual_memory().available
+        if need > free:
+            raise ValueError(
+                f"a section of {n} shapes needs {need / 1e9:.1f} GB for its keys and states, and {free / 1e9:.1f} GB "
+                f"are free: at most {free // token_bytes} shapes fit. Queries are split, keys never, so it is not cut: "
+                "use larger bins (stp.pp.tile_grid)."
+            )
+
+
+class _PlacedPatches(PatchSamples):
+    """The patch around every shape, and in `extra["place"]` (n, 2) its row and column on the section's grid."""
+
+    def __init__(self, sections: Sequence[Section], *, patch_px: int, n_places: int) -> None:
+        super().__init__(sections, patch_px=patch_px)
+        self.places = [_places(section, n_places) for section in sections]
+
+    def collate(self, samples: Sequence[Patch]) -> Batch:
+        place = np.stack([self.places[i][k] for i, k in (sample.row for sample in samples)])
+        return replace(super().collate(samples), extra={"place": torch.from_numpy(place)})
+
+
+def _places(section: Section, n_places: int) -> NDArray[np.int64]:
+    places = grid_of(section)
+    rows, columns = places.max(axis=0, initial=0) + 1
+    if max(rows, columns) > n_places:
+        raise ValueError(
+            f"section {section.name!r} lies on a grid of {rows} rows and {columns} columns; this HisToGene has "
+            f"embeddings for {n_places} of either. Train one with config=HisToGeneConfig(..., "
+            f"n_places={max(rows, columns)}), or predict on larger bins (stp.pp.tile_grid)."
+        )
+    return places
+
+
+def _encoder(c: HisToGeneConfig, weights: str | Path | None, folder: str | Path | None) -> PatchEncoder | None:
+    if c.encoder is None:
+        if weights is not None:
+            raise ValueError("patch='pixels' has no encoder; leave out encoder_weights=.")
+        return None
+    spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
+    return PatchEncoder(spec, weights=weights, kind="pooled", frozen=c.frozen, folder=folder)
+
+
+def _config(config: str | HisToGeneConfig, genes: Sequence[str], mpp: float | None) -> HisToGeneConfig:
+    named: dict[str, Mapping[str, Any]] = {"small": {}, "published": PUBLISHED}
+    if isinstance(config, str):
+        if config not in named:
+            raise ValueError(f"config={config!r} is unknown. Choose one of {sorted(named)}, or pass a HisToGeneConfig.")
+        config = HisToGeneConfig(genes=(), **named[config])
+    given: dict[str, Any] = {"genes": as_panel(genes) or None, "mpp": mpp}
+    config = replace(config, **{key: value for key, value in given.items() if value is not None})
+    check_panel(config.genes, "HisToGene")
+    if (config.patch, config.encoder is None) not in (("features", False), ("pixels", True)):
+        raise ValueError(
+            f"patch={config.patch!r} with encoder={config.encoder!r}: use 'features' with the name of an encoder, or "
+            "'pixels' with encoder=None."
+        )
+    if config.encoder is not None and not config.frozen and config.recipe.encoder_lr == 0:
+        raise ValueError("frozen=False trains the encoder, but the recipe's encoder_lr is 0; give it a rate.")
+    return config

@@ -1,0 +1,331 @@
+"""SGN: a graph over a section's shapes, and for every gene a row of weights made from its text.
+
+Source: "Spatial Transcriptomics Analysis of Zero-shot Gene Expression Prediction" (MICCAI 2024) and its released code
+(Yan98/SGN: the graph, the text transformer, the loss). Where we differ, or do not follow the released code:
+
+- the correlation term compares the genes of the step with their own columns (its first release compared them with the
+  first 64 columns of all genes);
+- minima and maxima of the targets come from training sections (the code: from all slides, test slides too), the epoch
+  is never chosen on a test section (the code: it is), and a fold holds the sections that it names (the code matches
+  files by the end of their names, so that "1.pt" also takes "11.pt");
+- a gene's text is one vector (`stp.tl.embed_genes`), not the token sequences of a 7-billion-parameter language model:
+  "small" makes the weights by two linear layers; "published" runs the text transformer (two blocks of 4 heads,
+  LayerScale .1, class token, register) on a sequence of one text token, so that it needs no segment embedding and no
+  mask; queries, keys and values have no bias;
+- near shapes are neighbours on the array's grid (the code: on pixels divided by 256); of more than five within a
+  distance of sqrt(2) those at distance 1 come first, then by row and column (the code: whichever it finds);
+- it trains on the panel it is given (the code: on every gene but the 250 of the highest mean, on which it is tested);
+  an epoch has so many steps a section that every gene is expected once (the code: one step, 64 genes);
+- AdamW warms up and falls along a cosine (the code: a constant rate); no patch is augmented, as there.
+
+Ours: the answer is in standard units of the gene on the training sections, so that it starts near the gene's mean (the
+loss stays in min-max units); "small" sees means and standard deviations over 256 um at every stage of the encoder, with
+dropout, since four sections are few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stpredict._embeddings import GeneEmbeddings
+from stpredict._section import Section
+from stpredict.models._base import Model, Recipe, as_panel, check_panel, predict_batch
+from stpredict.models._patches import PatchEncoder, grid_of
+from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, SectionSamples, sections_of
+from stpredict.models._texts import Vocabulary, text_spec
+from stpredict.nn.blocks import TextTransformer
+from stpredict.nn.encoders import EncoderSpec
+from stpredict.nn.graph import GraphLayer, edges
+from stpredict.nn.losses import mse_pcc
+
+
+@dataclass(frozen=True)
+class SGNConfig:
+    """Every choice of an SGN. Each value that the source does not give carries its reason.
+
+    genes, vocabulary, text
+        The ordered training panel; all genes whose embeddings are saved with the model; how those were made.
+    mpp, patch_px
+        Micrometres per pixel and side of the patch around each shape.
+    encoder, taps, encoder_kwargs, encoder_mean, encoder_std, frozen
+        See `stpredict.nn.EncoderSpec`; whether the encoder stays as it is.
+    features
+        "pooled" or "averaged"; see `PatchEncoder`.
+    n_near, n_alike
+        Most neighbours of a shape on the grid, and how many it has among the features.
+    width, depth, out_width
+        Of the graph's layers; length of a gene's row of weights.
+    text_network, text_hidden, text_depth, text_heads, text_dropout
+        "mlp" with its hidden width and dropout, or "transformer" with its depth and heads.
+    train_genes
+        Genes a training step.
+    """
+
+    genes: tuple[str, ...]
+    vocabulary: tuple[str, ...]
+    text: Mapping[str, Any]
+    mpp: float = 2.0  # 256 um around a spot, as for GeneQuery (benchmarks/README.md)
+    patch_px: int = 128
+    encoder: str = "mobilenetv2_100"
+    taps: tuple[int, ...] = (0, 1, 2, 3, 4)
+    encoder_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    encoder_mean: tuple[float, ...] | None = None
+    encoder_std: tuple[float, ...] | None = None
+    frozen: bool = True
+    features: Literal["pooled", "averaged"] = "pooled"
+    feature_dropout: float = 0.5  # not given; hundreds of spots, a thousand features
+    n_near: int = 5
+    n_alike: int = 5
+    width: int = 256  # the source: 512, that of its features
+    depth: int = 4
+    out_width: int = 256
+    text_network: Literal["mlp", "transformer"] = "mlp"
+    text_hidden: int = 128  # as the text head of PixNet
+    text_depth: int = 2
+    text_heads: int = 4
+    text_dropout: float = 0.1
+    pcc_weight: float = 0.5
+    train_genes: int = 64
+    recipe: Recipe = field(
+        # the source: 5e-4, which is for 300 epochs
+        default_factory=lambda: Recipe(max_epochs=20, batch_size=1, lr=1e-3, encoder_lr=0.0, weight_decay=1e-2)
+    )
+
+
+PUBLISHED: Mapping[str, Any] = {
+    "mpp": 0.5,  # not given: 256 px at the slides' full resolution
+    "patch_px": 256, "encoder": "resnet18", "taps": (4,), "features": "averaged", "feature_dropout": 0.0, "width": 512,
+    "text_network": "transformer", "text_dropout": 0.0,
+    "recipe": Recipe(max_epochs=300, batch_size=1, lr=5e-4, encoder_lr=0.0, weight_decay=1e-4),
+}  # fmt: skip
+
+
+class SGN(Model):
+    """Expression inside shapes for any gene that has a text, from a graph over all shapes of a section.
+
+    genes, embeddings
+        The ordered panel to train on; embeddings of it and of any further genes (`stp.tl.embed_genes`), all saved.
+    encoder_weights
+        A local .safetensors state dict of timm; "timm" for the weights timm fetches for the name; None: random.
+    feature_cache
+        A folder where image features are kept between processes; None: in memory.
+    mpp
+        Overrides the configuration's.
+    config
+        "small" (frozen features of a small CNN), "published" (ResNet18, for a GPU), or an `SGNConfig`.
+
+    The latent of a shape is its image features and its place (row, column) on the section's grid: the graph is part of
+    the head, which sees all rows of a section.
+
+    Raises ValueError for an empty or duplicated panel and for genes without an embedding.
+    Source: see the module's head.
+    """
+
+    output: ClassVar = "spots"
+    context = "section"
+    config_class: ClassVar = SGNConfig
+
+    layers: Any  # a ModuleList of GraphLayer
+    mean: Tensor
+    spread: Tensor
+    span: Tensor
+
+    def __init__(
+        self,
+        genes: Sequence[str] = (),
+        *,
+        embeddings: GeneEmbeddings | None = None,
+        encoder_weights: str | Path | None = None,
+        feature_cache: str | Path | None = None,
+        mpp: float | None = None,
+        config: str | SGNConfig = "small",
+    ) -> None:
+        super().__init__()
+        c = self.config = _config(config, genes, embeddings, mpp)
+        self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
+        self.texts = Vocabulary(c.vocabulary, c.text, embeddings)
+        spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
+        self.encoder = PatchEncoder(
+            spec, weights=encoder_weights, kind=c.features, frozen=c.frozen, folder=feature_cache
+        )
+        widths = [self.encoder.width] + [c.width] * c.depth
+        self.layers = nn.ModuleList(GraphLayer(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.out = nn.Linear(c.width, c.out_width)
+        self.text_network = _text_network(c)
+        for name, value in (("mean", 0.0), ("spread", 1.0), ("span", 1.0)):
+            self.register_buffer(name, torch.full((len(c.genes),), value))
+        self._position = {gene: i for i, gene in enumerate(c.genes)}
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """Every gene that can be asked for."""
+        return self.texts.known
+
+    @property
+    def answers_text(self) -> bool:
+        """Whether it can be asked for any gene that has a text."""
+        return True
+
+    def know(self, embeddings: GeneEmbeddings) -> None:
+        """Take in the texts of further genes, for this process; see `Vocabulary.know`."""
+        self.texts.know(embeddings)
+
+    def text_vectors(self, genes: Sequence[str]) -> NDArray[np.float32]:
+        """(g, w) centred and scaled embeddings of genes."""
+        return self.texts.rows(genes).detach().cpu().numpy()
+
+    def prepare(self, sections: Sequence[Section]) -> None:
+        """The scale of every gene, and of features and texts, on the training sections."""
+        expression = np.concatenate([s.expression for s in sections])
+        scale = {"mean": expression.mean(axis=0)}
+        for name, value in (("spread", expression.std(axis=0)), ("span", np.ptp(expression, axis=0))):
+            scale[name] = np.where(value > 0, value, 1.0)
+        for name, value in scale.items():
+            setattr(self, name, torch.from_numpy(value.astype(np.float32)).to(self.mean.device))
+        self.texts.fit(self.genes)
+        self.encoder.fit(sections, patch_px=self.config.patch_px)
+
+    def samples(self, sections: Sequence[Section], *, train: bool, seed: int = 0) -> Samples:
+        """In training whole sections and some genes; else the patch around every shape."""
+        c = self.config
+        if not train:
+            return PlacedSamples(sections, patch_px=c.patch_px)
+        frozen = self.encoder if c.frozen else None
+        patches = PlacedSamples(sections, patch_px=c.patch_px, encoder=frozen, n_genes=c.train_genes, seed=seed)
+        most = max(section.n_shapes for section in sections)
+        return SectionSamples(patches, n_spots=most, n_genes=c.train_genes, seed=seed)
+
+    def query(self, genes: Sequence[str]) -> Float[Tensor, "g q"]:
+        """Weights of length 1 and bias of each gene, from its text; its training mean, spread and span.
+
+        An unseen gene has no scale of its own: it gets the panel's, so its values have no unit to be scored by.
+        """
+        made = self.text_network(self.texts.rows(genes))
+        at = torch.tensor([self._position.get(gene, -1) for gene in genes], device=made.device)
+        scale = [
+            torch.where(at >= 0, each[at.clamp_min(0)], each.mean()) for each in (self.mean, self.spread, self.span)
+        ]
+        return torch.cat([F.normalize(made[:, :-1], dim=1), made[:, -1:], torch.stack(scale, dim=1)], dim=1)
+
+    def latent(self, batch: Batch) -> Float[Tensor, "n d"]:
+        """The image features of every shape, and its place on the grid (row, column)."""
+        known = batch.extra.get("features")
+        features = self.encoder(batch.image) if known is None else known
+        return torch.cat([features, batch.extra["place"].to(features)], dim=1)
+
+    def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g q"]) -> Float[Tensor, "n g"]:
+        """The graph over these rows, which are all of one section, and every gene's weights on what comes out."""
+        c, features = self.config, latent[:, :-2]
+        both = edges(
+            features.detach().cpu().numpy(),
+            latent[:, -2:].detach().round().long().cpu().numpy(),
+            n_near=c.n_near,
+            n_alike=c.n_alike,
+        )
+        near, alike = (torch.from_numpy(each).to(latent.device) for each in both)
+        x = F.dropout(features, c.feature_dropout, self.training)
+        for layer in self.layers:
+            x = layer(x, near, alike)
+        weight, bias, mean, spread = query[:, :-4], query[:, -4], query[:, -3], query[:, -2]
+        return mean + spread * (self.out(x) @ weight.T + bias)
+
+    def link(self, values: Tensor) -> Tensor:
+        """Target units already."""
+        return values
+
+    def loss(self, batch: Batch, query: Tensor) -> Tensor:
+        """MSE + 0.5 (1 - Pearson over the shapes of a section), in min-max units (the minimum cancels)."""
+        pred, span = predict_batch(self, batch, query), query[:, -1].float()
+        parts = [
+            mse_pcc(pred[rows] / span, batch.measured[rows] / span, pcc_weight=self.config.pcc_weight)
+            for rows in sections_of(batch)
+        ]
+        return torch.stack(parts).mean()
+
+    def finish(self, sections: Sequence[Section]) -> None:
+        """Nothing: the weights are all there is."""
+
+
+class PlacedSamples(PatchSamples):
+    """The patch around every shape, and in `Batch.extra["place"]` (n, 2) its row and column on the section's grid.
+
+    encoder
+        Frozen: its features (n, f) are then computed here, once, and stand in `Batch.extra["features"]` in place of the
+        images, which are left empty. A section is read in every step of training. None: the images.
+    """
+
+    def __init__(
+        self,
+        sections: Sequence[Section],
+        *,
+        patch_px: int,
+        encoder: PatchEncoder | None = None,
+        n_genes: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(sections, patch_px=patch_px, n_genes=n_genes, seed=seed)
+        self.places = torch.from_numpy(np.concatenate([grid_of(section) for section in sections]))
+        self.features = None if encoder is None else encoder.every(sections, patch_px=patch_px).cpu()
+        self.first = np.cumsum([0, *(section.n_shapes for section in sections)])
+
+    def __getitem__(self, index: int) -> Patch:
+        """Image (h, w, 3), which has no pixels where features stand for it, expression (g,), row (2,) and index."""
+        if self.features is None:
+            return super().__getitem__(index)
+        i, k = self.shapes[index % len(self.shapes)]
+        expression = self.sections[i].expression
+        return Patch(np.empty((0, 0, 3), np.uint8), None if expression is None else expression[k], (i, k), index)
+
+    def collate(self, samples: Sequence[Patch]) -> Batch:
+        """The batch with the places, or places and features, of its rows."""
+        batch = super().collate(samples)
+        at = torch.from_numpy(self.first[batch.rows[:, 0]] + batch.rows[:, 1])
+        extra = {"place": self.places[at]}
+        return replace(batch, extra=extra if self.features is None else extra | {"features": self.features[at]})
+
+
+def _text_network(c: SGNConfig) -> nn.Module:
+    n_in = int(c.text["width"])
+    if c.text_network == "transformer":
+        return TextTransformer(n_in, c.out_width, depth=c.text_depth, heads=c.text_heads, dropout=c.text_dropout)
+    return nn.Sequential(
+        nn.Linear(n_in, c.text_hidden),
+        nn.GELU(),
+        nn.Dropout(c.text_dropout),
+        nn.Linear(c.text_hidden, c.out_width + 1),
+    )
+
+
+def _config(
+    config: str | SGNConfig, genes: Sequence[str], embeddings: GeneEmbeddings | None, mpp: float | None
+) -> SGNConfig:
+    named: Mapping[str, Mapping[str, Any]] = {"small": {}, "published": PUBLISHED}
+    if isinstance(config, str):
+        if config not in named:
+            raise ValueError(f"config={config!r} is unknown. Choose one of {sorted(named)}, or pass an SGNConfig.")
+        config = SGNConfig(genes=(), vocabulary=(), text={}, **named[config])
+    given: dict[str, Any] = {"genes": as_panel(genes) or None, "mpp": mpp}
+    if embeddings is not None:
+        given |= {"vocabulary": embeddings.genes, "text": text_spec(embeddings)}
+    config = replace(config, **{key: value for key, value in given.items() if value is not None})
+    check_panel(config.genes, "SGN")
+    if not config.text:
+        raise ValueError(
+            "SGN answers by text: pass embeddings=stp.tl.embed_genes(stp.pp.describe_genes(genes, source=...), "
+            "encoder=...)."
+        )
+    if embeddings is not None:
+        embeddings.take(config.genes)  # raises for genes that have none
+    if not config.frozen and config.recipe.encoder_lr == 0:
+        raise ValueError("frozen=False trains the encoder, but the recipe's encoder_lr is 0; give it a rate.")
+    return config

@@ -1,0 +1,210 @@
+"""STNet: a classification network on the patch around every shape, its last layer replaced by a linear one.
+
+Source: "Integrating spatial gene expression and breast tumour morphology via deep learning" (He et al., Nature
+Biomedical Engineering 2020) and its released code. As published: the last layer starts with weights of zero and the
+mean training label as bias; the loss is the squared error summed over the batch and divided by the number of genes; in
+training each patch is flipped either way and turned by a quarter, each with probability 1/2, which makes the 8
+symmetries of the square equally likely; a prediction is the mean over all 8. We differ in these points:
+
+- AdamW with warm-up and a cosine in place of SGD (momentum .9, learning rate 1e-6). The sum over a batch of 32 makes
+  the gradient 32 times that of the mean squared error, so their rate is 3.2e-5 for the mean. AdamW divides a gradient
+  by its own size: neither the sum nor the number of genes changes its step, and the rates here are those of a mean.
+  Only the clipping of gradients sees the sum; its limit is 32, which is 1 for the mean of a full batch;
+- genes, labels and the epoch come from the training sections by the protocol (the code: the 250 genes with the highest
+  mean count of all patients; log((1 + count) / (n_genes + total)); the epoch by inner cross-validation);
+- colours are normalised as the encoder was trained (the code: mean and deviation of about 12 training batches), and
+  batch norm keeps its pretrained statistics while its weights are trained (the code: batch statistics);
+- a patch that reaches over the border of the image is filled with white (the code drops the spot);
+- the small configuration keeps the encoder frozen and standardises its features on the training sections; all 8
+  symmetries of a patch are encoded, once.
+
+The head is linear, so the mean of the 8 features gives the mean of the 8 predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from stpredict._section import Section
+from stpredict.models._base import Model, Recipe, as_panel, check_panel, predict_batch
+from stpredict.models._patches import PatchEncoder
+from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, dihedral
+from stpredict.nn.encoders import EncoderSpec
+
+
+@dataclass(frozen=True)
+class STNetConfig:
+    """Every choice of an STNet. Each value that the paper does not give carries its reason.
+
+    genes, mpp, patch_px
+        Ordered panel; micrometres per pixel and side of the patch around each shape.
+    encoder, taps, encoder_kwargs, encoder_mean, encoder_std
+        See `stpredict.nn.EncoderSpec`; the mean of the last tap over the patch is what a classifier would see.
+    frozen
+        Whether the encoder stays as it is; its features are then computed once for every patch and symmetry.
+    symmetries
+        1: the patch as it is; 4: its quarter turns; 8: flips too. Drawn from in training, averaged at prediction.
+    """
+
+    genes: tuple[str, ...]
+    mpp: float = 2.0  # the paper: 224 px at full resolution; 256 um are better than 128 (benchmarks/README.md)
+    patch_px: int = 128
+    encoder: str = "mobilenetv2_100"
+    taps: tuple[int, ...] = (0, 1, 2, 3, 4)
+    encoder_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    encoder_mean: tuple[float, ...] | None = None
+    encoder_std: tuple[float, ...] | None = None
+    frozen: bool = True  # hundreds of spots; the paper trains all layers, on 23 patients
+    symmetries: int = 8  # the paper
+    recipe: Recipe = field(
+        # epochs and batch: the paper
+        default_factory=lambda: Recipe(
+            max_epochs=50, batch_size=32, lr=1e-3, encoder_lr=0.0, weight_decay=1e-2, gradient_clip=32.0
+        )
+    )
+
+
+PUBLISHED: Mapping[str, Any] = {
+    "mpp": 0.69,  # full resolution is not given in um; that of her2st, scanned from arrays of the same kind
+    "patch_px": 224,
+    "encoder": "densenet121",
+    "frozen": False,
+    "recipe": Recipe(  # the rate is ours, see the module's head
+        max_epochs=50, batch_size=32, lr=1e-4, encoder_lr=1e-4, weight_decay=0.0, gradient_clip=32.0
+    ),
+}
+
+
+class STNet(Model):
+    """Expression inside shapes, each from the patch around it: a linear layer on an image network.
+
+    genes
+        The ordered panel.
+    encoder_weights
+        A local .safetensors state dict of timm; "timm" for the weights timm fetches for the name; None: random.
+    feature_cache
+        A folder where features of a frozen encoder are kept between processes; None: in memory.
+    mpp
+        Overrides the configuration's.
+    config
+        "small" (frozen MobileNetV2), "published" (DenseNet-121, all layers trained, for a GPU), or an `STNetConfig`.
+
+    Raises ValueError for an empty or duplicated panel, an unknown configuration, a number of symmetries other than 1, 4
+    or 8, and an encoder that is to be trained at a rate of 0.
+    Source: see the module's head.
+    """
+
+    output: ClassVar = "spots"
+    context = "shape"
+    config_class: ClassVar = STNetConfig
+
+    def __init__(
+        self,
+        genes: Sequence[str] = (),
+        *,
+        encoder_weights: str | Path | None = None,
+        feature_cache: str | Path | None = None,
+        mpp: float | None = None,
+        config: str | STNetConfig = "small",
+    ) -> None:
+        super().__init__()
+        c = self.config = _config(config, genes, mpp)
+        self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
+        spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
+        self.encoder = PatchEncoder(
+            spec, weights=encoder_weights, kind="averaged", frozen=c.frozen, folder=feature_cache
+        )
+        self.linear = nn.Linear(self.encoder.width, len(c.genes))
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        self._position = {gene: i for i, gene in enumerate(c.genes)}
+
+    @torch.no_grad()
+    def prepare(self, sections: Sequence[Section]) -> None:
+        """Start the last layer at zero weights and the mean label of the training spots; scale the features."""
+        mean = np.concatenate([s.expression for s in sections]).mean(axis=0)
+        self.linear.weight.zero_()
+        self.linear.bias.copy_(torch.from_numpy(mean))
+        self.encoder.fit(sections, patch_px=self.config.patch_px)
+
+    def samples(self, sections: Sequence[Section], *, train: bool, seed: int = 0) -> Samples:
+        """The patch around every shape; in training in one of its symmetries."""
+        patches = PatchSamples(sections, patch_px=self.config.patch_px)
+        return _TurnedPatches(patches, symmetries=self.config.symmetries, seed=seed) if train else patches
+
+    def query(self, genes: Sequence[str]) -> Float[Tensor, "g d"]:
+        """The rows of the last layer for these genes, the bias last."""
+        rows = torch.cat([self.linear.weight, self.linear.bias[:, None]], dim=1)
+        return rows[[self._position[gene] for gene in genes]]
+
+    def latent(self, batch: Batch) -> Float[Tensor, "n d"]:
+        """Features of every patch: in training as it is, else the mean over its symmetries."""
+        if self.training:
+            return self.encoder(batch.image)
+        return torch.stack([self.encoder(_turned(batch.image, k)) for k in range(self.config.symmetries)]).mean(0)
+
+    def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g q"]) -> Float[Tensor, "n g"]:
+        """The last layer."""
+        return latent @ query[:, :-1].T + query[:, -1]
+
+    def link(self, values: Tensor) -> Tensor:
+        """Target units already."""
+        return values
+
+    def loss(self, batch: Batch, query: Tensor) -> Tensor:
+        """The squared error, summed over batch and genes, divided by the number of genes."""
+        return (predict_batch(self, batch, query) - batch.measured).square().sum() / len(batch.genes)
+
+    def finish(self, sections: Sequence[Section]) -> None:
+        """Nothing: the weights are all there is."""
+
+
+class _TurnedPatches(Samples):
+    """Patches in one of the first `symmetries` symmetries of the square, drawn anew whenever one is taken."""
+
+    def __init__(self, patches: PatchSamples, *, symmetries: int, seed: int) -> None:
+        self.patches, self.symmetries, self.seed = patches, symmetries, seed
+
+    def __len__(self) -> int:
+        return len(self.patches)
+
+    def __getitem__(self, index: int) -> Patch:
+        """The patch of one shape, turned; the index decides how."""
+        patch = self.patches[index]
+        turn = int(np.random.default_rng([self.seed, index]).integers(self.symmetries))
+        return patch._replace(image=dihedral(patch.image, turn))
+
+    def collate(self, samples: Sequence[Patch]) -> Batch:
+        return self.patches.collate(samples)
+
+
+def _turned(image: UInt8[Tensor, "n 3 h w"], turn: int) -> UInt8[Tensor, "n 3 h w"]:
+    """`dihedral` of every patch."""
+    return torch.rot90(image.flip(-1) if turn > 3 else image, turn % 4, dims=(-2, -1))
+
+
+def _config(config: str | STNetConfig, genes: Sequence[str], mpp: float | None) -> STNetConfig:
+    named: dict[str, Mapping[str, Any]] = {"small": {}, "published": PUBLISHED}
+    if isinstance(config, str):
+        if config not in named:
+            raise ValueError(f"config={config!r} is unknown. Choose one of {sorted(named)}, or pass an STNetConfig.")
+        config = STNetConfig(genes=(), **named[config])
+    given: dict[str, Any] = {"genes": as_panel(genes) or None, "mpp": mpp}
+    config = replace(config, **{key: value for key, value in given.items() if value is not None})
+    check_panel(config.genes, "STNet")
+    if config.symmetries not in (1, 4, 8):
+        raise ValueError(
+            f"symmetries={config.symmetries} is no number of symmetries of a square: use 1 (none), 4 (quarter turns) "
+            "or 8 (flips too)."
+        )
+    if not config.frozen and config.recipe.encoder_lr == 0:
+        raise ValueError("frozen=False trains the encoder, but the recipe's encoder_lr is 0; give it a rate.")
+    return config

@@ -1,0 +1,342 @@
+"""TRIPLEX: the spot's own patch, the patches around it, and all spots of its section, fused by cross-attention.
+
+Source: "Accurate Spatial Gene Expression Prediction by Integrating Multi-Resolution Features" (CVPR 2024) and its
+released code (NEXGEM/TRIPLEX, state of the paper). Where we differ, or do not follow the released code:
+
+- hidden widths of feed-forward layers are ratio x width (the code's neighbour branch at times: the ratio itself);
+- no smoothing of labels over 3 x 3 spots (the code smooths test labels too), all genes of a spot in the denominator of
+  its labels (the code: the selected ones), no epoch chosen by the test fold (the code stops early by its correlation);
+- neighbouring patches that lie wholly off the image are seen neither by the neighbours' attention, nor by the fusion,
+  nor by the mean from which the neighbours' branch predicts (the code: masked in attention alone);
+- the attention bias of the neighbours is learned for every pair of distances (|rows|, |columns|), as in the code's
+  first release (a later one has a fixed code of positions in its place);
+- spots that share a place of the grid enter the positional convolution by their mean, and every spot keeps its row (the
+  code: by their sum, and rows come back in the order of the grid, one a place);
+- AdamW warms up and falls along a cosine (the code: Adam, x .9 every 50 epochs); images are normalised as the encoder
+  was trained (the code: not); "published" takes any ResNet18 weights (the paper: self-supervised on histology).
+
+The fused prediction is a target of the branches and learns from them in turn: neither the formula nor the code stops
+that gradient. Ours: predictions are in standard units of the gene, so that they start near its mean (the loss is in
+units of the target, as there); "small" projects features of a frozen CNN to its narrow width, with dropout on them, and
+takes the patches around a spot from one lattice over the section, which spots share: an eighth to encode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import psutil
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stpredict._section import Section, take
+from stpredict._window import Window
+from stpredict.models._base import Model, Recipe, as_panel, check_panel
+from stpredict.models._patches import PatchEncoder, grid_of
+from stpredict.models._samples import Batch, Patch, PatchSamples, Samples
+from stpredict.nn.encoders import EncoderSpec
+from stpredict.nn.towers import FusionTower, NeighbourTower, SectionTower, fusion_loss
+
+SPOTS = 8  # whose neighbouring patches are encoded together
+
+
+@dataclass(frozen=True)
+class TRIPLEXConfig:
+    """Every choice of a TRIPLEX. Each value that the source does not give carries its reason.
+
+    genes, mpp, patch_px
+        Ordered panel; micrometres per pixel; side of the patch around each spot, and of each patch around that.
+    encoder, taps, encoder_kwargs, encoder_mean, encoder_std
+        See `stpredict.nn.EncoderSpec`. There are two encoders of this kind: one for the tokens of the spot's own patch,
+        from its last tap, and a frozen one for neighbours and sections.
+    frozen
+        Whether the encoder of the spot's own patch stays as it is.
+    context_features
+        "pooled" or "averaged": features of the frozen encoder; see `PatchEncoder`.
+    side, lattice
+        Patches along a side of the square around a spot, odd; whether they are of a lattice laid from pixel (0, 0), the
+        one that holds the spot's centre in the middle, or lie around the spot's own patch.
+    fusion, section, neighbours
+        (depth, heads, width of the feed-forward layer / width, dropout) of the three transformers.
+    branch_share
+        Share of a branch's loss that compares it with the fused prediction.
+    """
+
+    genes: tuple[str, ...]
+    mpp: float = 2.0  # 256 um around a spot, as for GeneQuery (benchmarks/README.md)
+    patch_px: int = 128
+    encoder: str = "mobilenetv2_100"
+    taps: tuple[int, ...] = (0, 1, 2, 3, 4)
+    encoder_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    encoder_mean: tuple[float, ...] | None = None
+    encoder_std: tuple[float, ...] | None = None
+    frozen: bool = True
+    context_features: Literal["pooled", "averaged"] = "pooled"
+    feature_dropout: float = 0.5  # not given; hundreds of spots, a thousand features
+    side: int = 5
+    lattice: bool = True  # the source: no; 4,500 patches a section of 180 spots take minutes on a CPU
+    width: int = 256  # the source: 512, that of its features
+    fusion: tuple[int, int, int, float] = (1, 4, 2, 0.2)  # depths, heads and ratios: the least of the source's grid
+    section: tuple[int, int, int, float] = (1, 4, 2, 0.2)
+    neighbours: tuple[int, int, int, float] = (1, 4, 2, 0.2)
+    branch_share: float = 0.3
+    recipe: Recipe = field(
+        # the source: 1e-4 with batches of 128 for up to 200 epochs, on ten times the spots
+        default_factory=lambda: Recipe(max_epochs=20, batch_size=32, lr=5e-4, encoder_lr=0.0, weight_decay=1e-2)
+    )
+
+
+PUBLISHED: Mapping[str, Any] = {
+    "mpp": 0.5,  # not given: 224 px at the slides' full resolution
+    "patch_px": 224, "encoder": "resnet18", "taps": (4,), "frozen": False, "context_features": "averaged",
+    "feature_dropout": 0.0, "lattice": False, "width": 512,
+    "fusion": (1, 4, 4, 0.2), "section": (3, 16, 4, 0.1), "neighbours": (3, 16, 1, 0.3),  # those of her2st
+    "recipe": Recipe(max_epochs=200, batch_size=128, lr=1e-4, encoder_lr=1e-4, weight_decay=0.0),
+}  # fmt: skip
+
+
+class TRIPLEX(Model):
+    """Expression inside shapes from three views: the patch, its neighbourhood, the section.
+
+    genes
+        The ordered panel.
+    encoder_weights
+        A local .safetensors state dict of timm; "timm" for the weights timm fetches for the name; None: random.
+    feature_cache
+        A folder where frozen image features are kept between processes; None: in memory.
+    config, mpp
+        "small" (a frozen CNN), "published" (a trained ResNet18, for a GPU), or a `TRIPLEXConfig`; its resolution.
+
+    A shape's answer depends on all shapes of its section, not on the batch: every batch carries the section.
+
+    Raises ValueError for an empty or duplicated panel, an even `side`, and a section too large for memory.
+    Source: see the module's head.
+    """
+
+    output: ClassVar = "spots"
+    context = "shape"
+    config_class: ClassVar = TRIPLEXConfig
+
+    branches: Any  # a ModuleList of Linear: from the patch, its neighbours, the section
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(
+        self,
+        genes: Sequence[str] = (),
+        *,
+        encoder_weights: str | Path | None = None,
+        feature_cache: str | Path | None = None,
+        mpp: float | None = None,
+        config: str | TRIPLEXConfig = "small",
+    ) -> None:
+        super().__init__()
+        c = self.config = _config(config, genes, mpp)
+        self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
+        spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
+        places: dict[str, Any] = {"weights": encoder_weights, "folder": feature_cache}
+        self.encoder = PatchEncoder(spec, kind="tokens", frozen=c.frozen, **places)
+        self.context_encoder = PatchEncoder(spec, kind=c.context_features, **places)
+        self.projections = nn.ModuleList(
+            nn.Identity() if width == c.width else nn.Linear(width, c.width)
+            for width in (self.encoder.width, self.context_encoder.width, self.context_encoder.width)
+        )
+        self.neighbour_tower = NeighbourTower(c.width, c.neighbours, side=c.side)
+        self.section_tower = SectionTower(c.width, c.section)
+        self.fusion_tower = FusionTower(c.width, c.fusion)
+        self.out = nn.Linear(c.width, len(c.genes))
+        self.branches = nn.ModuleList(nn.Linear(c.width, len(c.genes)) for _ in range(3))
+        self.register_buffer("mean", torch.zeros(len(c.genes)))
+        self.register_buffer("spread", torch.ones(len(c.genes)))
+        self._position = {gene: i for i, gene in enumerate(c.genes)}
+
+    def prepare(self, sections: Sequence[Section]) -> None:
+        """The scale of every gene and feature on the training sections."""
+        expression = np.concatenate([s.expression for s in sections])
+        spread = expression.std(axis=0)
+        for name, value in (("mean", expression.mean(axis=0)), ("spread", np.where(spread > 0, spread, 1.0))):
+            setattr(self, name, torch.from_numpy(value.astype(np.float32)).to(self.mean.device))
+        for encoder in (self.encoder, self.context_encoder):
+            encoder.fit(sections, patch_px=self.config.patch_px)
+
+    def samples(self, sections: Sequence[Section], *, train: bool, seed: int = 0) -> Samples:
+        """The patch around every shape, its neighbours' features, and those of its section."""
+        c = self.config
+        patches = PatchSamples(sections, patch_px=c.patch_px, seed=seed)
+        return TriplexSamples(patches, self.context_encoder, side=c.side, lattice=c.lattice, width=c.width, keep=train)
+
+    def query(self, genes: Sequence[str]) -> Float[Tensor, "g q"]:
+        """Weights and bias of each gene on the fused token; its training mean and spread."""
+        at = self._at(genes)
+        columns = torch.stack([self.out.bias, self.mean, self.spread], dim=1)
+        return torch.cat([self.out.weight, columns], dim=1)[at]
+
+    def latent(self, batch: Batch) -> Float[Tensor, "n d"]:
+        """The fused token of every shape."""
+        return self._views(batch)[0]
+
+    def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g q"]) -> Float[Tensor, "n g"]:
+        """The linear model."""
+        return query[:, -2] + query[:, -1] * (latent @ query[:, :-3].T + query[:, -3])
+
+    def link(self, values: Tensor) -> Tensor:
+        """Target units already."""
+        return values
+
+    def loss(self, batch: Batch, query: Tensor) -> Tensor:
+        """MSE of the fused prediction and of every branch, which are also compared with each other."""
+        fused, *views = self._views(batch)
+        at, scale = self._at(batch.genes), query[:, -2:].float()
+        with torch.autocast(fused.device.type, enabled=False):
+            pred = self.head(fused.float(), query.float())
+            rows = [torch.cat([b.weight[at], b.bias[at, None], scale], dim=1) for b in self.branches]
+            each = [self.head(view.float(), row) for view, row in zip(views, rows, strict=True)]
+            return fusion_loss(pred, each, batch.measured, share=self.config.branch_share)
+
+    def finish(self, sections: Sequence[Section]) -> None:
+        """Nothing: the weights are all there is."""
+
+    def _at(self, genes: Sequence[str]) -> list[int]:
+        return [self._position[gene] for gene in genes]
+
+    def _views(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(n, d) each: the fused token; what the branches of patch, neighbours and section predict from."""
+        extra = batch.extra
+        features = (self.encoder(batch.image), extra["around"], extra["whole"])
+        own, around, whole = (
+            project(F.dropout(each, self.config.feature_dropout, self.training))
+            for project, each in zip(self.projections, features, strict=True)
+        )
+        there, lengths = extra["there"], extra["lengths"].tolist()
+        around = self.neighbour_tower(around, there)
+        parts = zip(whole.split(lengths), extra["place"].split(lengths), strict=True)
+        section = torch.cat([self.section_tower(x, place) for x, place in parts])[extra["row"]]
+        fused = self.fusion_tower(section, own, around, there)
+        share = there.to(around) / there.sum(dim=1, keepdim=True)
+        return fused, own.mean(dim=1), (share[..., None] * around).sum(dim=1), section
+
+
+class TriplexSamples(Samples):
+    """`PatchSamples`, with what TRIPLEX sees beside the patch in `Batch.extra`.
+
+    encoder
+        Frozen: of every section in a batch "whole" (m, f) features of all shapes on the image, "place" (m, 2) their
+        grid places, "lengths" how many are of each section, and "row" (n,) which of them each row is; of every row
+        "around" (n, side^2, f) features of the patches around it, row by row, and "there" (n, side^2): whether such a
+        patch lies on the image at least in part (the shape's own always counts).
+    width
+        Of a token: a section whose tokens do not fit into memory is refused with ValueError.
+    keep
+        Whether features around shapes are held in memory: in training they come again in every epoch.
+    """
+
+    def __init__(
+        self, patches: PatchSamples, encoder: PatchEncoder, *, side: int, lattice: bool, width: int, keep: bool
+    ) -> None:
+        self.patches, self.encoder, self.side, self.lattice = patches, encoder, side, lattice
+        on = [_on_image(section, bounds) for section, bounds in zip(patches.sections, patches.bounds, strict=True)]
+        sections = [take(section, rows) for section, rows in zip(patches.sections, on, strict=True)]
+        self.row = [{int(k): j for j, k in enumerate(rows)} for rows in on]
+        self.place = [torch.from_numpy(grid_of(s)) if s.n_shapes else torch.zeros(0, 2).long() for s in sections]
+        for section, place in zip(sections, self.place, strict=True):
+            _check_memory(section, place, width)
+        self.whole = [
+            encoder.every([s], patch_px=patches.patch_px).cpu() if s.n_shapes else torch.zeros(0, encoder.width)
+            for s in sections
+        ]
+        self.known: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        if keep:
+            shapes = [(i, int(k)) for i, rows in enumerate(on) for k in rows]
+            self.known = dict(zip(shapes, self._around(shapes), strict=True))
+
+    def __len__(self) -> int:
+        return len(self.patches)
+
+    def __getitem__(self, index: int) -> Patch:
+        return self.patches[index]
+
+    def collate(self, samples: Sequence[Patch]) -> Batch:
+        """The batch of patches with its context. Raises KeyError for a shape that is not on the image."""
+        batch = self.patches.collate(samples)
+        shapes = [(int(i), int(k)) for i, k in batch.rows]
+        present = sorted({i for i, _ in shapes})
+        lengths = [len(self.whole[i]) for i in present]
+        first = dict(zip(present, np.cumsum([0, *lengths]).tolist(), strict=False))
+        new = [shape for shape in dict.fromkeys(shapes) if shape not in self.known]
+        seen = self.known | dict(zip(new, self._around(new), strict=True))
+        around, there = zip(*(seen[shape] for shape in shapes), strict=True)
+        extra = {
+            "whole": torch.cat([self.whole[i] for i in present]),
+            "place": torch.cat([self.place[i] for i in present]),
+            "lengths": torch.tensor(lengths),
+            "row": torch.tensor([first[i] + self.row[i][k] for i, k in shapes]),
+            "around": torch.stack(around),
+            "there": torch.stack(there),
+        }
+        return replace(batch, extra=extra)
+
+    @torch.no_grad()
+    def _around(self, shapes: Sequence[tuple[int, int]]) -> list[tuple[Tensor, Tensor]]:
+        """Features (side^2, f) of the patches around each shape, 0 where they are off the image, and which are on."""
+        found = []
+        for start in range(0, len(shapes), SPOTS):
+            cut = [self._cut(*shape) for shape in shapes[start : start + SPOTS]]
+            images, there = (torch.from_numpy(np.stack(part)) for part in zip(*cut, strict=True))
+            features = self.encoder(images[there].permute(0, 3, 1, 2).to(self.encoder.centre.device)).cpu()
+            around = torch.zeros(*there.shape, features.shape[1])
+            around[there] = features
+            found += list(zip(around, there, strict=True))
+        return found
+
+    def _cut(self, i: int, k: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """The patches around a shape (side^2, h, w, 3), read in one window, and which of them are on the image."""
+        image, px, bounds = self.patches.sections[i].image, self.patches.patch_px, self.patches.bounds[i][k]
+        twice = bounds[:2] + bounds[2:]
+        own = np.floor(twice / 2 / px) * px if self.lattice else np.floor((twice - px) / 2 + 0.5)
+        corner = own.astype(int) - self.side // 2 * px
+        window = Window(int(corner[0]), int(corner[1]), self.side * px, self.side * px)
+        pixels = image.read(window).reshape(self.side, px, self.side, px, 3).swapaxes(1, 2)
+        low = corner[:, None] + px * np.arange(self.side)
+        y, x = (low + px > 0) & (low < np.array([[image.height], [image.width]]))
+        there = np.outer(y, x).ravel()
+        there[len(there) // 2] = True
+        return pixels.reshape(-1, px, px, 3), there
+
+
+def _on_image(section: Section, bounds: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The shapes whose bounds reach into the image; an empty one has none."""
+    return np.flatnonzero((bounds[:, 2:] > 0).all(axis=1) & (bounds[:, :2] < section.image.window.shape).all(axis=1))
+
+
+def _check_memory(section: Section, place: Tensor, width: int) -> None:
+    """Raise ValueError for a section whose tokens and grid do not fit into memory."""
+    n, cells = len(place), int((place.max(dim=0).values + 1).prod()) if len(place) else 0
+    need, free = 4 * width * (8 * n + 3 * cells), psutil.virtual_memory().available
+    if need > free:
+        raise ValueError(
+            f"section {section.name!r} of {n} shapes on a grid of {cells} places needs {need / 1e9:.1f} GB for its "
+            f"tokens, and {free / 1e9:.1f} GB are free: about {n * free // need} shapes fit. A section is never cut: "
+            "use larger bins (stp.pp.tile_grid), or a model that sees patches alone."
+        )
+
+
+def _config(config: str | TRIPLEXConfig, genes: Sequence[str], mpp: float | None) -> TRIPLEXConfig:
+    if isinstance(config, str):
+        if config not in ("small", "published"):
+            raise ValueError(f"config={config!r} is unknown: use 'small', 'published' or a TRIPLEXConfig.")
+        config = TRIPLEXConfig(genes=(), **(PUBLISHED if config == "published" else {}))
+    given: dict[str, Any] = {"genes": as_panel(genes) or None, "mpp": mpp}
+    config = replace(config, **{key: value for key, value in given.items() if value is not None})
+    check_panel(config.genes, "TRIPLEX")
+    if config.side % 2 != 1:
+        raise ValueError(f"side={config.side}: a spot lies in the middle of an odd number of patches; use 3, 5 or 7.")
+    if not config.frozen and config.recipe.encoder_lr == 0:
+        raise ValueError("frozen=False trains the encoder, but the recipe's encoder_lr is 0; give it a rate.")
+    return config
