@@ -107,7 +107,13 @@ def build():
         "TRIPLEX": lambda genes: models.TRIPLEX(config=models.TRIPLEXConfig(genes=genes, mpp=1.0, patch_px=64)),
         "PixNet": lambda genes: models.PixNet(
             config=models.PixNetConfig(
-                genes=genes, mpp=1.0, filters=(8, 8, 12, 16), window_px=256, core_px=512, halo_px=256
+                genes=genes,
+                mpp=1.0,
+                filters=(8, 8, 12, 16),
+                window_px=256,
+                core_px=512,
+                halo_px=256,
+                context_rank=0,  # it doubles the encoder's work and has tests of its own
             )
         ),
     }

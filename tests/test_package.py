@@ -90,7 +90,7 @@ def test_signature_keeps_the_contract(stp, verb: str):
 def test_no_verb_takes_anonymous_keywords(stp):
     kinds = {
         f"{namespace}.{name}": {parameter.kind for parameter in inspect.signature(verb).parameters.values()}
-        for namespace in ("datasets", "io", "metrics", "pl", "pp", "tl")
+        for namespace in ("datasets", "io", "metrics", "pl", "pp", "tables", "tl")
         for name in getattr(stp, namespace).__all__
         if inspect.isfunction(verb := getattr(getattr(stp, namespace), name))
     }
@@ -105,7 +105,7 @@ def test_every_public_name_is_documented_in_the_api(stp):
     )
     public = {
         f"{namespace}.{name}"
-        for namespace in ("datasets", "io", "metrics", "models", "pl", "pp", "tl")
+        for namespace in ("datasets", "io", "metrics", "models", "pl", "pp", "tables", "tl")
         for name in getattr(stp, namespace).__all__
         if callable(getattr(getattr(stp, namespace), name))
     }

@@ -319,7 +319,12 @@ def _reliability(model: Model, val: Sequence[Section]) -> dict[str, float | None
 
 def _batches(model: Model, samples: Samples, n: int) -> list[list[int]]:
     """Indices of validation batches: `n` samples each, or a whole section where the model must see one."""
-    if model.context == "section" and isinstance(samples, PatchSamples):
+    if model.context == "section":
+        if not isinstance(samples, PatchSamples):
+            raise TypeError(
+                f"{type(model).__name__} sees a whole section, so its samples without training must be PatchSamples, "
+                f"which say what lies in one section; got {type(samples).__name__}."
+            )
         return samples.by_section()
     return [list(range(k, min(k + n, len(samples)))) for k in range(0, len(samples), n)]
 

@@ -160,15 +160,22 @@ def test_an_error_while_a_missing_group_is_made_changes_nothing(
     assert list(read_zarr(sdata.path).tables) == ["spots_pixnet"]
 
 
-@pytest.mark.parametrize("place", [pytest.param("fresh", marks=pytest.mark.slow), "run0"])
+@pytest.mark.parametrize(
+    ("place", "every"),
+    [
+        ("run0", 3),
+        pytest.param("run0", 1, marks=pytest.mark.slow),
+        pytest.param("fresh", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_process_killed_at_any_step_leaves_a_store_that_opens_with_whole_results_only(
-    ready: Path, tmp_path: Path, interrupt: Callable[..., list[str]], run1: Run, place: str
+    ready: Path, tmp_path: Path, interrupt: Callable[..., list[str]], run1: Run, place: str, every: int
 ) -> None:
     path = tmp_path / "copy" / "slide.zarr"
     shutil.copytree(ready / place, path.parent)
     sdata = read_zarr(path)
     counts = sdata.tables["table"].X.copy()
-    for n in range(1, 100):
+    for n in range(1, 100, every):
         seen = interrupt(n, Killed)
         with pytest.raises(Killed):
             run1(sdata, place == "run0")

@@ -144,8 +144,7 @@ def test_a_frozen_encoder_sees_each_symmetry_once(trained, colour_section, monke
     assert sum(seen) == 8 * section.n_shapes
 
 
-def test_a_gene_does_not_depend_on_its_company(trained, colour_section):
-    model, _ = trained
+def test_a_gene_does_not_depend_on_its_company(colour_section):
     alone, _ = fitted(
         [
             dataclasses.replace(s, genes=("blue",), expression=s.expression[:, 2:])

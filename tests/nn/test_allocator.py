@@ -7,17 +7,23 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 BLOCK = 64 * 2**20
+FILE = Path(__file__).parents[2] / "src" / "stpredict" / "nn" / "allocator.py"
 
 
 CODE = f"""
-import json, resource
+import importlib.util, json, resource
 import numpy as np, psutil
-from stpredict.nn import allocator
+
+# the module by itself: its package would bring torch, which takes seconds
+spec = importlib.util.spec_from_file_location("allocator", {str(FILE)!r})
+allocator = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(allocator)
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

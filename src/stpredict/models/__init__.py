@@ -15,20 +15,38 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from stpredict.models._base import Model, Recipe
+    from stpredict.models.bleep import BLEEP, BLEEPConfig
+    from stpredict.models.egn import EGN, EGNConfig
     from stpredict.models.genequery import GeneQuery, GeneQueryConfig
+    from stpredict.models.histogene import HisToGene, HisToGeneConfig
     from stpredict.models.mean import Mean
     from stpredict.models.pixnet import PixNet, PixNetConfig
     from stpredict.models.ridge import Ridge
+    from stpredict.models.sgn import SGN, SGNConfig
+    from stpredict.models.stnet import STNet, STNetConfig
+    from stpredict.models.triplex import TRIPLEX, TRIPLEXConfig
 
 __all__ = [
+    "BLEEP",
+    "BLEEPConfig",
+    "EGN",
+    "EGNConfig",
     "GeneQuery",
     "GeneQueryConfig",
+    "HisToGene",
+    "HisToGeneConfig",
     "Mean",
     "Model",
     "PixNet",
     "PixNetConfig",
     "Recipe",
     "Ridge",
+    "SGN",
+    "SGNConfig",
+    "STNet",
+    "STNetConfig",
+    "TRIPLEX",
+    "TRIPLEXConfig",
     "list_models",
     "load",
 ]
