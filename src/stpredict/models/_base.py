@@ -81,6 +81,11 @@ class Model(nn.Module, ABC):
         return self.genes
 
     @property
+    def sees_section(self) -> bool:
+        """Whether the answer for a shape depends on the other shapes of its section."""
+        return self.context == "section"
+
+    @property
     def answers_text(self) -> bool:
         """Whether it can be asked for any gene that has a text."""
         return False

@@ -157,6 +157,11 @@ class TRIPLEX(Model):
         self.register_buffer("spread", torch.ones(len(c.genes)))
         self._position = {gene: i for i, gene in enumerate(c.genes)}
 
+    @property
+    def sees_section(self) -> bool:
+        """True: its samples carry all shapes of the section, though its head takes them one by one."""
+        return True
+
     def prepare(self, sections: Sequence[Section]) -> None:
         """The scale of every gene and feature on the training sections."""
         expression = np.concatenate([s.expression for s in sections])
