@@ -95,7 +95,7 @@ def test_an_answer_is_the_formula(trained, colour_section):
     assert latent.shape == (24, trained.encoder.width + 2)
     expected = by_hand(trained, latent, ("cyan", *GENES))
     np.testing.assert_allclose(predict(trained, colour_section(2), ("cyan", *GENES)), expected, atol=1e-5)
-    assert expected.std(axis=0).min() > 1e-3
+    assert expected.std(axis=0).min() > 1e-4
 
 
 def test_an_answer_depends_on_neither_company_nor_order_nor_batch(trained, colour_section):
@@ -257,11 +257,10 @@ def test_batches_carry_the_places_of_their_rows(colour_section):
     from stpredict.models._patches import grid_of
 
     section = dataclasses.replace(colour_section(0), grid=np.stack([np.arange(24) + 3, 40 - np.arange(24)], axis=1))
-    for each in (section, colour_section(1)):
-        samples = fresh().samples([each], train=False)
-        batch = samples.collate([samples[i] for i in (7, 2)])
-        np.testing.assert_array_equal(batch.extra["place"].numpy(), grid_of(each)[[7, 2]])
-    assert grid_of(section)[0].tolist() == [0, 23]
+    samples = fresh().samples([section, colour_section(1)], train=False)
+    batch = samples.collate([samples[i] for i in (7, 2, 29)])
+    expected = [[7, 16], [2, 21], grid_of(colour_section(1))[5].tolist()]
+    assert batch.extra["place"].tolist() == expected
 
 
 def test_training_reads_the_features_of_a_frozen_encoder_once(trained, colour_section):

@@ -56,19 +56,31 @@ def test_few_shapes_have_few_neighbours():
         assert alike.shape == (2, n * (n - 1))
 
 
+def test_ties_go_by_place_and_not_by_the_last_bits_of_a_distance(monkeypatch):
+    from stpredict.nn import graph
+
+    monkeypatch.setattr(graph, "ROWS", 7)  # matrix products of equal rows differ in the last bits from block to block
+    rng = np.random.default_rng(1)
+    kind = rng.permutation(203) % 4  # four kinds of empty patches
+    x = rng.normal(size=(4, 976)).astype(np.float32)[kind]
+    _, alike = graph.edges(x, grid(203, 1), n_near=5, n_alike=5)
+    for target in range(203):
+        same = np.flatnonzero((kind == kind[target]) & (np.arange(203) != target))
+        assert sources(alike, target) == same[:5].tolist()
+
+
 def test_the_order_of_the_shapes_does_not_matter_even_where_distances_tie():
     from stpredict.nn.graph import edges
 
     rng = np.random.default_rng(1)
-    x = np.repeat(rng.normal(size=(4, 300)), 9, axis=0).astype(np.float32)  # four kinds of white patches
-    places = grid(6, 6)
-    places[-1] = places[0]  # two shapes of one place
+    x = rng.normal(size=(4, 300)).astype(np.float32)[rng.permutation(37) % 4]
+    places = np.concatenate([grid(6, 6), [[0, 0]]])  # two shapes of one place
     known = edges(x, places, n_near=5, n_alike=5)
-    order = rng.permutation(36)
+    order = rng.permutation(37)
     again = edges(x[order], places[order], n_near=5, n_alike=5)
     for one, other in zip(known, again, strict=True):
         assert {tuple(edge) for edge in one.T} == {tuple(edge) for edge in order[other].T}
-    assert np.bincount(known[1][1], minlength=36).tolist() == [5] * 36
+    assert np.bincount(known[1][1], minlength=37).tolist() == [5] * 37
 
 
 def test_a_layer_is_the_mean_of_two_sage_means_by_hand():
