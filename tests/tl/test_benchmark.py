@@ -241,8 +241,23 @@ def test_other_settings_of_a_model_are_refused(sections, tmp_path):
 
     benchmark(sections, {"m": stp.models.Mean}, path=tmp_path)
     result = benchmark(sections, {"m": stp.models.Ridge}, path=tmp_path)
-    assert result.dropna(subset="error")["error"].str.contains("other settings of 'm'").all()
+    assert result.dropna(subset="error")["error"].str.contains("other first weights of 'm'").all()
     assert len(result.dropna(subset="error")) == 3
+
+
+def test_weights_to_start_from_are_part_of_a_run(sections, build, tmp_path):
+    import torch
+
+    def stnet(panel, factor=1.0):
+        model = build("STNet", tuple(panel))
+        with torch.no_grad():
+            next(model.encoder.parameters()).mul_(factor)
+        return model
+
+    for builder, refused in ((stnet, 0), (stnet, 0), (lambda panel: stnet(panel, 1.5), 1)):
+        cv = {"one": (["a", "b"], ["c"])}
+        result = benchmark(sections, {"m": builder}, cv=cv, path=tmp_path, max_epochs=1)
+        assert result["error"].notna().sum() == refused
 
 
 def test_seeds_may_differ_between_models(sections, models):

@@ -21,6 +21,7 @@ from scipy.sparse import csr_matrix
 from scipy.spatial import KDTree
 
 from stpredict import _infer, _sdata, _train, metrics
+from stpredict.models._base import weights_sha256
 from stpredict.models._patches import grid_of
 from stpredict.tl._folds import centres_um
 
@@ -66,7 +67,7 @@ class Run:
 def result_of(run: Run, setting: Setting) -> dict[str, Any]:
     """The scores of a run, from its file if there is one.
 
-    Raises ValueError for a file of another panel or of other settings of the model.
+    Raises ValueError for a file of another panel, of other settings of the model, or of other weights to start from.
     """
     torch.manual_seed(run.seed)
     model = run.build(list(run.panel))
@@ -76,8 +77,8 @@ def result_of(run: Run, setting: Setting) -> dict[str, Any]:
         known = json.loads(file.read_text())
         if known["of"] != of:
             raise ValueError(
-                f"{file} was made with another panel or other settings of {run.name!r}. Give this run another path=, "
-                "another name of the model, or delete the file."
+                f"{file} was made with another panel, other settings or other first weights of {run.name!r}. Give this "
+                "run another path=, another name of the model, or delete the file."
             )
         return known["result"]
     result = _measured(run, model, setting)
@@ -94,7 +95,9 @@ def _file_name(run: Run) -> str:
 
 
 def _fingerprint(run: Run, model: Model) -> str:
-    made_of = [run.panel, asdict(model.config), type(model).__name__, sorted(run.train), sorted(run.test)]
+    config = asdict(model.config)
+    # the weights that it starts from, and the texts that it knows, are part of what a model is
+    made_of = [run.panel, config, type(model).__name__, weights_sha256(model), sorted(run.train), sorted(run.test)]
     return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
