@@ -52,7 +52,8 @@ def embedded(genes: Sequence[str], cache: Path) -> stp.tl.GeneEmbeddings:
 
 def plain(name: str, genes: Sequence[str]) -> Model:
     """A system of the papers in its small configuration on the frozen MobileNetV2."""
-    config = getattr(stp.models, f"{name}Config")(genes=tuple(genes), **ENCODER)
+    places = {"n_places": 128} if name == "HisToGene" else {}  # a Visium array is 78 x 128
+    config = getattr(stp.models, f"{name}Config")(genes=tuple(genes), **ENCODER, **places)
     return getattr(stp.models, name)(config=config, encoder_weights=WEIGHTS)
 
 
@@ -90,8 +91,8 @@ def published(embeddings: stp.tl.GeneEmbeddings) -> dict[str, Build]:
     def of(name: str, genes: Sequence[str]) -> Model:
         made: Any = getattr(stp.models, name)
         given = {"embeddings": embeddings} if name == "SGN" else {}
-        pixels = name in ("HisToGene", "EGN")  # their patches are pixels; what features they use stay frozen
-        return made(genes, config="published", encoder_weights=None if pixels else "timm", **given)
+        weights = None if name == "HisToGene" else "timm"  # HisToGene reads pixels
+        return made(genes, config="published", encoder_weights=weights, **given)
 
     return {
         "PixNet": partial(of, "PixNet"),
