@@ -13,9 +13,10 @@ import torch
 def with_context(build):
     from stpredict.models import PixNet, PixNetConfig
 
-    torch.manual_seed(0)
     rank = PixNetConfig.__dataclass_fields__["context_rank"].default
-    return PixNet(config=dataclasses.replace(build("PixNet").config, context_rank=rank))
+    config = dataclasses.replace(build("PixNet").config, context_rank=rank)
+    torch.manual_seed(0)  # as `build` does: the weights are random, and those of other seeds see less
+    return PixNet(config=config)
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +79,12 @@ def test_the_map_says_what_the_regression_says(trained, colour_section, monkeypa
     z = (x - context.centre.numpy()) / context.spread.numpy()
     expected = z @ context.projection.numpy().T @ context.weight.numpy().T + context.intercept.numpy()
     context.share = torch.tensor(1.0)
-    pred, known = (predict(trained, colour_section(seed)) for seed in (3, 0))
+    pred, true = predict(trained, colour_section(3)), colour_section(3).expression
     context.share = torch.tensor(0.5)
     r = [np.corrcoef(pred[:, j], expected[:, j])[0, 1] for j in range(3)]
     assert min(r) > 0.99, r
     mean = np.concatenate([colour_section(s).expression for s in (0, 1)]).mean(axis=0)
-    true = colour_section(0).expression  # a training section: features of a random encoder carry over to no other
-    assert ((known - true) ** 2).mean() < 0.97 * ((mean - true) ** 2).mean()
+    assert ((pred - true) ** 2).mean() < 0.97 * ((mean - true) ** 2).mean()
 
 
 def test_tiles_do_not_show_with_the_default_halo(trained, colour_section):
