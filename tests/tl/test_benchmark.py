@@ -225,6 +225,44 @@ def test_it_goes_on_where_it_was_and_a_failed_run_is_tried_again(sections, model
     assert json.loads((tmp_path / "protocol.json").read_text())["groups_reason"] == "simulated"
 
 
+def test_a_model_that_always_fails_costs_its_own_rows_alone(sections, models):
+    def fails(panel):
+        raise RuntimeError("there is no such file")
+
+    result = benchmark(sections, {"Broken": fails, "Mean": models["Mean"]})
+    failed = result.dropna(subset="error")
+    assert failed["model"].tolist() == ["Broken"] * 3
+    assert set(failed["error"]) == {"RuntimeError: there is no such file"}
+    assert result.loc[(result["model"] == "Mean") & (result["metric"] == "mse"), "value"].notna().all()
+    assert result.attrs["protocol"]["models"].keys() == {"Mean"}
+
+
+def test_seeds_are_checked_before_anything_is_trained(sections, models):
+    built = []
+
+    def counted(panel):
+        built.append(panel)
+        return models["Mean"](panel)
+
+    with pytest.raises(ValueError, match="seeds= names no seeds for model 'Mean'"):
+        benchmark(sections, {"counted": counted, "Mean": models["Mean"]}, seeds={"counted": [0]})
+    assert built == []
+
+
+def test_what_is_read_and_in_which_precision_is_part_of_the_protocol(sections, models, tmp_path):
+    benchmark(sections, {"Mean": models["Mean"]}, path=tmp_path)
+    with pytest.raises(ValueError, match="results of another protocol: precision, shapes_key differ"):
+        benchmark(sections, {"Mean": models["Mean"]}, path=tmp_path, precision="bf16", shapes_key="spots")
+
+
+def test_the_peak_is_that_of_a_process_even_of_a_short_run():
+    from stpredict.tl._benchmark_run import _peak
+
+    with _peak("cpu") as peak:
+        pass
+    assert peak[0] > 50
+
+
 def test_a_folder_of_another_protocol_is_left_alone(sections, models, tmp_path):
     only = {"Mean": models["Mean"]}
     benchmark(sections, only, path=tmp_path)

@@ -24,6 +24,7 @@ from stpredict import _infer, _sdata, _train, metrics
 from stpredict.models._base import weights_sha256
 from stpredict.models._patches import grid_of
 from stpredict.tl._folds import centres_um
+from stpredict.tl.evaluate import nulls
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -112,9 +113,9 @@ def _measured(run: Run, model: Model, setting: Setting) -> dict[str, Any]:
     return {
         "sections": found,
         "seconds": seconds,
-        "seconds_with_prediction": time.perf_counter() - start,
         "peak_mb": peak[0],
         "n_parameters": sum(p.numel() for p in model.parameters()),
+        "config": {k: v for k, v in asdict(model.config).items() if k not in ("genes", "vocabulary")},
     }
 
 
@@ -168,13 +169,13 @@ def _plain(values: NDArray[np.float64]) -> list[float | None]:
 @contextmanager
 def _peak(device: str) -> Iterator[list[float]]:
     """Filled at the end: the largest resident set of this process while it ran, or of the device's memory, in MB."""
-    found, stop = [0.0], threading.Event()
+    process, stop = psutil.Process(), threading.Event()
+    found = [process.memory_info().rss / 1e6]
     on_device = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_device:
         torch.cuda.reset_peak_memory_stats()
 
     def watch() -> None:
-        process = psutil.Process()
         while not stop.wait(0.05):
             found[0] = max(found[0], process.memory_info().rss / 1e6)
 
@@ -201,9 +202,7 @@ def references(fold: str, panel: Sequence[str], test: Mapping[str, SpatialData],
         true = _sdata.target(matrix, target=kept["target"], columns=columns, what=name).astype(np.float64)
         found = {("measured", "mean"): true.mean(axis=0), ("measured", "variance"): true.var(axis=0)}
         if kept["target"] == "log1p_cp10k":
-            depth = np.log(_sdata.totals(matrix))[:, None]
-            found["log depth", "pcc"] = metrics.pcc(np.broadcast_to(depth, true.shape), true)
-            found["ceiling", "pcc"] = metrics.ceiling(matrix, columns)
+            found["log depth", "pcc"], found["ceiling", "pcc"] = nulls(matrix, columns, true, kept["target"])
         for (model, metric), values in found.items():
             head = {"model": model, "fold": fold, "section": name, "metric": metric}
             frames.append(pd.DataFrame({"gene": list(panel), "value": values}).assign(**head))

@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -102,23 +101,26 @@ def benchmark(
     }  # fmt: skip
     if not models:
         raise ValueError("there is no model to benchmark: pass models={name: function of the panel}.")
+    of_seeds = {name: list(_seeds(seeds, name)) for name in models}
     sections = _named(sdatas, image_key)
     grouped = _groups(sections, groups, groups_reason, cv)
     folds = _folds(sections, cv, grouped, margin_um, where, mpp)
     panels = {fold.name: _panel(fold, sections, genes, n_genes, by, where) for fold in folds}
     plan = {"max_epochs": max_epochs, "precision": precision}
     setting = runs.Setting(where | {"mpp": mpp}, plan, val, device, None if path is None else Path(path))
-    record = {
-        "protocol": metrics.PROTOCOL, "cv": cv if isinstance(cv, str | int) else "explicit", "groups": grouped,
-        "groups_reason": groups_reason, "margin_um": margin_um if cv == "blocks" else None, "val": val,
-        "max_epochs": max_epochs, "target": target, "mpp": mpp, "layer": layer,
+    record = where | {
+        "protocol": metrics.PROTOCOL, "precision": precision, "mpp": mpp, "val": val, "max_epochs": max_epochs,
+        "cv": cv if isinstance(cv, str | int) else "explicit", "groups": grouped, "groups_reason": groups_reason,
+        "margin_um": margin_um if cv == "blocks" else None,
         "panel": "published" if genes is not None else f"{n_genes} by {by}, from the training part of each fold",
         "folds": {f.name: {"train": f.train, "test": f.test, "panel": panels[f.name]} for f in folds},
         "sections": {name: _content(sdata, where) for name, sdata in sections.items()},
     }  # fmt: skip
     _check_record(record, setting.path)
-    frame = _all(folds, panels, sections, models, seeds, setting, progress=progress)
-    frame.attrs["protocol"] = record | _how(models, seeds, panels[folds[0].name])
+    frame, configs = _all(folds, panels, sections, models, of_seeds, setting, progress=progress)
+    versions = {name: importlib.metadata.version(name) for name in ("stpredict", "torch", "timm")}
+    may_differ = {"models": configs, "seeds": of_seeds, "versions": versions, "threads": torch.get_num_threads()}
+    frame.attrs["protocol"] = record | may_differ
     return frame
 
 
@@ -224,37 +226,45 @@ def _all(
     panels: Mapping[str, tuple[str, ...]],
     sections: Mapping[str, SpatialData],
     models: Mapping[str, Callable[[Sequence[str]], Model]],
-    seeds: Sequence[int] | Mapping[str, Sequence[int]],
+    seeds: Mapping[str, Sequence[int]],
     setting: runs.Setting,
     *,
     progress: bool,
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """All rows, and the config of every model that could be built and trained."""
     spots = {key: setting.where[key] for key in SPOTS}
     diameters = {n: diameter_um(usable_spots(s, spots, setting.where["mpp"])[1]) for n, s in sections.items()}
-    frames = []
+    frames: list[pd.DataFrame] = []
+    configs: dict[str, Any] = {}
     for fold in folds:
         train, test = fold.parts(sections, setting.where["table_name"])
         reference = runs.references(fold.name, panels[fold.name], test, setting)
         frames.append(reference.assign(diameter_um=reference["section"].map(diameters)))
         for name, build in models.items():
-            for seed in _seeds(seeds, name):
+            for seed in seeds[name]:
                 run = runs.Run(name, build, seed, fold.name, panels[fold.name], train, test)
-                frames.append(_one(run, setting, diameters, progress=progress))
-    return pd.concat(frames, ignore_index=True).reindex(columns=list(runs.COLUMNS))
+                frame, config = _one(run, setting, diameters, progress=progress)
+                frames.append(frame)
+                configs |= {name: config} if config is not None else {}
+    return pd.concat(frames, ignore_index=True).reindex(columns=list(runs.COLUMNS)), configs
 
 
-def _one(run: runs.Run, setting: runs.Setting, diameters: Mapping[str, float], *, progress: bool) -> pd.DataFrame:
+def _one(
+    run: runs.Run, setting: runs.Setting, diameters: Mapping[str, float], *, progress: bool
+) -> tuple[pd.DataFrame, dict[str, Any] | None]:
+    """The rows of a run, and the config of its model; one row that says why, and None, where it failed."""
     what = f"{run.name}, fold {run.fold}, seed {run.seed}"
     try:
-        frame = runs.rows_of(run, runs.result_of(run, setting), diameters)
+        result = runs.result_of(run, setting)
     except Exception as error:  # whatever one model does, the others go on, and its row says why
         logger.exception("%s failed", what)
         said = f"{type(error).__name__}: {error}"
-        return pd.DataFrame([{"model": run.name, "seed": run.seed, "fold": run.fold, "error": said}])
+        return pd.DataFrame([{"model": run.name, "seed": run.seed, "fold": run.fold, "error": said}]), None
+    frame = runs.rows_of(run, result, diameters)
     if progress:
         mean = frame.loc[frame["metric"] == "pcc", "value"].mean()
         logger.info("%s: PCC@M %.3f, training %.0f s", what, mean, frame["seconds"].iloc[0])
-    return frame
+    return frame, result["config"]
 
 
 def _seeds(seeds: Sequence[int] | Mapping[str, Sequence[int]], name: str) -> Sequence[int]:
@@ -263,21 +273,3 @@ def _seeds(seeds: Sequence[int] | Mapping[str, Sequence[int]], name: str) -> Seq
     if name not in seeds:
         raise ValueError(f"seeds= names no seeds for model {name!r}; it has {sorted(seeds)}.")
     return seeds[name]
-
-
-def _how(
-    models: Mapping[str, Callable[[Sequence[str]], Model]],
-    seeds: Sequence[int] | Mapping[str, Sequence[int]],
-    panel: Sequence[str],
-) -> dict[str, Any]:
-    """What may differ between runs of one protocol: models, seeds, versions."""
-    configs = {}
-    for name, build in models.items():
-        config = asdict(build(list(panel)).config)
-        configs[name] = {key: value for key, value in config.items() if key not in ("genes", "vocabulary")}
-    return {
-        "models": configs,
-        "seeds": {name: list(_seeds(seeds, name)) for name in models},
-        "versions": {name: importlib.metadata.version(name) for name in ("stpredict", "torch", "timm")},
-        "threads": torch.get_num_threads(),
-    }

@@ -111,7 +111,7 @@ def _one(
     for name in SCORES if scores is None else scores:
         values = getattr(metrics, name)(pred, true)
         frame[name] = values if name in ("pcc", "spearman") else np.where(seen, values, np.nan)
-    frame["pcc_log_depth"], frame["ceiling"] = _nulls(matrix, columns, true, target)
+    frame["pcc_log_depth"], frame["ceiling"] = nulls(matrix, columns, true, target)
     n_dropped = float(sum(dropped.values()) + (~there).sum())
     return frame, _summaries(pred, true, seen, n_dropped)
 
@@ -163,9 +163,15 @@ def _target_of(table: AnnData, key: str) -> _sdata.Target:
     return _record(table, key).get("target", "log1p_cp10k")
 
 
-def _nulls(
+def nulls(
     matrix: object, columns: NDArray[np.int64], true: NDArray[np.float64], target: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(g,) correlation of the measured target with the log of the spot's total, and ceiling; NaN without raw counts.
+
+    matrix, columns, true
+        Counts of the scored spots over all genes; positions of the scored genes; their target (n, g).
+    Source: protocol stp-1, Nulls and Ceiling.
+    """
     nothing = np.full(len(columns), np.nan)
     if target != "log1p_cp10k":
         return nothing, nothing
