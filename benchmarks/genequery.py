@@ -3,6 +3,7 @@
     python benchmarks/genequery.py seen --out results/genequery            # leave-one-section-out, seen genes
     python benchmarks/genequery.py unseen --out results/genequery          # 20, 40 and 60 % of the genes seen, fold C5
     python benchmarks/genequery.py unseen --folds C2 C3 C4 C5 --out ...    # all folds
+    python benchmarks/genequery.py inner --out ... [--epochs N]            # C4, trained on C2 and C3: to choose epochs
 
 The panel are the genes of `gene_text/her2st_785.tsv` that all sections have: a published panel, chosen with the test
 sections. Definitions are embedded by all-MiniLM-L6-v2. Both parts resume, and print Markdown.
@@ -74,6 +75,7 @@ def models(genes: Sequence[str], cache: Path) -> dict[str, Build]:
 
 def seen(sections: dict[str, SpatialData], genes: list[str], out: Path, folds: Sequence[str]) -> None:
     """Leave-one-section-out over all genes, every model beside Ridge and Mean."""
+    out.mkdir(parents=True, exist_ok=True)
     build = models(genes, out) | {"Ridge": Ridge, "Mean": Mean}
     results = []
     for test in folds:
@@ -144,11 +146,12 @@ def unseen(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("seen", "unseen"))
+    parser.add_argument("part", choices=("seen", "unseen", "inner"))
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--folds", nargs="+", choices=SECTIONS)
     parser.add_argument("--models", nargs="+", help="unseen: only these")
+    parser.add_argument("--epochs", type=int, help="inner: the same for all")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     sections = dict(zip(SECTIONS, stp.datasets.her2st(list(SECTIONS), path=args.data / "her2st"), strict=True))
@@ -156,7 +159,12 @@ def main() -> None:
     genes = [gene for gene in listed if all(gene in s.tables["table"].var_names for s in sections.values())]
     n_bare = texts(genes, source="definition", cache=args.out).n_symbol_only
     print(f"{len(genes)} of {len(listed)} genes are in all sections; {n_bare} have no definition", flush=True)
-    if args.part == "seen":
+    if args.part == "inner":
+        if args.epochs is not None:
+            EPOCHS.update(dict.fromkeys(EPOCHS, args.epochs))
+        inner = {name: sections[name] for name in ("C2", "C3", "C4")}
+        seen(inner, genes, args.out / f"inner_{args.epochs or 'own'}", ("C4",))
+    elif args.part == "seen":
         seen(sections, genes, args.out, args.folds or SECTIONS)
     else:
         unseen(sections, genes, args.out, args.folds or ("C5",), args.models)

@@ -113,7 +113,8 @@ def main() -> None:
         print(f"{n} tiles, {args.precision}, median of {args.rounds} rounds")
         print(f"predict / bare forward, freed memory kept: {to_bare:.3f}")
         print(f"predict, glibc's own rule / freed memory kept: {without:.2f}\n")
-        print("| slide, Mpx | spots | peak RSS, MB | of which the result, MB |\n|---|---|---|---|")
+        print("| slide, Mpx | spots | peak RSS, MB, freed memory kept | glibc's own rule | of which the result, MB |")
+        print("|---|---|---|---|---|")
         for side, path in paths.items():
             command = [
                 sys.executable,
@@ -125,8 +126,13 @@ def main() -> None:
                 "--peak",
                 str(path),
             ]
-            out = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-            print(f"| {side**2 / 1e6:.0f} | {out[2]} | {float(out[0]):.0f} | {float(out[1]):.1f} |", flush=True)
+            kept, own = (
+                subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {SWITCH: value})
+                for value in ("1", "0")
+            )
+            (peak_kept, result, n), peak_own = kept.stdout.split(), own.stdout.split()[0]
+            peaks = f"{float(peak_kept):.0f} | {float(peak_own):.0f}"
+            print(f"| {side**2 / 1e6:.0f} | {n} | {peaks} | {float(result):.1f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Freed memory that stays with the process while a network runs (Linux, glibc).
 
 A network frees and asks for the same large blocks at every layer. glibc maps such blocks from the kernel one by one and
-gives them back at once, so every activation is paid for in page faults: more than half of the time of a forward pass on
-a virtual machine (benchmarks/README.md, The allocator).
+gives them back at once, so every activation is paid for in page faults: nearly half of the time of a prediction on the
+virtual machine of benchmarks/README.md (Speed and memory).
 """
 
 from __future__ import annotations
