@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import shapely
 
+MEMORY = Path("/dev/shm")
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 
 
@@ -22,6 +24,12 @@ def _models() -> list[str]:
 
 
 MODELS = _models()
+
+
+def pytest_configure() -> None:
+    """Stores are thousands of small files: where Linux has a file system in memory, `tmp_path` lies there."""
+    if os.access(MEMORY, os.W_OK):
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 def pytest_generate_tests(metafunc) -> None:

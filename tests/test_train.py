@@ -38,6 +38,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(build, sections)
     assert list(histories[0].columns) == ["epoch", "train_loss", "lr"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_where_the_whole_one_does(build, sections, tmp_path, monkeypatch):
     from stpredict import _train
 

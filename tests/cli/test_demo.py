@@ -8,6 +8,7 @@ import pytest
 import spatialdata
 
 SCALES = (8.0, 55.0)
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -87,6 +87,7 @@ def test_the_map_says_what_the_regression_says(trained, colour_section, monkeypa
     assert ((pred - true) ** 2).mean() < 0.97 * ((mean - true) ** 2).mean()
 
 
+@pytest.mark.slow
 def test_tiles_do_not_show_with_the_default_halo(trained, colour_section):
     from stpredict.models import PixNetConfig
 

@@ -123,7 +123,7 @@ def test_skip_fusion_is_attention_in_windows():
     np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("core_px", [256, 512])
+@pytest.mark.parametrize("core_px", [256, pytest.param(512, marks=pytest.mark.slow)])
 def test_tiles_do_not_show(awake, colour_section, core_px):
     section = colour_section(5, size=1280)
     whole, tiled = (replace(awake.config, core_px=px, halo_px=halo) for px, halo in ((1280, 512), (core_px, 256)))

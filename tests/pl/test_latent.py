@@ -56,6 +56,7 @@ def legend(ax: plt.Axes) -> dict[str, tuple[float, ...]]:
     return dict(zip([text.get_text() for text in found.get_texts()], colours, strict=True))
 
 
+@pytest.mark.slow  # umap compiles for many seconds
 def test_clusters_are_those_of_scanpy_and_find_what_is_apart(three: SpatialData) -> None:
     import scanpy as sc
 
@@ -73,6 +74,7 @@ def test_clusters_are_those_of_scanpy_and_find_what_is_apart(three: SpatialData)
         assert adjusted_rand_score(mine, theirs.obs["leiden"]) == 1.0
 
 
+@pytest.mark.slow  # pynndescent compiles for seconds
 def test_thousands_of_rows_have_neighbours_too() -> None:
     values = np.random.default_rng(0).normal(size=(4200, 2)).astype(np.float32)  # scanpy's own choice changes at 4096
     graph = neighbour_graph(values, n_neighbors=4, seed=0)
