@@ -264,7 +264,7 @@ def test_what_it_cannot_be_built_from():
 
     with pytest.raises(ValueError, match="side=4: a spot lies in the middle of an odd number of patches"):
         fresh(side=4)
-    with pytest.raises(ValueError, match="config='large' is unknown: use 'small', 'published'"):
+    with pytest.raises(ValueError, match=r"config='large' is unknown. Choose one of \['published', 'small'\]"):
         TRIPLEX(GENES, config="large")
     with pytest.raises(ValueError, match="frozen=False trains the encoder, but the recipe's encoder_lr is 0"):
         fresh(frozen=False)

@@ -25,7 +25,7 @@ with dropout on these features, since a few hundred spots are too few for 25 mil
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -36,7 +36,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe, as_panel, check_panel
+from stpredict.models._base import Model, Recipe
+from stpredict.models._config import configured
 from stpredict.models._patches import PatchEncoder
 from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, dihedral
 from stpredict.nn.encoders import EncoderSpec
@@ -281,16 +282,7 @@ def contrastive(
 
 
 def _config(config: str | BLEEPConfig, genes: Sequence[str], mpp: float | None) -> BLEEPConfig:
-    named: dict[str, Mapping[str, Any]] = {"small": {}, "published": PUBLISHED}
-    if isinstance(config, str):
-        if config not in named:
-            raise ValueError(f"config={config!r} is unknown. Choose one of {sorted(named)}, or pass a BLEEPConfig.")
-        config = BLEEPConfig(genes=(), **named[config])
-    given: dict[str, Any] = {"genes": as_panel(genes) or None, "mpp": mpp}
-    config = replace(config, **{key: value for key, value in given.items() if value is not None})
-    check_panel(config.genes, "BLEEP")
-    if config.matching not in get_args(Matching):
-        raise ValueError(f"matching={config.matching!r} is unknown: use one of {sorted(get_args(Matching))}.")
-    if not config.frozen and config.recipe.encoder_lr == 0:
-        raise ValueError("frozen=False trains the encoder, but the recipe's encoder_lr is 0; give it a rate.")
-    return config
+    made = configured(config, BLEEPConfig, PUBLISHED, genes, mpp=mpp)
+    if made.matching not in get_args(Matching):
+        raise ValueError(f"matching={made.matching!r} is unknown: use one of {sorted(get_args(Matching))}.")
+    return made

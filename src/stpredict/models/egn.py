@@ -43,7 +43,8 @@ from torch import Tensor, nn
 from stpredict import _coverage
 from stpredict._section import Section
 from stpredict._window import Window
-from stpredict.models._base import Model, Recipe, as_panel, check_panel, predict_batch
+from stpredict.models._base import Model, Recipe, predict_batch
+from stpredict.models._config import configured
 from stpredict.models._patches import PatchEncoder
 from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, rgb
 from stpredict.nn.encoders import EncoderSpec
@@ -334,16 +335,9 @@ def _tokens_a_side(c: EGNConfig, encoder: PatchEncoder) -> int:
 
 
 def _config(config: str | EGNConfig, genes: Sequence[str], mpp: float | None) -> EGNConfig:
-    named: dict[str, Mapping[str, Any]] = {"small": {}, "published": PUBLISHED}
-    if isinstance(config, str):
-        if config not in named:
-            raise ValueError(f"config={config!r} is unknown. Choose one of {sorted(named)}, or pass an EGNConfig.")
-        config = EGNConfig(genes=(), **named[config])
-    given: dict[str, Any] = {"genes": as_panel(genes) or None, "mpp": mpp}
-    config = replace(config, **{key: value for key, value in given.items() if value is not None})
-    check_panel(config.genes, "EGN")
-    if config.tokens not in ("encoder", "pixels"):
-        raise ValueError(f"tokens={config.tokens!r} is unknown: use 'encoder' or 'pixels'.")
-    if config.depth < config.bridge_every:
-        raise ValueError(f"depth={config.depth} leaves no place for a bridge after every {config.bridge_every} blocks.")
-    return config
+    made = configured(config, EGNConfig, PUBLISHED, genes, mpp=mpp)
+    if made.tokens not in ("encoder", "pixels"):
+        raise ValueError(f"tokens={made.tokens!r} is unknown: use 'encoder' or 'pixels'.")
+    if made.depth < made.bridge_every:
+        raise ValueError(f"depth={made.depth} leaves no place for a bridge after every {made.bridge_every} blocks.")
+    return made

@@ -33,7 +33,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe, as_panel, check_panel, predict_batch
+from stpredict.models._base import Model, Recipe, predict_batch
+from stpredict.models._config import configured
 from stpredict.models._patches import PatchEncoder, grid_of
 from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, SectionSamples
 from stpredict.nn.encoders import EncoderSpec
@@ -263,19 +264,10 @@ def _encoder(c: HisToGeneConfig, weights: str | Path | None, folder: str | Path 
 
 
 def _config(config: str | HisToGeneConfig, genes: Sequence[str], mpp: float | None) -> HisToGeneConfig:
-    named: dict[str, Mapping[str, Any]] = {"small": {}, "published": PUBLISHED}
-    if isinstance(config, str):
-        if config not in named:
-            raise ValueError(f"config={config!r} is unknown. Choose one of {sorted(named)}, or pass a HisToGeneConfig.")
-        config = HisToGeneConfig(genes=(), **named[config])
-    given: dict[str, Any] = {"genes": as_panel(genes) or None, "mpp": mpp}
-    config = replace(config, **{key: value for key, value in given.items() if value is not None})
-    check_panel(config.genes, "HisToGene")
-    if (config.patch, config.encoder is None) not in (("features", False), ("pixels", True)):
+    made = configured(config, HisToGeneConfig, PUBLISHED, genes, mpp=mpp)
+    if (made.patch, made.encoder is None) not in (("features", False), ("pixels", True)):
         raise ValueError(
-            f"patch={config.patch!r} with encoder={config.encoder!r}: use 'features' with the name of an encoder, or "
+            f"patch={made.patch!r} with encoder={made.encoder!r}: use 'features' with the name of an encoder, or "
             "'pixels' with encoder=None."
         )
-    if config.encoder is not None and not config.frozen and config.recipe.encoder_lr == 0:
-        raise ValueError("frozen=False trains the encoder, but the recipe's encoder_lr is 0; give it a rate.")
-    return config
+    return made

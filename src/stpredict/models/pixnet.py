@@ -39,11 +39,12 @@ from torch import Tensor
 from stpredict._card import CARD, WEIGHTS, Card, find_model, sha256
 from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe, as_panel, check_panel, predict_batch
+from stpredict.models._base import Model, Recipe, predict_batch
+from stpredict.models._config import configured
 from stpredict.models._context import ContextBranch, fit_context
 from stpredict.models._heads import PanelHead, TextHead
 from stpredict.models._samples import Batch, Samples, WindowSamples, rgb
-from stpredict.models._texts import Vocabulary, text_spec
+from stpredict.models._texts import Vocabulary
 from stpredict.nn.decoder import Decoder
 from stpredict.nn.encoders import Encoder, EncoderSpec
 from stpredict.nn.losses import mse_pcc
@@ -298,21 +299,12 @@ def _config(
     head: Literal["panel", "text"] | None,
     embeddings: GeneEmbeddings | None,
 ) -> PixNetConfig:
-    named = {"small": {}, "published": PUBLISHED}
-    if isinstance(config, str):
-        if config not in named:
-            raise ValueError(f"config={config!r} is unknown. Choose one of {sorted(named)}, or pass a PixNetConfig.")
-        config = PixNetConfig(genes=(), **named[config])
-    given: dict[str, Any] = {"genes": as_panel(genes) or None, "encoder": encoder, "mpp": mpp, "head": head}
-    if embeddings is not None:
-        given |= {"vocabulary": embeddings.genes, "text": text_spec(embeddings)}
-    config = replace(config, **{key: value for key, value in given.items() if value is not None} | dict(donor or {}))
-    check_panel(config.genes, "PixNet")
-    if config.head == "text" and not config.text:
+    made = configured(config, PixNetConfig, PUBLISHED, genes, embeddings, encoder=encoder, mpp=mpp, head=head)
+    if made.head == "text" and not made.text:
         raise ValueError("head='text' answers by text: pass embeddings=stp.tl.embed_genes(texts, encoder=...).")
-    if config.head == "panel" and embeddings is not None:
+    if made.head == "panel" and embeddings is not None:
         raise ValueError("embeddings= are for head='text'; a panel head does not look at them.")
-    return config
+    return replace(made, **(donor or {}))
 
 
 def _context(c: PixNetConfig, spec: EncoderSpec, weights: str | Path | None) -> ContextBranch | None:

@@ -39,10 +39,11 @@ from torch import Tensor, nn
 
 from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe, as_panel, check_panel, predict_batch
+from stpredict.models._base import Model, Recipe, predict_batch
+from stpredict.models._config import configured
 from stpredict.models._patches import PatchEncoder, grid_of
 from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, SectionSamples, sections_of
-from stpredict.models._texts import Vocabulary, text_spec
+from stpredict.models._texts import Vocabulary
 from stpredict.nn.blocks import TextTransformer
 from stpredict.nn.encoders import EncoderSpec
 from stpredict.nn.graph import GraphLayer, edges
@@ -309,23 +310,12 @@ def _text_network(c: SGNConfig) -> nn.Module:
 def _config(
     config: str | SGNConfig, genes: Sequence[str], embeddings: GeneEmbeddings | None, mpp: float | None
 ) -> SGNConfig:
-    named: Mapping[str, Mapping[str, Any]] = {"small": {}, "published": PUBLISHED}
-    if isinstance(config, str):
-        if config not in named:
-            raise ValueError(f"config={config!r} is unknown. Choose one of {sorted(named)}, or pass an SGNConfig.")
-        config = SGNConfig(genes=(), vocabulary=(), text={}, **named[config])
-    given: dict[str, Any] = {"genes": as_panel(genes) or None, "mpp": mpp}
-    if embeddings is not None:
-        given |= {"vocabulary": embeddings.genes, "text": text_spec(embeddings)}
-    config = replace(config, **{key: value for key, value in given.items() if value is not None})
-    check_panel(config.genes, "SGN")
-    if not config.text:
+    made = configured(config, SGNConfig, PUBLISHED, genes, embeddings, mpp=mpp)
+    if not made.text:
         raise ValueError(
             "SGN answers by text: pass embeddings=stp.tl.embed_genes(stp.pp.describe_genes(genes, source=...), "
             "encoder=...)."
         )
     if embeddings is not None:
-        embeddings.take(config.genes)  # raises for genes that have none
-    if not config.frozen and config.recipe.encoder_lr == 0:
-        raise ValueError("frozen=False trains the encoder, but the recipe's encoder_lr is 0; give it a rate.")
-    return config
+        embeddings.take(made.genes)  # raises for genes that have none
+    return made

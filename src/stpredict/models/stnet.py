@@ -24,7 +24,7 @@ The head is linear, so the mean of the 8 features gives the mean of the 8 predic
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,7 +34,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe, as_panel, check_panel, predict_batch
+from stpredict.models._base import Model, Recipe, predict_batch
+from stpredict.models._config import configured
 from stpredict.models._patches import PatchEncoder
 from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, dihedral
 from stpredict.nn.encoders import EncoderSpec
@@ -192,19 +193,10 @@ def _turned(image: UInt8[Tensor, "n 3 h w"], turn: int) -> UInt8[Tensor, "n 3 h 
 
 
 def _config(config: str | STNetConfig, genes: Sequence[str], mpp: float | None) -> STNetConfig:
-    named: dict[str, Mapping[str, Any]] = {"small": {}, "published": PUBLISHED}
-    if isinstance(config, str):
-        if config not in named:
-            raise ValueError(f"config={config!r} is unknown. Choose one of {sorted(named)}, or pass an STNetConfig.")
-        config = STNetConfig(genes=(), **named[config])
-    given: dict[str, Any] = {"genes": as_panel(genes) or None, "mpp": mpp}
-    config = replace(config, **{key: value for key, value in given.items() if value is not None})
-    check_panel(config.genes, "STNet")
-    if config.symmetries not in (1, 4, 8):
+    made = configured(config, STNetConfig, PUBLISHED, genes, mpp=mpp)
+    if made.symmetries not in (1, 4, 8):
         raise ValueError(
-            f"symmetries={config.symmetries} is no number of symmetries of a square: use 1 (none), 4 (quarter turns) "
+            f"symmetries={made.symmetries} is no number of symmetries of a square: use 1 (none), 4 (quarter turns) "
             "or 8 (flips too)."
         )
-    if not config.frozen and config.recipe.encoder_lr == 0:
-        raise ValueError("frozen=False trains the encoder, but the recipe's encoder_lr is 0; give it a rate.")
-    return config
+    return made

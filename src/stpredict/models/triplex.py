@@ -38,7 +38,8 @@ from torch import Tensor, nn
 
 from stpredict._section import Section, take
 from stpredict._window import Window
-from stpredict.models._base import Model, Recipe, as_panel, check_panel
+from stpredict.models._base import Model, Recipe
+from stpredict.models._config import configured
 from stpredict.models._patches import PatchEncoder, grid_of
 from stpredict.models._samples import Batch, Patch, PatchSamples, Samples
 from stpredict.nn.encoders import EncoderSpec
@@ -333,15 +334,7 @@ def _check_memory(section: Section, place: Tensor, width: int) -> None:
 
 
 def _config(config: str | TRIPLEXConfig, genes: Sequence[str], mpp: float | None) -> TRIPLEXConfig:
-    if isinstance(config, str):
-        if config not in ("small", "published"):
-            raise ValueError(f"config={config!r} is unknown: use 'small', 'published' or a TRIPLEXConfig.")
-        config = TRIPLEXConfig(genes=(), **(PUBLISHED if config == "published" else {}))
-    given: dict[str, Any] = {"genes": as_panel(genes) or None, "mpp": mpp}
-    config = replace(config, **{key: value for key, value in given.items() if value is not None})
-    check_panel(config.genes, "TRIPLEX")
-    if config.side % 2 != 1:
-        raise ValueError(f"side={config.side}: a spot lies in the middle of an odd number of patches; use 3, 5 or 7.")
-    if not config.frozen and config.recipe.encoder_lr == 0:
-        raise ValueError("frozen=False trains the encoder, but the recipe's encoder_lr is 0; give it a rate.")
-    return config
+    made = configured(config, TRIPLEXConfig, PUBLISHED, genes, mpp=mpp)
+    if made.side % 2 != 1:
+        raise ValueError(f"side={made.side}: a spot lies in the middle of an odd number of patches; use 3, 5 or 7.")
+    return made

@@ -1,0 +1,53 @@
+"""How `config=`, a panel and `mpp=` become the configuration of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, replace
+from typing import Any
+
+from stpredict._embeddings import GeneEmbeddings
+from stpredict.models._base import as_panel, check_panel
+from stpredict.models._texts import text_spec
+
+BLANK: Mapping[str, Any] = {"genes": (), "vocabulary": (), "text": {}}  # what only the caller can say
+
+
+def configured[C](
+    config: str | C,
+    kind: type[C],
+    published: Mapping[str, Any],
+    genes: Sequence[str],
+    embeddings: GeneEmbeddings | None = None,
+    **given: Any,
+) -> C:
+    """A named configuration or the caller's own, with what else was given put into it.
+
+    kind
+        The dataclass of the model, "Config" after its name; its defaults are "small".
+    published
+        Where "published" differs from them.
+    given
+        Further values of fields; None leaves the configuration's.
+
+    Raises ValueError for an unknown name, an empty or duplicated panel, and an encoder that is to be trained at a
+    rate of 0.
+    """
+    named: dict[str, Mapping[str, Any]] = {"small": {}, "published": published}
+    if isinstance(config, str):
+        if config not in named:
+            raise ValueError(f"config={config!r} is unknown. Choose one of {sorted(named)}, or pass a {kind.__name__}.")
+        config = kind(**{**_blank(kind), **named[config]})
+    values = {"genes": as_panel(genes) or None, **given}
+    if embeddings is not None:
+        values |= {"vocabulary": embeddings.genes, "text": text_spec(embeddings)}
+    made: Any = replace(config, **{key: value for key, value in values.items() if value is not None})  # type: ignore[type-var]
+    check_panel(made.genes, kind.__name__.removesuffix("Config"))
+    if made.encoder is not None and not getattr(made, "frozen", True) and made.recipe.encoder_lr == 0:
+        raise ValueError("frozen=False trains the encoder, but the recipe's encoder_lr is 0; give it a rate.")
+    return made
+
+
+def _blank(kind: type) -> dict[str, Any]:
+    required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    return {name: BLANK[name] for name in required}
