@@ -180,6 +180,27 @@ def test_a_planted_leak_is_seen(sections):
     assert not _same(*states)
 
 
+def test_a_model_that_looks_at_the_test_counts_while_it_predicts_finds_none(sections):
+    import stpredict as stp
+
+    seen = []
+
+    def peeking(panel):
+        model = stp.models.Mean(panel)
+        latent = model.latent
+
+        def look(batch):
+            seen.append(batch.expression)
+            return latent(batch)
+
+        model.latent = look
+        return model
+
+    benchmark(sections, {"peeking": peeking}, cv={"one": (["a", "b"], ["c"])}, genes=["red", "green", "blue"])
+    assert seen
+    assert seen[-1] is None
+
+
 def test_shuffled_training_labels_score_about_zero(make, models):
     import stpredict as stp
 
@@ -279,7 +300,7 @@ def test_other_settings_of_a_model_are_refused(sections, tmp_path):
 
     benchmark(sections, {"m": stp.models.Mean}, path=tmp_path)
     result = benchmark(sections, {"m": stp.models.Ridge}, path=tmp_path)
-    assert result.dropna(subset="error")["error"].str.contains("other first weights of 'm'").all()
+    assert result.dropna(subset="error")["error"].str.contains("first weights than models['m']", regex=False).all()
     assert len(result.dropna(subset="error")) == 3
 
 

@@ -136,7 +136,7 @@ def test_it_goes_on_where_it_was(make, build, tmp_path, monkeypatch):
         patch.setattr(_train, "fit", never)
         again = run(make, build, path=tmp_path)
     np.testing.assert_allclose(again["pcc_m"], first["pcc_m"])
-    with pytest.raises(ValueError, match="is of other genes, sections or settings"):
+    with pytest.raises(ValueError, match="was made of other genes"):
         run(make, build, path=tmp_path, genes=GENES[::-1])
 
     def longer(genes):
@@ -144,7 +144,7 @@ def test_it_goes_on_where_it_was(make, build, tmp_path, monkeypatch):
         model.config = dataclasses.replace(model.config, dropout=0.2)
         return model
 
-    with pytest.raises(ValueError, match="is of other genes, sections or settings"):
+    with pytest.raises(ValueError, match="was made of other genes"):
         run(make, build, path=tmp_path, models={"query": longer})
 
 
@@ -153,3 +153,53 @@ def test_a_model_with_a_fixed_panel_is_refused(make, build):
 
     with pytest.raises(ValueError, match=r"models\['ridge'\] must return a model that answers by text"):
         run(make, build, models={"ridge": Ridge})
+
+
+def test_first_weights_are_of_the_seed_whatever_was_drawn_before(make, build):
+    def unseeded(genes):
+        drawn = torch.rand(())  # what a builder that does not seed would start from
+        model = build(genes)
+        with torch.no_grad():
+            next(model.parameters()).add_(drawn)
+        return model
+
+    frames = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        frames.append(run(make, build, models={"query": unseeded}))
+    assert frames[0].equals(frames[1])
+
+
+def test_files_of_other_counts_or_first_weights_are_refused(make, build, tmp_path):
+    run(make, build, path=tmp_path)
+    other = make(0)
+    other.tables["table"].X = other.tables["table"].X[::-1].copy()
+    with pytest.raises(ValueError, match="made of other genes, sections, counts, settings or first weights"):
+        run(make, build, path=tmp_path, train=[other])
+
+    def heavier(genes):
+        model = build(genes)
+        with torch.no_grad():
+            next(model.parameters()).mul_(2)
+        return model
+
+    with pytest.raises(ValueError, match="first weights"):
+        run(make, build, path=tmp_path, models={"query": heavier})
+
+
+def test_a_model_that_looks_at_the_test_counts_finds_none(make, build):
+    def peeking(genes):
+        model = build(genes)
+        latent = model.latent
+
+        def look(batch):
+            seen.append(batch.expression)
+            return latent(batch)
+
+        model.latent = look
+        return model
+
+    seen = []
+    run(make, build, models={"query": peeking})
+    assert any(expression is not None for expression in seen)  # in training
+    assert seen[-1] is None

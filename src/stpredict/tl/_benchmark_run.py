@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,7 @@ from stpredict import _infer, _sdata, _train, metrics
 from stpredict.models._base import weights_sha256
 from stpredict.models._patches import grid_of
 from stpredict.tl._folds import centres_um
+from stpredict.tl._kept import hash_of, kept
 from stpredict.tl.evaluate import nulls
 
 if TYPE_CHECKING:
@@ -72,22 +72,8 @@ def result_of(run: Run, setting: Setting) -> dict[str, Any]:
     """
     torch.manual_seed(run.seed)
     model = run.build(list(run.panel))
-    of = _fingerprint(run, model)
     file = None if setting.path is None else setting.path / f"{_file_name(run)}.json"
-    if file is not None and file.is_file():
-        known = json.loads(file.read_text())
-        if known["of"] != of:
-            raise ValueError(
-                f"{file} was made with another panel, other settings or other first weights of {run.name!r}. Give this "
-                "run another path=, another name of the model, or delete the file."
-            )
-        return known["result"]
-    result = _measured(run, model, setting)
-    if file is not None:
-        aside = file.with_suffix(".part")
-        aside.write_text(json.dumps({"of": of, "result": result}))
-        aside.replace(file)
-    return result
+    return kept(file, _fingerprint(run, model), lambda: _measured(run, model, setting), what=f"models[{run.name!r}]")
 
 
 def _file_name(run: Run) -> str:
@@ -98,8 +84,7 @@ def _file_name(run: Run) -> str:
 def _fingerprint(run: Run, model: Model) -> str:
     config = asdict(model.config)
     # the weights that it starts from, and the texts that it knows, are part of what a model is
-    made_of = [run.panel, config, type(model).__name__, weights_sha256(model), sorted(run.train), sorted(run.test)]
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hash_of(run.panel, config, type(model).__name__, weights_sha256(model), sorted(run.train), sorted(run.test))
 
 
 def _measured(run: Run, model: Model, setting: Setting) -> dict[str, Any]:
@@ -135,7 +120,8 @@ def _scored(model: Model, sdata: SpatialData, name: str, setting: Setting) -> di
     """Values by metric of one section, a value a gene; None where it is not defined."""
     section = _sdata.training_section(sdata, genes=model.genes, at_mpp=model.mpp, name=name, **setting.where)
     runtime = _infer.Runtime(device=setting.device, precision="32", progress=False)
-    pred, _ = _infer.predict(model, section, list(model.genes), runtime=runtime)
+    unmeasured = replace(section, expression=None, genes=None)
+    pred, _ = _infer.predict(model, unmeasured, list(model.genes), runtime=runtime)
     assert section.expression is not None
     return {metric: _plain(values) for metric, values in scores(pred, section.expression, section).items()}
 

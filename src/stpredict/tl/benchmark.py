@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -10,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pandas as pd
 import torch
 
 from stpredict import _sdata, metrics, pp
 from stpredict.tl import _benchmark_run as runs
 from stpredict.tl._folds import Explicit, Fold, block_folds, diameter_um, section_folds, usable_spots
+from stpredict.tl._kept import content
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -114,7 +113,7 @@ def benchmark(
         "margin_um": margin_um if cv == "blocks" else None,
         "panel": "published" if genes is not None else f"{n_genes} by {by}, from the training part of each fold",
         "folds": {f.name: {"train": f.train, "test": f.test, "panel": panels[f.name]} for f in folds},
-        "sections": {name: _content(sdata, where) for name, sdata in sections.items()},
+        "sections": {name: content(sdata, where) for name, sdata in sections.items()},
     }  # fmt: skip
     _check_record(record, setting.path)
     frame, configs = _all(folds, panels, sections, models, of_seeds, setting, progress=progress)
@@ -189,15 +188,6 @@ def _panel(
             )
         return tuple(genes)
     return tuple(pp.gene_panel(list(train.values()), n_genes=n_genes, by=by, among=common, **where))
-
-
-def _content(sdata: SpatialData, where: Mapping[str, Any]) -> dict[str, Any]:
-    """How many spots are used, why others are not, and a hash of what was measured."""
-    rows, dropped = _sdata.usable_rows(sdata, **where)
-    matrix = _sdata.matrix_of(sdata.tables[where["table_name"]], where["layer"], what="table")[rows]
-    sums = [np.asarray(matrix.sum(axis=axis), dtype=np.float64).ravel() for axis in (0, 1)]
-    digest = hashlib.sha256(b"".join(each.tobytes() for each in sums)).hexdigest()[:16]
-    return {"n_spots": len(rows), "dropped": dropped, "counts": digest}
 
 
 def _check_record(record: Mapping[str, Any], folder: Path | None) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
+from scipy.stats import rankdata
 
 from stpredict import _infer, _sdata, _train, metrics
+from stpredict.models._base import weights_sha256
+from stpredict.tl._kept import content, hash_of, kept
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,12 +55,12 @@ def unseen_genes(
     genes
         The panel that is split.
     shares, seeds
-        Which shares of the panel are seen, and the seeds of the random splits (and of training).
+        Which shares of the panel are seen, and the seeds of the random splits, of first weights and of training.
     chromosomes
         Gene -> chromosome: whole chromosomes are seen or unseen, in an order drawn by the seed. None: random genes.
     path
         Folder for one file a (model, share, seed), so that an interrupted run goes on where it was. The files of
-        other genes, sections or settings of the model are refused.
+        other genes, counts, settings or first weights of the model are refused.
 
     Returns one row per model, share, seed, section, predictor and kind of genes ("seen", "unseen", "all"): pcc_f,
     pcc_s, pcc_m (ALL), heg, hvg, spearman (mean over genes), n_genes. Predictors are the model itself and, for unseen
@@ -78,7 +80,7 @@ def unseen_genes(
     for split in splits:
         for name, build in models.items():
             run = _Run(name, build, split, tuple(genes), where, device, progress)
-            frames.append(_kept(run, train, test, path))
+            frames.append(_rows_of(run, train, test, path))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -126,30 +128,22 @@ def _split(
     )
 
 
-def _kept(
+def _rows_of(
     run: _Run, train: Sequence[SpatialData], test: Sequence[SpatialData], path: str | Path | None
 ) -> pd.DataFrame:
     """The rows of one run, from its file if there is one."""
+    torch.manual_seed(run.split.seed)
     model = run.build(run.split.seen)
-    if path is None:
-        return _scored(run, model, train, test)
-    names = [_sdata.section_name(s, _sdata.resolve_image(s, run.where["image_key"])) for s in (*train, *test)]
-    made_of = [run.split.seen, run.genes, names, asdict(model.config), dict(run.where)]
-    print_of = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    file = Path(path) / f"{run.name}_{run.split.share:g}_seed{run.split.seed}.json"
-    if file.is_file():
-        known = json.loads(file.read_text())
-        if known["of"] != print_of:
-            raise ValueError(
-                f"{file} is of other genes, sections or settings. Give this run another path=, or delete the file."
-            )
-        return pd.DataFrame(known["rows"])
-    frame = _scored(run, model, train, test)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(".part")
-    aside.write_text(json.dumps({"of": print_of, "rows": frame.to_dict("records")}))
-    aside.replace(file)
-    return frame
+    file = None if path is None else Path(path) / f"{run.name}_{run.split.share:g}_seed{run.split.seed}.json"
+    where = {key: value for key, value in run.where.items() if key != "mpp"}
+    sections = [content(sdata, where) for sdata in (*train, *test)]
+    of = hash_of(
+        run.split.seen, run.genes, len(train), sections, asdict(model.config), weights_sha256(model), dict(run.where)
+    )
+    made = kept(
+        file, of, lambda: {"rows": _scored(run, model, train, test).to_dict("records")}, what=f"models[{run.name!r}]"
+    )
+    return pd.DataFrame(made["rows"])
 
 
 def _scored(run: _Run, model: Model, train: Sequence[SpatialData], test: Sequence[SpatialData]) -> pd.DataFrame:
@@ -180,7 +174,8 @@ def _log_depth(sdata: SpatialData, where: Mapping[str, Any]) -> NDArray[np.float
 
 def _rows(model: Model, section: Section, depth: NDArray[np.float64], run: _Run) -> Iterator[dict[str, Any]]:
     runtime = _infer.Runtime(device=run.device, precision="32", progress=False)
-    pred, _ = _infer.predict(model, section, run.genes, runtime=runtime)
+    unmeasured = replace(section, expression=None, genes=None)
+    pred, _ = _infer.predict(model, unmeasured, run.genes, runtime=runtime)
     assert section.expression is not None
     true = section.expression.astype(np.float64)
     seen = np.isin(run.genes, run.split.seen)
@@ -215,12 +210,17 @@ def _mean(r: NDArray[np.float64]) -> float:
 
 def _permuted(pred: NDArray[Any], true: NDArray[np.float64]) -> dict[str, Any]:
     """Each gene asked with the text of every other unseen gene, the correlations averaged."""
-    by_other = []
-    for shift in range(1, true.shape[1]):
-        by_other.append(metrics.pcc(np.roll(pred, shift, axis=1), true))
-    r = np.array([_mean(column) for column in np.transpose(by_other)])
-    scores = metrics.correlation_summary(r, true)
-    return {"predictor": "permuted", "genes": "unseen"} | scores | {"spearman": np.nan, "n_genes": true.shape[1]}
+    by_rank = _of_others(rankdata(pred, axis=0), rankdata(true, axis=0))
+    scores = metrics.correlation_summary(_of_others(pred, true), true)
+    return (
+        {"predictor": "permuted", "genes": "unseen"} | scores | {"spearman": _mean(by_rank), "n_genes": true.shape[1]}
+    )
+
+
+def _of_others(pred: NDArray[Any], true: NDArray[Any]) -> NDArray[np.float64]:
+    """(g,) mean correlation of every true gene with the predictions of all others."""
+    by_shift = [metrics.pcc(np.roll(pred, shift, axis=1), true) for shift in range(1, true.shape[1])]
+    return np.array([_mean(column) for column in np.transpose(by_shift)])
 
 
 def _nearest(model: Model, split: _Split) -> NDArray[np.int64]:
