@@ -27,7 +27,7 @@ from mouse_colon import read
 from spatialdata import SpatialData
 
 import stpredict as stp
-from stpredict.models import GeneQuery, Mean, Model, Ridge
+from stpredict.models import Mean, Model, Ridge
 
 FIRST_TWO = ("PixNet", "GeneQuery, spots")
 N_GENES = 250
@@ -80,24 +80,18 @@ def systems(embeddings: stp.tl.GeneEmbeddings) -> dict[str, Build]:
 
 
 def published(embeddings: stp.tl.GeneEmbeddings) -> dict[str, Build]:
-    """The same as their papers have them; GeneQuery's encoder is ResNet50, trained."""
+    """The same as their papers have them."""
 
-    def genequery(genes: Sequence[str], context: str) -> Model:
-        own = GeneQuery(genes, embeddings=embeddings, context=context).config
-        trained = replace(own.recipe, encoder_lr=own.recipe.lr)
-        config = replace(own, encoder="resnet50", mpp=0.5, patch_px=224, frozen=False, recipe=trained)
-        return GeneQuery(config=config, embeddings=embeddings, encoder_weights="timm")
-
-    def of(name: str, genes: Sequence[str]) -> Model:
+    def of(name: str, genes: Sequence[str], **given: Any) -> Model:
         made: Any = getattr(stp.models, name)
-        given = {"embeddings": embeddings} if name == "SGN" else {}
+        given |= {"embeddings": embeddings} if name in ("SGN", "GeneQuery") else {}
         weights = None if name == "HisToGene" else "timm"  # HisToGene reads pixels
         return made(genes, config="published", encoder_weights=weights, **given)
 
     return {
         "PixNet": partial(of, "PixNet"),
-        "GeneQuery, spots": partial(genequery, context="spot"),
-        "GeneQuery, genes": partial(genequery, context="gene"),
+        "GeneQuery, spots": partial(of, "GeneQuery", context="spot"),
+        "GeneQuery, genes": partial(of, "GeneQuery", context="gene"),
         **{name: partial(of, name) for name in (*BY_IMAGE, "SGN")},
         "Ridge": Ridge,
         "Mean": Mean,
@@ -130,7 +124,7 @@ def main() -> None:
         sections = stp.datasets.her2st(list(SECTIONS), path=DATA / "her2st")
         result = run(sections, args, cv="leave-one-section-out", groups=None, groups_reason=PATIENT)
     else:
-        result = run([read(DATA / "mouse_colon")], args, cv="blocks", groups=None)
+        result = run([read(DATA / "mouse_colon")], args, cv="blocks", groups=None, raw_counts=False)
     shown = [stp.tables.scores(result), stp.tables.scores(result, columns=("spearman", "rvd", "ssim", "morans_i_gap"))]
     if args.data_set == "her2st":
         shown.append(stp.tables.differences(result))

@@ -101,20 +101,11 @@ class GeneEmbeddings:
         if missing:
             raise ValueError(
                 f"genes without an embedding: {missing[:5]} ({len(missing)} of {len(genes)}); there are "
-                f"{len(self.genes)} from {self.encoder!r}.{self._close(missing)} Describe them with "
+                f"{len(self.genes)} from {self.encoder!r}.{closest(missing, self.genes)} Describe them with "
                 "stp.pp.describe_genes(genes, source=...) (source: a table of definitions, 'ncbi', a text generator, "
                 f"or 'symbol'), then stp.tl.embed_genes(texts, encoder=...) with the encoder {self.encoder!r}."
             )
         return self.vectors[[self._rows[gene] for gene in genes]]
-
-    def _close(self, missing: list[str]) -> str:
-        upper = {gene.upper(): gene for gene in self.genes}
-        close = {}
-        for gene in missing[:5]:
-            found = difflib.get_close_matches(gene.upper(), upper, n=1, cutoff=0.8)
-            if found:
-                close[gene] = upper[found[0]]
-        return " Closest names: " + ", ".join(f"{a} -> {b}" for a, b in close.items()) + "." if close else ""
 
     def join(self, other: GeneEmbeddings) -> GeneEmbeddings:
         """The genes of both: these first, then those that only the other has.
@@ -211,3 +202,14 @@ def _read_card(text: str, path: Path) -> dict[str, Any]:
     if missing or unknown:
         raise ValueError(f"{path}: the card lacks {missing} and has unknown fields {unknown}.")
     return card | {"genes": tuple(card["genes"])}
+
+
+def closest(missing: Sequence[str], known: Sequence[str]) -> str:
+    """A sentence that names for each of the first missing genes the most similar known one; "" where none is."""
+    upper = {gene.upper(): gene for gene in known}
+    close = {}
+    for gene in missing[:5]:
+        found = difflib.get_close_matches(gene.upper(), upper, n=1, cutoff=0.8)
+        if found:
+            close[gene] = upper[found[0]]
+    return " Closest names: " + ", ".join(f"{a} -> {b}" for a, b in close.items()) + "." if close else ""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import shapely
 from scipy import sparse
 
 from stpredict import _coverage
@@ -173,3 +175,23 @@ def blocks(section: Section, n_side: int = 4) -> NDArray[np.int64]:
     levels = np.arange(1, n_side) / n_side
     y, x = (np.searchsorted(np.quantile(centre[:, axis], levels), centre[:, axis]) for axis in (0, 1))
     return n_side * y + x
+
+
+def image_digest(section: Section, *, n_side: int = 4, side_px: int = 64) -> bytes:
+    """A hash of the size of a section's image and of 4 x 4 squares of it: parts of one section share it."""
+    height, width = section.image.height, section.image.width
+    digest = hashlib.sha256(f"{height} {width}".encode())
+    for i in range(n_side):
+        for j in range(n_side):
+            y, x = ((2 * at + 1) * size // (2 * n_side) for at, size in ((i, height), (j, width)))
+            digest.update(section.image.read(Window(y - side_px // 2, x - side_px // 2, side_px, side_px)).tobytes())
+    return digest.digest()
+
+
+def fingerprint(section: Section) -> str:
+    """A short hash of what a prediction sees of a section: its image (see `image_digest`), resolution and shapes."""
+    digest = hashlib.sha256(image_digest(section))
+    digest.update(np.float64(section.mpp).tobytes())
+    digest.update(b"".join(shapely.to_wkb(section.geometry)))
+    digest.update(np.ascontiguousarray(section.radius, dtype=np.float64).tobytes())
+    return digest.hexdigest()[:16]

@@ -11,7 +11,7 @@ import zarr
 from spatialdata import SpatialData, get_dask_backing_files, read_zarr
 from spatialdata.transformations import get_transformation
 
-from stpredict._sdata import _results, _store_raster
+from stpredict._sdata import _results, _store_levels, _store_raster
 
 from .samples import RECORD, backed, fill, make_sdata, make_target
 
@@ -118,3 +118,27 @@ def test_a_raster_that_does_not_fit_says_both_sizes_and_the_ways_out(
         _store_raster.check_raster_size(sdata, 250, (5000, 4000))
     with pytest.raises(ValueError, match=ways):
         make_target(sdata, genes=[f"g{i}" for i in range(250)], shape=(5000, 4000))
+
+
+def test_a_large_raster_of_a_store_has_coarser_levels_from_the_same_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_store_levels, "COARSEST_PX", 5)
+    monkeypatch.setattr(_store_levels, "SMALLEST_CHUNK_PX", 1)
+    sdata = backed(tmp_path)
+    values = np.random.default_rng(0).normal(size=(3, 11, 16)).astype(np.float32)
+    with make_target(sdata, shape=(11, 16), dtype="float32") as target:
+        for y in range(0, 8, 4):
+            target.write(slice(y, y + 4), slice(0, 16), values[:, y : y + 4])
+        _results.commit(sdata, [target.image(RECORD)])
+    tree = read_zarr(sdata.path).images["pixnet"]
+    values[:, 8:] = np.nan
+    levels = [next(iter(tree[f"scale{k}"].data_vars.values())).to_numpy() for k in range(3)]
+    assert [level.shape for level in levels] == [(3, 11, 16), (3, 5, 8), (3, 2, 4)]
+    for k, level in enumerate(levels):
+        n, m = (11 >> k) << k, (16 >> k) << k
+        means = values[:, :n, :m].reshape(3, n >> k, 1 << k, m >> k, 1 << k).mean(axis=(2, 4))
+        np.testing.assert_allclose(level, means, rtol=1e-6)
+        assert zarr.open_array(sdata.path / f"images/pixnet/s{k}").nchunks_initialized == 8
+    shape = get_transformation(tree, get_all=True)["global"].to_affine_matrix(("x", "y"), ("x", "y"))
+    np.testing.assert_allclose(shape[:2, :2], 4 * np.eye(2))

@@ -46,7 +46,7 @@ def test_a_plan_runs_and_goes_on_where_it_was(run, stores, tmp_path):
         ('class = "Mean"', 'class = "Median"', "[models.no idea] needs class = one of"),
         ('class = "Mean"', 'class = "Mean"\nencoder = "vit"', "Mean has no argument ['encoder']; it has ['config',"),
         ('"b.zarr"', '"c.zarr"', "there is no store"),
-        ('groups_reason = "simulated"\n', "", "groups_reason="),
+        ('groups_reason = "simulated"\n', "", "groups_reason = "),
         ("n_genes = 8", "n_genes =", "is no TOML"),
     ],
 )

@@ -148,7 +148,7 @@ def test_images_are_encoded_once_a_section_and_genes_projected_once(trained, col
         colour_section({"spot": 5, "gene": 6}[context]),
         {"patches": 0, "genes": 0},
     )
-    encode, project = model.encoder.forward, model.gene_projection.forward
+    encode, project = model.encoder.encoder.forward, model.gene_projection.forward
 
     def counted_encode(image):
         counts["patches"] += len(image)
@@ -158,7 +158,7 @@ def test_images_are_encoded_once_a_section_and_genes_projected_once(trained, col
         counts["genes"] += len(rows)
         return project(rows)
 
-    monkeypatch.setattr(model.encoder, "forward", counted_encode)
+    monkeypatch.setattr(model.encoder.encoder, "forward", counted_encode)
     monkeypatch.setattr(model.gene_projection, "forward", counted_project)
     predict(model, section, (*GENES, *UNSEEN), batch_size=5)
     assert counts == {"patches": section.n_shapes, "genes": len(GENES) + len(UNSEEN)}
@@ -171,15 +171,15 @@ def test_features_survive_the_process_in_a_folder(colour_section, tmp_path, monk
 
     model = fresh("spot")
     image = torch.from_numpy(np.random.default_rng(3).integers(0, 255, (5, 3, 64, 64), dtype=np.uint8))
-    first = features.FeatureCache(model.encoder.eval(), folder=tmp_path)
+    first = features.FeatureCache(model.encoder.encoder.eval(), folder=tmp_path)
     expected = first(image)
     monkeypatch.setattr(features, "_held", type(features._held)())
-    second = features.FeatureCache(model.encoder, folder=tmp_path)
+    second = features.FeatureCache(model.encoder.encoder, folder=tmp_path)
     torch.testing.assert_close(second(image), expected, atol=0, rtol=0)
     assert (first.n_encoded, second.n_encoded) == (5, 0)
     with torch.no_grad():
-        model.encoder.net.conv_stem.weight.mul_(1.1)
-    third = features.FeatureCache(model.encoder, folder=tmp_path)
+        model.encoder.encoder.net.conv_stem.weight.mul_(1.1)
+    third = features.FeatureCache(model.encoder.encoder, folder=tmp_path)
     assert (third(image) - expected).abs().max() > 1e-4
 
 
@@ -251,9 +251,9 @@ def test_training_end_to_end_moves_the_encoder(colour_section):
     from stpredict.models import Recipe
 
     model = fresh("gene", frozen=False, recipe=Recipe(max_epochs=1, batch_size=8, lr=1e-3, encoder_lr=1e-3))
-    before = model.encoder.net.conv_stem.weight.detach().clone()
+    before = model.encoder.encoder.net.conv_stem.weight.detach().clone()
     fit(model, [colour_section(0)], [], Plan(device="cpu", precision="32", progress=False), sections=("a",))
-    assert not torch.equal(before, model.encoder.net.conv_stem.weight)
+    assert not torch.equal(before, model.encoder.encoder.net.conv_stem.weight)
 
 
 def test_validation_sees_whole_sections(colour_section):
@@ -325,3 +325,45 @@ def test_embeddings_are_taken_in_whole_or_not_at_all():
     with pytest.raises(ValueError, match="'red' is known to the model with another embedding"):
         model.know(wrong)
     assert "plum" not in model.vocabulary
+
+
+@pytest.mark.parametrize(
+    ("context", "frozen", "recipe"), [("spot", True, (100, 1, 0.0)), ("gene", False, (100, 100, 1e-4))]
+)
+def test_the_published_sizes_are_those_of_the_paper(context, frozen, recipe):
+    from stpredict.models import GeneQuery
+
+    model = GeneQuery(GENES, embeddings=embeddings(width=768), context=context, config="published")
+    c = model.config
+    assert (c.encoder, c.patch_px, c.frozen, c.width, c.depth, c.heads, c.head_width) == (
+        "resnet50",
+        224,
+        frozen,
+        256,
+        2,
+        4,
+        64,
+    )
+    assert (c.recipe.max_epochs, c.recipe.batch_size, c.recipe.encoder_lr) == recipe
+    assert (c.recipe.lr, c.recipe.weight_decay) == (1e-4, 1e-3)
+    # a block: two norms; queries, keys and values without a bias; the way out; an MLP of 512
+    block = 2 * 2 * 256 + 3 * 256 * 256 + (256 * 256 + 256) + (256 * 512 + 512) + (512 * 256 + 256)
+    projections = (2048 * 256 + 256) + (768 * 256 + 256)
+    scalar = 2 * 256 + 256 + 1
+    own = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("encoder."))
+    assert own == projections + 2 * block + scalar
+    assert sum(p.numel() for p in model.encoder.parameters()) == 23_508_032  # ResNet50 without its classifier
+    assert model.encoder(torch.zeros(1, 3, 224, 224, dtype=torch.uint8)).shape == (1, 2048)
+
+
+def test_a_configuration_is_named_given_or_refused():
+    from stpredict.models import GeneQuery
+
+    assert GeneQuery(GENES, embeddings=embeddings(), context="gene").config.train_genes == 256
+    assert GeneQuery(GENES, embeddings=embeddings(), mpp=0.5).mpp == 0.5
+    own = GeneQuery(GENES, embeddings=embeddings(), context="gene").config
+    assert GeneQuery(config=own, embeddings=embeddings()).context == "shape"
+    with pytest.raises(ValueError, match="context='spot' contradicts the config, whose context is 'gene'"):
+        GeneQuery(config=own, embeddings=embeddings(), context="spot")
+    with pytest.raises(ValueError, match=r"config='large' is unknown. Choose one of \['published', 'small'\]"):
+        GeneQuery(GENES, embeddings=embeddings(), config="large")

@@ -85,3 +85,17 @@ def test_places_are_the_section_s_own_or_those_of_a_grid_laid_over_it(colour_sec
     kept = np.arange(24) != 3
     np.testing.assert_array_equal(grid_of(replace(laid, geometry=geometry))[kept], places[kept])
     assert grid_of(replace(laid, geometry=geometry))[3].tolist() == [0, 0]
+
+
+def test_a_hexagonal_array_without_a_grid_has_a_place_for_every_spot(colour_section):
+    from stpredict.models._patches import grid_of
+
+    row, column = (each.ravel() for each in np.mgrid[:9, :8])
+    xy = 10 + 10.0 * np.stack([column + 0.5 * (row % 2), row * 3**0.5 / 2], axis=1)
+    section = colour_section(0)
+    geometry = np.array([shapely.Point(x, y) for x, y in xy], dtype=object)
+    many = replace(
+        section, geometry=geometry, radius=np.full(72, 3.0), ids=np.arange(72), area=np.full(72, 28.0), expression=None,
+        genes=None,
+    )  # fmt: skip
+    np.testing.assert_array_equal(grid_of(many), np.stack([row, 2 * column + row % 2], axis=1))

@@ -90,9 +90,11 @@ def by_hand(model, latent, genes):
 
 def test_an_answer_is_the_formula(trained, colour_section):
     from stpredict._infer import Runtime, embed
+    from stpredict.models._patches import grid_of
 
-    latent, _ = embed(trained, colour_section(2), runtime=Runtime(device="cpu", precision="32", progress=False))
-    assert latent.shape == (24, trained.encoder.width + 2)
+    features, _ = embed(trained, colour_section(2), runtime=Runtime(device="cpu", precision="32", progress=False))
+    assert features.shape == (24, trained.encoder.width)  # what it sees, without the places
+    latent = np.concatenate([features, grid_of(colour_section(2))], axis=1)
     expected = by_hand(trained, latent, ("cyan", *GENES))
     np.testing.assert_allclose(predict(trained, colour_section(2), ("cyan", *GENES)), expected, atol=1e-5)
     assert expected.std(axis=0).min() > 1e-4

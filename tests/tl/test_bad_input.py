@@ -142,12 +142,12 @@ def test_a_failure_in_the_middle_changes_nothing(sdata, pixnet, tmp_path, monkey
     from dataclasses import replace
 
     import stpredict as stp
-    from stpredict import _infer
+    from stpredict import _pieces
 
     sdata.write(tmp_path / "s.zarr")
     sdata = read_zarr(tmp_path / "s.zarr")
     monkeypatch.setattr(pixnet, "config", replace(pixnet.config, core_px=256))  # four tiles
-    files, memory = _files(tmp_path), _memory(sdata)
+    files, memory = _files(tmp_path / "s.zarr"), _memory(sdata)
     seen = []
 
     def fail(section, group):
@@ -156,12 +156,13 @@ def test_a_failure_in_the_middle_changes_nothing(sdata, pixnet, tmp_path, monkey
             raise OSError("the disk is gone")
         return read(section, group)
 
-    read = _infer._read
-    monkeypatch.setattr(_infer, "_read", fail)
-    with pytest.raises(OSError, match="the disk is gone"):
+    read = _pieces._read
+    monkeypatch.setattr(_pieces, "_read", fail)
+    with pytest.raises(OSError, match="the disk is gone") as caught:
         stp.tl.predict(sdata, pixnet, output="both", **RUN)
     assert _memory(sdata) == memory
-    assert _files(tmp_path) == files
+    assert _files(tmp_path / "s.zarr") == files
+    assert "s.zarr is as it was. 2 finished pieces are kept" in caught.value.__notes__[0]
 
 
 def test_a_layer_too_large_names_both_sizes(sdata, pixnet, monkeypatch):

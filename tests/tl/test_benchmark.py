@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import numpy as np
@@ -230,7 +231,10 @@ def test_it_goes_on_where_it_was_and_a_failed_run_is_tried_again(sections, model
             raise RuntimeError("the third fold is too much")
         return models["Mean"](panel)
 
-    first = benchmark(sections, {"Ridge": models["Ridge"], "Sometimes": fails_once}, path=tmp_path)
+    with pytest.warns(
+        UserWarning, match=r"1 runs failed, .* Sometimes \(1: RuntimeError: the third fold is too much\)"
+    ):
+        first = benchmark(sections, {"Ridge": models["Ridge"], "Sometimes": fails_once}, path=tmp_path)
     failed = first[first["error"].notna()]
     assert failed["fold"].tolist() == ["b"]
     assert failed["error"].item() == "RuntimeError: the third fold is too much"
@@ -247,15 +251,27 @@ def test_it_goes_on_where_it_was_and_a_failed_run_is_tried_again(sections, model
 
 
 def test_a_model_that_always_fails_costs_its_own_rows_alone(sections, models):
+    import torch
+
+    import stpredict as stp
+
     def fails(panel):
         raise RuntimeError("there is no such file")
 
-    result = benchmark(sections, {"Broken": fails, "Mean": models["Mean"]})
+    with pytest.warns(UserWarning, match="3 runs failed"):
+        result = benchmark(sections, {"Broken": fails, "Mean": models["Mean"]})
     failed = result.dropna(subset="error")
     assert failed["model"].tolist() == ["Broken"] * 3
     assert set(failed["error"]) == {"RuntimeError: there is no such file"}
     assert result.loc[(result["model"] == "Mean") & (result["metric"] == "mse"), "value"].notna().all()
-    assert result.attrs["protocol"]["models"].keys() == {"Mean"}
+    made = result.attrs["protocol"]["models"]
+    assert made.keys() == {"Mean"}
+    assert [of["threads"] for of in made["Mean"]["made_by"]] == [torch.get_num_threads()]
+    table = stp.tables.scores(result)
+    assert table.index.tolist()[:2] == ["Broken", "Mean"]
+    assert table.loc["Broken"].isna().all()
+    with pytest.raises(ValueError, match="'Broken', with which others are compared, has not been scored in every fold"):
+        stp.tables.differences(result)
 
 
 def test_seeds_are_checked_before_anything_is_trained(sections, models):
@@ -276,12 +292,19 @@ def test_what_is_read_and_in_which_precision_is_part_of_the_protocol(sections, m
         benchmark(sections, {"Mean": models["Mean"]}, path=tmp_path, precision="bf16", shapes_key="spots")
 
 
-def test_the_peak_is_that_of_a_process_even_of_a_short_run():
+def test_the_peak_is_what_a_run_adds_to_its_process():
+    import time
+
     from stpredict.tl._benchmark_run import _peak
 
-    with _peak("cpu") as peak:
+    with _peak("cpu") as idle:
         pass
-    assert peak[0] > 50
+    with _peak("cpu") as busy:
+        held = np.ones(200_000_000 // 8)
+        time.sleep(0.2)
+    assert held.sum() > 0
+    assert idle[0] < 50
+    assert 150 < busy[0] < 400
 
 
 def test_a_folder_of_another_protocol_is_left_alone(sections, models, tmp_path):
@@ -299,7 +322,8 @@ def test_other_settings_of_a_model_are_refused(sections, tmp_path):
     import stpredict as stp
 
     benchmark(sections, {"m": stp.models.Mean}, path=tmp_path)
-    result = benchmark(sections, {"m": stp.models.Ridge}, path=tmp_path)
+    with pytest.warns(UserWarning, match="3 runs failed"):
+        result = benchmark(sections, {"m": stp.models.Ridge}, path=tmp_path)
     assert result.dropna(subset="error")["error"].str.contains("first weights than models['m']", regex=False).all()
     assert len(result.dropna(subset="error")) == 3
 
@@ -315,7 +339,8 @@ def test_weights_to_start_from_are_part_of_a_run(sections, build, tmp_path):
 
     for builder, refused in ((stnet, 0), (stnet, 0), (lambda panel: stnet(panel, 1.5), 1)):
         cv = {"one": (["a", "b"], ["c"])}
-        result = benchmark(sections, {"m": builder}, cv=cv, path=tmp_path, max_epochs=1)
+        with pytest.warns(UserWarning, match="runs failed") if refused else contextlib.nullcontext():
+            result = benchmark(sections, {"m": builder}, cv=cv, path=tmp_path, max_epochs=1)
         assert result["error"].notna().sum() == refused
 
 
@@ -344,7 +369,7 @@ def test_bad_input_is_said_before_anything_runs(sections, models):
         benchmark(sections, models, genes=["red", "none"])
     with pytest.raises(ValueError, match="names are not unique: \\['a'\\]"):
         benchmark([sections[0], sections[0]], models)
-    with pytest.raises(ValueError, match="there is no model"):
+    with pytest.raises(ValueError, match="models= must be"):
         benchmark(sections, {})
     with pytest.raises(ValueError, match="cv='loo' is unknown"):
         benchmark(sections, models, cv="loo")
@@ -356,3 +381,58 @@ def test_bad_input_is_said_before_anything_runs(sections, models):
     lone.tables["table"].var_names = ["w", "x", "y", "z"]
     with pytest.raises(ValueError, match="no gene in common"):
         benchmark([*sections[:2], lone], models)
+
+
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        ({"Ridge": "Ridge"}, r"\['Ridge'\] are no functions.*pass a function of the panel"),
+        ([1], "models= must be {name: function of the panel}"),
+        ({"ceiling": dict}, r"\['ceiling'\] are names of reference rows"),
+    ],
+)
+def test_models_that_are_no_functions_are_refused_before_anything_runs(sections, models, said):
+    with pytest.raises(ValueError, match=said):
+        benchmark(sections, models)
+
+
+def test_seeds_are_a_list(sections, models):
+    with pytest.raises(ValueError, match=r"seeds= is a list of seeds, such as \[1\]"):
+        benchmark(sections, models, seeds=1)
+
+
+def test_pooled_correlations_are_those_of_all_spots_together(sections, models, monkeypatch):
+    import stpredict as stp
+    from stpredict.tl import _benchmark_run
+
+    seen = []
+    scores = _benchmark_run.scores
+
+    def kept(pred, true, section):
+        seen.append((pred, true))
+        return scores(pred, true, section)
+
+    monkeypatch.setattr(_benchmark_run, "scores", kept)
+    result = benchmark(sections, {"Ridge": models["Ridge"]}, genes=["red", "green", "blue"])
+    expected = stp.metrics.pooled_pcc([p for p, _ in seen], [t for _, t in seen]).mean()
+    assert stp.tables.pooled(result).loc["Ridge", "pooled PCC"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_blocks_have_a_difference_each(make, models):
+    import stpredict as stp
+
+    sdata = make(3, size=1024, n=120)
+    sdata.attrs["name"] = "a"
+    result = benchmark([sdata], models, cv="blocks", groups=None, groups_reason=None, margin_um=20.0)
+    table = stp.tables.differences(result, score="mse")
+    assert len(table.columns) == 4
+    one = stp.tables.sections(result)
+    mean = one[one["model"].isin(models)].groupby("model")["mse"].mean()
+    first, other = list(models)[:2]
+    assert table.loc[other, "mean"] == pytest.approx(mean[other] - mean[first])
+
+
+def test_counts_that_are_not_raw_have_no_ceiling(sections, models):
+    result = benchmark(sections, {"Mean": models["Mean"]}, raw_counts=False)
+    assert result.loc[result["model"] == "ceiling", "value"].isna().all()
+    assert result.attrs["protocol"]["raw_counts"] is False

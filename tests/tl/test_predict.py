@@ -263,3 +263,120 @@ def test_scanpy_and_squidpy_go_on_from_the_layer(make, pixnet):
     assert adata.obs["leiden"].nunique() > 1
     assert np.isfinite(adata.obsm["X_pca"]).all()
     assert "leiden_nhood_enrichment" in adata.uns
+
+
+def _stop_after(monkeypatch, n, error):
+    """Let the n-th piece that is kept be the last one before `error`."""
+    from stpredict import _sdata
+
+    keep, seen = _sdata.KeptParts.keep, []
+
+    def stopping(self, piece, part):
+        keep(self, piece, part)
+        seen.append(piece)
+        if len(seen) == n:
+            raise error
+
+    monkeypatch.setattr(_sdata.KeptParts, "keep", stopping)
+    return seen
+
+
+def _files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def large(make, tmp_path):
+    """A function that writes an object of four tiles to a store of that name."""
+
+    def write(name):
+        sdata = make(7, size=1024)
+        sdata.write(tmp_path / f"{name}.zarr")
+        return read_zarr(tmp_path / f"{name}.zarr")
+
+    return write
+
+
+@pytest.mark.parametrize("output", ["layer", "both"])
+def test_an_interrupted_prediction_goes_on_and_ends_with_the_same_bytes(large, pixnet, tmp_path, monkeypatch, output):
+    _predict(large("whole"), pixnet, output=output)
+    broken = large("broken")
+    before = _files(broken.path)
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 2, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt) as caught:
+            _predict(broken, pixnet, output=output)
+    assert "2 finished pieces are kept in" in caught.value.__notes__[0]
+    assert "resume=True" in caught.value.__notes__[0]
+    assert _files(broken.path) == before
+    assert len(list(tmp_path.glob(".broken.zarr.stpredict-run-pixnet"))) == 1
+    with monkeypatch.context() as patch:
+        seen = _stop_after(patch, 99, KeyboardInterrupt())
+        _predict(broken, pixnet, output=output, resume=True)
+    assert seen == [2, 3]
+    one, other = (_files(tmp_path / f"{name}.zarr") for name in ("whole", "broken"))
+    assert one == other
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.zarr", "whole.zarr"]
+
+
+def test_another_prediction_does_not_go_on(large, pixnet, ridge, tmp_path, monkeypatch):
+    sdata = large("slide")
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 1, OSError("no space left on device"))
+        with pytest.raises(OSError, match="no space left"):
+            _predict(sdata, pixnet)
+    with pytest.raises(ValueError, match=r"the interrupted run of 'pixnet' .* differs from this call in \['genes'\]"):
+        _predict(sdata, pixnet, resume=True, genes=["red"])
+    _predict(sdata, pixnet)  # without resume it starts afresh
+    assert [path.name for path in tmp_path.iterdir()] == ["slide.zarr"]
+
+
+def test_two_processes_do_not_predict_the_same_name(large, pixnet, tmp_path):
+    import json
+    import os
+    import socket
+
+    sdata = large("slide")
+    folder = tmp_path / ".slide.zarr.stpredict-run-pixnet"
+    (folder / "parts").mkdir(parents=True)
+    manifest = {"made_of": {}, "host": socket.gethostname(), "pid": os.getppid()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RuntimeError, match=rf"process {os.getppid()} is predicting 'pixnet' into .*slide.zarr"):
+        _predict(sdata, pixnet)
+    assert folder.is_dir()
+
+
+def test_a_damaged_part_is_named(large, pixnet, tmp_path, monkeypatch):
+    sdata = large("slide")
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 1, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            _predict(sdata, pixnet)
+    part = tmp_path / ".slide.zarr.stpredict-run-pixnet" / "parts" / "0.npz"
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(
+        ValueError, match=r"0.npz, part of an interrupted run, is damaged .* the store itself is as it was"
+    ):
+        _predict(sdata, pixnet, resume=True)
+
+
+def test_resume_needs_a_store(sdata, pixnet):
+    with pytest.raises(ValueError, match="resume=True needs an object in a store"):
+        _predict(sdata, pixnet, resume=True)
+
+
+def test_rows_of_a_spot_model_go_on_too(large, ridge, tmp_path, monkeypatch):
+    from stpredict import _pieces
+
+    monkeypatch.setattr(_pieces, "PIECE_ROWS", 8)
+    _predict(large("whole"), ridge, batch_size=8)
+    broken = large("broken")
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 2, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            _predict(broken, ridge, batch_size=8)
+    with monkeypatch.context() as patch:
+        seen = _stop_after(patch, 99, KeyboardInterrupt())
+        _predict(broken, ridge, batch_size=8, resume=True)
+    assert seen == [2, 3]
+    assert _files(tmp_path / "whole.zarr") == _files(tmp_path / "broken.zarr")

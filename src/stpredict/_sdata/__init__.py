@@ -30,6 +30,7 @@ from stpredict._sdata._results import (
     layer,
     new_table,
 )
+from stpredict._sdata._run import KeptParts, Run
 from stpredict._sdata._shapes import check_some_inside, place, rows_of, tissue
 from stpredict._sdata._store import check_element_key, check_key
 from stpredict._sdata._store_raster import RasterTarget, check_raster_size, raster_transformations
@@ -41,7 +42,9 @@ __all__ = [
     "DIAMETER_COLUMN",
     "Entry",
     "Image",
+    "KeptParts",
     "RasterTarget",
+    "Run",
     "Table",
     "Target",
     "add_shapes",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any, Self
 import dask.array as da
 import numpy as np
 import psutil
-import zarr
 from spatialdata.models import Image2DModel
 from spatialdata.transformations import BaseTransformation, Scale, get_transformation
 from spatialdata.transformations import Sequence as Chain
 
 from stpredict._sdata._store import check_element_key, open_store, remove
-from stpredict._sdata._store_element import Image, write_aside
+from stpredict._sdata._store_element import Image
+from stpredict._sdata._store_levels import Levels, chunk_shape, create_levels
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
     from spatialdata import SpatialData
     from xarray import DataArray, DataTree
 
-_CHUNK_BYTES = 2**20  # a chunk holds few genes, so that a map of one gene reads little of the others
+BUILT = "raster"  # the store within the folder
 
 
 def check_raster_size(
@@ -36,8 +36,8 @@ def check_raster_size(
     n_genes, shape
         Channels, and (height, width) in raster pixels.
     """
-    need = n_genes * shape[0] * shape[1] * np.dtype(dtype).itemsize
     store = open_store(sdata)
+    need = n_genes * shape[0] * shape[1] * np.dtype(dtype).itemsize
     free = psutil.virtual_memory().available if store is None else shutil.disk_usage(store.path).free
     if need > free:
         where = "memory" if store is None else f"the disk of {store.path}"
@@ -75,7 +75,10 @@ class RasterTarget:
         A float type; NaN must have a place.
     chunk_px
         Side of a stored chunk. Regions consist of whole chunks (smaller at the lower and right border alone), so that
-        each chunk is written once.
+        each chunk is written once, on every level of the pyramid that a large raster of a backed object has.
+    folder
+        An existing folder on the store's file system, whose owner keeps it: what an earlier target built there is gone
+        on with. None: a scratch folder that is deleted in the end.
 
     Raises ValueError for a key that cannot be written, duplicate genes, and a size that does not fit.
     """
@@ -83,7 +86,7 @@ class RasterTarget:
     def __init__(
         self, sdata: SpatialData, key: str, *, genes: Sequence[str], shape: tuple[int, int],
         transformations: Mapping[str, BaseTransformation], dtype: DTypeLike = "float16", chunk_px: int = 128,
-        overwrite: bool = False,
+        overwrite: bool = False, folder: Path | None = None,
     ) -> None:  # fmt: skip
         check_element_key(sdata, key, kind="images", overwrite=overwrite)
         twins = sorted({gene for gene in genes if list(genes).count(gene) > 1}) if len(set(genes)) < len(genes) else []
@@ -95,29 +98,28 @@ class RasterTarget:
         self.key, self.genes, self.shape, self.chunk_px = key, [str(gene) for gene in genes], shape, chunk_px
         self.dtype, self._transformations = np.dtype(dtype), dict(transformations)
         self._store = open_store(sdata)
-        self._folder: Path | None = None
+        self._home, self._scratch = folder, folder
         self._values: Any = None
+        self._levels: Levels | None = None
         self._written = np.zeros([-(-size // chunk_px) for size in shape], bool)
 
     def __enter__(self) -> Self:
-        form = (len(self.genes), *self.shape)
         if self._store is None:
-            self._values = np.full(form, np.nan, self.dtype)
+            self._values = np.full((len(self.genes), *self.shape), np.nan, self.dtype)
             return self
-        self._folder = self._store.scratch()
+        self._scratch = self._home or self._store.scratch()
         try:
-            self._values = self._empty(self._folder / "raster", form)
+            self._levels = self._open(self._scratch / BUILT)
         except BaseException:
-            remove(self._folder)
+            self._leave()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._values = None
-        if self._folder is not None:
-            remove(self._folder)
+        self._values = self._levels = None
+        self._leave()
 
     def write(self, y: slice, x: slice, values: NDArray[Any]) -> None:
         """Write the region of rows `y` and columns `x` (raster pixels), (g, height, width)."""
@@ -134,22 +136,39 @@ class RasterTarget:
                 f"values up to {np.nanmax(np.abs(values)):.4g} do not fit {self.dtype} (at most "
                 f"{np.finfo(self.dtype).max:.4g}). Use float32."
             )
-        self._values[:, y, x] = cast
+        if self._levels is not None:
+            self._levels.write(y, x, values)
+        else:
+            self._values[:, y, x] = cast
         self._written[chunks] = True
 
     def image(self, record: Mapping[str, Any]) -> Image:
         """The finished raster for `commit`, inside the ``with`` block."""
-        if self._folder is not None:
-            return Image(self.key, built=self._folder / "raster", record=record)
+        if self._store is not None and self._scratch is not None:
+            return Image(self.key, built=self._scratch / BUILT, record=record)
         # a name of its own: by default dask would hash all values
-        lazy = da.from_array(self._values, chunks=self._chunk_shape, name=False)
-        return Image(self.key, element=self._parse(lazy), record=record)
+        chunks = chunk_shape(len(self.genes), self.shape, self.chunk_px, self.dtype)
+        element = Image2DModel.parse(
+            da.from_array(self._values, chunks=chunks, name=False), dims=("c", "y", "x"), c_coords=self.genes,
+            transformations=dict(self._transformations),
+        )  # fmt: skip
+        return Image(self.key, element=element, record=record)
 
-    @property
-    def _chunk_shape(self) -> tuple[int, int, int]:
-        side = (min(self.chunk_px, self.shape[0]), min(self.chunk_px, self.shape[1]))
-        n_genes = _CHUNK_BYTES // (side[0] * side[1] * self.dtype.itemsize)
-        return (min(max(1, n_genes), len(self.genes)), *side)
+    def _open(self, built: Path) -> Levels:
+        if (built / "zarr.json").is_file():
+            return Levels.open(built, self.key)
+        new = built.with_suffix(".new")
+        remove(new)  # an earlier one that was killed before it was whole
+        create_levels(
+            new, self.key, genes=self.genes, shape=self.shape, chunk_px=self.chunk_px, dtype=self.dtype,
+            transformations=self._transformations,
+        )  # fmt: skip
+        os.rename(new, built)
+        return Levels.open(built, self.key)
+
+    def _leave(self) -> None:
+        if self._home is None and self._scratch is not None:
+            remove(self._scratch)
 
     def _chunks(self, pixels: slice, axis: int) -> slice:
         size, side = self.shape[axis], self.chunk_px
@@ -160,21 +179,3 @@ class RasterTarget:
                 f"inside 0:{size}. Crop regions to the raster, and choose chunk_px so that it divides their size."
             )
         return slice(pixels.start // side, -(-pixels.stop // side))
-
-    def _parse(self, lazy: da.Array) -> DataArray:
-        return Image2DModel.parse(
-            lazy, dims=("c", "y", "x"), c_coords=self.genes, transformations=dict(self._transformations)
-        )
-
-    def _empty(self, path: Path, form: tuple[int, int, int]) -> zarr.Array:
-        """An element of NaN, written by spatialdata as one chunk of space and then stretched to its size."""
-        corner = da.zeros((form[0], *self._chunk_shape[1:]), dtype=self.dtype, chunks=self._chunk_shape)
-        write_aside(path, images={self.key: self._parse(corner)})
-        element = path / "images" / self.key
-        level = json.loads((element / "zarr.json").read_bytes())["attributes"]["ome"]["multiscales"][0]["datasets"][0]
-        meta_path = element / level["path"] / "zarr.json"
-        meta = json.loads(meta_path.read_bytes())
-        # absent chunks read as the fill value, and what was never predicted must not read as zero
-        meta |= {"shape": list(form), "fill_value": "NaN"}
-        meta_path.write_text(json.dumps(meta), encoding="utf-8")
-        return zarr.open_array(element / level["path"], mode="r+")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import tomllib
 from collections.abc import Callable, Sequence
@@ -66,18 +67,29 @@ def benchmark(
     result.to_csv(file, index=False)
     for table in (stp.tables.scores(result), *_compared(result), stp.tables.cost(result)):
         print(stp.tables.markdown(table), end="\n\n")
-    for _, row in result.dropna(subset="error").iterrows():
-        print(f"failed: {row['model']}, fold {row['fold']}, seed {row['seed']}: {row['error']}")
+    failed = result.dropna(subset="error")
+    for _, row in failed.iterrows():
+        print(f"failed: {row['model']}, fold {row['fold']}, seed {row['seed']:.0f}: {row['error']}")
     print(f"protocol {result.attrs['protocol']['protocol']}; scores of every gene: {file}")
+    if len(failed):
+        raise SystemExit(1)
 
 
 def _compared(result: Any) -> list[Any]:
     scored = set(result.loc[result["metric"] == "pcc", "model"]) - {"ceiling", "log depth"}
-    return [stp.tables.differences(result)] if len(scored) > 1 else []
+    if len(scored) < 2:
+        return []
+    try:
+        return [stp.tables.differences(result)]
+    except ValueError as error:
+        print(f"no paired differences: {error}\n")
+        return []
 
 
 def _read(plan: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the plan says of its own keys, and the arguments of tl.benchmark."""
+    if not plan.is_file():
+        raise ValueError(f"there is no plan {str(plan)!r}. A plan looks like this:\n{EXAMPLE}")
     try:
         said = tomllib.loads(plan.read_text())
     except tomllib.TOMLDecodeError as error:
@@ -91,6 +103,11 @@ def _read(plan: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ValueError(f"{plan} {what}. A plan looks like this:\n{EXAMPLE}")
     if "groups" not in arguments:
         arguments["groups"] = None
+        if "groups_reason" not in arguments and arguments["cv"] != "blocks":
+            raise ValueError(
+                f"{plan} says no patients: write groups = [one name a store], so that a patient's sections stay "
+                'together, or groups_reason = "..." with why they cannot be told apart.'
+            )
     if isinstance(arguments.get("genes"), str):
         arguments["genes"] = gene_names([str(plan.parent / arguments["genes"])])
     return said, arguments
@@ -99,12 +116,16 @@ def _read(plan: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _builder(name: str, of: dict[str, Any], folder: Path) -> Callable[[Sequence[str]], Model]:
     """A function of the panel that builds what [models.NAME] says; files are looked for beside the plan."""
     kind = of.pop("class", None)
-    if kind is None or not hasattr(stp.models, kind):
-        raise ValueError(f"[models.{name}] needs class = one of {sorted(stp.models.__all__)}, got {kind!r}.")
+    known = [k for k in dir(stp.models) if isinstance(getattr(stp.models, k), type) and k not in ("Model", "Recipe")]
+    known = sorted(k for k in known if not k.endswith("Config"))
+    if kind not in known:
+        close = difflib.get_close_matches(str(kind).lower(), [k.lower() for k in known], n=1)
+        hint = f" Do you mean {next(k for k in known if k.lower() == close[0])!r}?" if close else ""
+        raise ValueError(f"[models.{name}] needs class = one of {known}, got {kind!r}.{hint}")
     made: Any = getattr(stp.models, kind)
-    known = set(inspect.signature(made).parameters) - {"genes"}
-    if unknown := sorted(set(of) - known):
-        raise ValueError(f"[models.{name}]: {kind} has no argument {unknown}; it has {sorted(known)}.")
+    takes = set(inspect.signature(made).parameters) - {"genes"}
+    if unknown := sorted(set(of) - takes):
+        raise ValueError(f"[models.{name}]: {kind} has no argument {unknown}; it has {sorted(takes)}.")
     for key in ("encoder_weights", "feature_cache"):
         if key in of and (folder / of[key]).exists():
             of[key] = folder / of[key]

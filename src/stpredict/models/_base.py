@@ -57,6 +57,7 @@ class Model(nn.Module, ABC):
     output: ClassVar[Literal["raster", "spots"]]
     context: Literal["shape", "section"]
     config_class: ClassVar[type]
+    n_last: ClassVar[int] = 0  # last columns of the latent that are no feature: the constant of maps, places
 
     genes: tuple[str, ...]
     mpp: float

@@ -19,21 +19,23 @@ def configured[C](
     published: Mapping[str, Any],
     genes: Sequence[str],
     embeddings: GeneEmbeddings | None = None,
+    *,
+    small: Mapping[str, Any] | None = None,
     **given: Any,
 ) -> C:
     """A named configuration or the caller's own, with what else was given put into it.
 
     kind
-        The dataclass of the model, "Config" after its name; its defaults are "small".
-    published
-        Where "published" differs from them.
+        The dataclass of the model, "Config" after its name.
+    published, small
+        Where the named configurations differ from its defaults.
     given
         Further values of fields; None leaves the configuration's.
 
     Raises ValueError for an unknown name, an empty or duplicated panel, and an encoder that is to be trained at a
     rate of 0.
     """
-    named: dict[str, Mapping[str, Any]] = {"small": {}, "published": published}
+    named: dict[str, Mapping[str, Any]] = {"small": small or {}, "published": published}
     if isinstance(config, str):
         if config not in named:
             raise ValueError(f"config={config!r} is unknown. Choose one of {sorted(named)}, or pass a {kind.__name__}.")

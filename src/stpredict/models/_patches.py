@@ -20,6 +20,7 @@ from stpredict.nn.features import FEATURES, FeatureCache
 
 LARGEST = 5.0  # standardised features beyond are cut
 ROWS = 64  # patches a step
+SQUARE, HEXAGON = (1.0, 1.0), (3**0.5 / 2, 0.5)  # distances of rows and columns, in distances of neighbours
 
 
 class PatchEncoder(nn.Module):
@@ -94,8 +95,9 @@ class PatchEncoder(nn.Module):
 def grid_of(section: Section) -> NDArray[np.int64]:
     """(n, 2) integer places (row, column) of the shapes, from 0: the section's own grid, else one laid over it.
 
-    The grid laid over it has the median distance of nearest neighbours as its step and begins at the smallest centre of
-    either axis. Shapes of a square array get a place each, others may share one; an empty shape gets (0, 0).
+    Two grids are tried, both from the median distance of nearest neighbours and the smallest centre of either axis: of
+    squares; and of hexagons as Visium counts them (rows sqrt(3) / 2 of the distance apart, columns half of it). The one
+    in which fewer shapes share a place is taken, squares first. An empty shape gets (0, 0).
     """
     if section.grid is not None:
         grid = np.asarray(section.grid, dtype=np.int64)
@@ -106,6 +108,7 @@ def grid_of(section: Section) -> NDArray[np.int64]:
     places = np.zeros((len(centre), 2), dtype=np.int64)
     if there.sum() > 1:
         step = np.median(KDTree(centre[there]).query(centre[there], k=2)[0][:, 1])
-        corner = centre[there].min(axis=0)
-        places[there] = np.rint((centre[there] - corner) / (step if step > 0 else 1.0)).astype(np.int64)
+        away = (centre[there] - centre[there].min(axis=0)) / (step if step > 0 else 1.0)
+        laid = [np.rint(away / shape).astype(np.int64) for shape in (SQUARE, HEXAGON)]
+        places[there] = max(laid, key=lambda each: len(np.unique(each, axis=0)))
     return places

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,11 @@ from torch import Tensor, nn
 from stpredict._embeddings import GeneEmbeddings
 
 SPEC = ("encoder", "revision", "pooling")  # embeddings that differ in one of these are of different spaces
+
+
+def as_embeddings(given: GeneEmbeddings | str | Path | None) -> GeneEmbeddings | None:
+    """Embeddings as they are, or those of a file."""
+    return GeneEmbeddings.load(Path(given)) if isinstance(given, str | Path) else given
 
 
 def text_spec(embeddings: GeneEmbeddings) -> dict[str, Any]:

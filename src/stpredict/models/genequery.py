@@ -12,10 +12,9 @@ Source: "GeneQuery: A General QA-based Framework for Spatial Gene Expression Pre
 - the text model is frozen and its attention mask honoured (the code trains it and attends to padding).
 
 Ours: the scalar is in standard units of the gene on the training sections, so that it starts at the gene's mean (the
-loss stays in min-max units); image features are means and standard deviations over the patch at every stage of the
-encoder, since four sections are too few for 25 million weights; a gene that is asked for beyond the context panel sees
-the panel and itself, and no gene sees it, so that an answer does not depend on what else is asked (protocol: Unseen
-genes).
+loss stays in min-max units); in "small" image features are means and standard deviations at every stage of a frozen
+encoder, with dropout, since four sections are too few for 25 million weights; a gene beyond the context panel sees the
+panel and itself, and no gene sees it, so that an answer does not depend on what else is asked (protocol: Unseen genes).
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe, as_panel, check_panel
-from stpredict.models._samples import Batch, PatchSamples, Samples, SectionSamples, rgb, sections_of
-from stpredict.models._texts import Vocabulary, text_spec
-from stpredict.nn.encoders import Encoder, EncoderSpec
-from stpredict.nn.features import FeatureCache, pooled
+from stpredict.models._base import Model, Recipe
+from stpredict.models._config import configured
+from stpredict.models._patches import PatchEncoder
+from stpredict.models._samples import Batch, PatchSamples, Samples, SectionSamples, sections_of
+from stpredict.models._texts import Vocabulary, as_embeddings, text_spec
+from stpredict.nn.encoders import EncoderSpec
 from stpredict.nn.transformer import TransformerBlock
 
-GENE_AWARE = Recipe(max_epochs=10, batch_size=16, lr=1e-3, encoder_lr=0.0, weight_decay=1e-2)
 TOKENS = 2**15  # tokens that go through the blocks together at inference
 TOKEN_BYTES = 6 * 256 * 4  # held for every token of one sequence: two states, keys, values and what is added up
 
@@ -61,8 +60,9 @@ class GeneQueryConfig:
         Micrometres per pixel and side of the patch around each spot.
     encoder, taps, encoder_kwargs, encoder_mean, encoder_std
         See `stpredict.nn.EncoderSpec`.
-    frozen
-        Whether the encoder stays as it is; its features are then computed once for every patch.
+    frozen, features
+        Whether the encoder stays as it is (its features are then computed once for every patch); which of its features,
+        see `PatchEncoder`.
     train_spots, train_genes
         Most spots and genes of a training sequence; there is no limit at prediction.
     """
@@ -79,6 +79,7 @@ class GeneQueryConfig:
     encoder_mean: tuple[float, ...] | None = None
     encoder_std: tuple[float, ...] | None = None
     frozen: bool = True
+    features: Literal["pooled", "averaged"] = "pooled"
     names: Mapping[str, Any] | None = None  # the name-and-definition form: how the embeddings of names were made
     width: int = 256
     depth: int = 2
@@ -94,6 +95,26 @@ class GeneQueryConfig:
     )
 
 
+_GENE_AWARE = Recipe(max_epochs=10, batch_size=16, lr=1e-3, encoder_lr=0.0, weight_decay=1e-2)
+SMALL: Mapping[str, Mapping[str, Any]] = {"spot": {}, "gene": {"train_genes": 256, "recipe": _GENE_AWARE}}
+# Sizes, 100 epochs and 100 (spot, gene) sequences a batch: the paper. Rates: the code's scripts (lr 1e-4, decay 1e-3).
+# The code computes the image features of the spot-aware form once and trains the encoder of the gene-aware one.
+_RESNET: Mapping[str, Any] = {
+    "mpp": 0.69,  # full resolution of her2st, where its patches are 224 px
+    "patch_px": 224, "encoder": "resnet50", "taps": (4,), "features": "averaged", "feature_dropout": 0.0,
+}  # fmt: skip
+PUBLISHED: Mapping[str, Mapping[str, Any]] = {
+    "spot": {
+        **_RESNET, "train_spots": 2400, "train_genes": 100,
+        "recipe": Recipe(max_epochs=100, batch_size=1, lr=1e-4, encoder_lr=0.0, weight_decay=1e-3),
+    },
+    "gene": {
+        **_RESNET, "frozen": False, "train_genes": 3467,
+        "recipe": Recipe(max_epochs=100, batch_size=100, lr=1e-4, encoder_lr=1e-4, weight_decay=1e-3),
+    },
+}  # fmt: skip
+
+
 class GeneQuery(Model):
     """Expression inside shapes for any gene that has a text.
 
@@ -102,15 +123,18 @@ class GeneQuery(Model):
     names
         Embeddings of the bare names beside those of definitions, for the name-and-definition form; or None.
     context
-        "spot" or "gene"; see `GeneQueryConfig`.
+        "spot" or "gene", see `GeneQueryConfig`; None: the configuration's, "spot" for a named one.
     encoder_weights
         A local .safetensors state dict of timm; "timm" for the weights timm fetches for the name; None: random.
     feature_cache
-        A folder where image features are kept between processes; None: in memory.
+        A folder where features of a frozen encoder are kept between processes; None: in memory.
+    mpp
+        Overrides the configuration's.
     config
-        Instead of the other arguments (but the embeddings and the weights).
+        "small", "published" (ResNet50; for a GPU), or a `GeneQueryConfig`.
 
-    Raises ValueError for an empty or duplicated panel and for genes without an embedding.
+    Raises ValueError for an empty or duplicated panel, genes without an embedding, an unknown configuration, and a
+    context that contradicts it.
     Source: see the module's head.
     """
 
@@ -122,49 +146,39 @@ class GeneQuery(Model):
     spread: Tensor
     low: Tensor
     span: Tensor
-    feature_mean: Tensor
-    feature_std: Tensor
 
     def __init__(
         self,
         genes: Sequence[str] = (),
         *,
-        embeddings: GeneEmbeddings | None = None,
-        names: GeneEmbeddings | None = None,
-        context: Literal["spot", "gene"] = "spot",
+        embeddings: GeneEmbeddings | str | Path | None = None,
+        names: GeneEmbeddings | str | Path | None = None,
+        context: Literal["spot", "gene"] | None = None,
         encoder_weights: str | Path | None = None,
         feature_cache: str | Path | None = None,
-        config: GeneQueryConfig | None = None,
+        mpp: float | None = None,
+        config: str | GeneQueryConfig = "small",
     ) -> None:
         super().__init__()
-        c = self.config = config or _config(genes, embeddings, names, context)
-        if not c.frozen and c.recipe.encoder_lr == 0:
-            raise ValueError("frozen=False trains the encoder, but the recipe's encoder_lr is 0; give it a rate.")
+        embeddings, names = as_embeddings(embeddings), as_embeddings(names)
+        c = self.config = _config(config, genes, embeddings, names, context, mpp)
         self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
         self.context = "section" if c.context == "spot" else "shape"
         self.texts = Vocabulary(c.vocabulary, c.text, embeddings)
         self.names = None if c.names is None else Vocabulary(c.vocabulary, c.names, names)
         spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
-        self.encoder = Encoder(spec, weights=encoder_weights).requires_grad_(not c.frozen)
-        n_features = 2 * sum(self.encoder.channels)
-        self.image_projection = nn.Linear(n_features, c.width)
+        self.encoder = PatchEncoder(
+            spec, weights=encoder_weights, kind=c.features, frozen=c.frozen, folder=feature_cache
+        )
+        self.image_projection = nn.Linear(self.encoder.width, c.width)
         self.gene_projection = nn.Linear(int(c.text["width"]), c.width)
         self.name_projection = None if c.names is None else nn.Linear(int(c.names["width"]), c.width)
-        sizes: dict[str, Any] = {
-            "heads": c.heads,
-            "head_width": c.head_width,
-            "mlp_width": c.mlp_width,
-            "dropout": c.dropout,
-        }
-        self.blocks = nn.ModuleList(TransformerBlock(c.width, **sizes) for _ in range(c.depth))
+        sizes = {"heads": c.heads, "head_width": c.head_width, "mlp_width": c.mlp_width}
+        self.blocks = nn.ModuleList(TransformerBlock(c.width, **sizes, dropout=c.dropout) for _ in range(c.depth))
         self.scalar = nn.Sequential(nn.LayerNorm(c.width), nn.Linear(c.width, 1))
-        self.register_buffer("feature_mean", torch.zeros(n_features))
-        self.register_buffer("feature_std", torch.ones(n_features))
         for name, value in (("mean", 0.0), ("spread", 1.0), ("low", 0.0), ("span", 1.0)):
             self.register_buffer(name, torch.full((len(c.genes),), value))
         self._position = {gene: i for i, gene in enumerate(c.genes)}
-        self._folder = feature_cache
-        self._cache: FeatureCache | None = None
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
@@ -198,17 +212,7 @@ class GeneQuery(Model):
         for vocabulary in (self.texts, self.names):
             if vocabulary is not None:
                 vocabulary.fit(self.genes)
-        features = self._all_features(sections)
-        self.feature_mean, self.feature_std = features.mean(0), features.std(0).clamp_min(1e-6)
-
-    @torch.no_grad()
-    def _all_features(self, sections: Sequence[Section]) -> Float[Tensor, "n f"]:
-        samples = PatchSamples(sections, patch_px=self.config.patch_px)
-        parts = []
-        for k in range(0, len(samples), 64):
-            batch = samples.collate([samples[i] for i in range(k, min(k + 64, len(samples)))])
-            parts.append(self._features(batch.to(self.low.device)))
-        return torch.cat(parts)
+        self.encoder.fit(sections, patch_px=self.config.patch_px)
 
     def samples(self, sections: Sequence[Section], *, train: bool, seed: int = 0) -> Samples:
         """In training with spots as context: whole sections and some genes; else the patch around every shape."""
@@ -232,8 +236,8 @@ class GeneQuery(Model):
 
     def latent(self, batch: Batch) -> Float[Tensor, "n d"]:
         """The projected image features of every shape."""
-        features = (self._features(batch) - self.feature_mean) / self.feature_std
-        return self.image_projection(F.dropout(features.clamp(-5, 5), self.config.feature_dropout, self.training))
+        features = self.encoder(batch.image)
+        return self.image_projection(F.dropout(features, self.config.feature_dropout, self.training))
 
     def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g q"]) -> Float[Tensor, "n g"]:
         """The transformer, for all spots of one section (context "spot") or spot by spot (context "gene").
@@ -259,13 +263,6 @@ class GeneQuery(Model):
 
     def finish(self, sections: Sequence[Section]) -> None:
         """Nothing: the weights are all there is."""
-
-    def _features(self, batch: Batch) -> Tensor:
-        if not self.config.frozen:
-            return pooled(self.encoder, rgb(batch.image))
-        if self._cache is None:
-            self._cache = FeatureCache(self.encoder, folder=self._folder)
-        return self._cache(batch.image)
 
     def _genes(self, query: Tensor) -> Float[Tensor, "g d"]:
         """Projected embeddings."""
@@ -326,24 +323,27 @@ class GeneQuery(Model):
 
 
 def _config(
+    config: str | GeneQueryConfig,
     genes: Sequence[str],
     embeddings: GeneEmbeddings | None,
     names: GeneEmbeddings | None,
-    context: Literal["spot", "gene"],
+    context: Literal["spot", "gene"] | None,
+    mpp: float | None,
 ) -> GeneQueryConfig:
-    check_panel(as_panel(genes), "GeneQuery")
-    if context not in ("spot", "gene"):
+    if context not in (None, "spot", "gene"):
         raise ValueError(f"context={context!r} is unknown: use 'spot' or 'gene'.")
-    if embeddings is None:
+    if isinstance(config, GeneQueryConfig) and context not in (None, config.context):
+        raise ValueError(f"context={context!r} contradicts the config, whose context is {config.context!r}.")
+    form = context or "spot"
+    given = {"context": context, "names": None if names is None else text_spec(names), "mpp": mpp}
+    made = configured(config, GeneQueryConfig, PUBLISHED[form], genes, embeddings, small=SMALL[form], **given)
+    if not made.text:
         raise ValueError(
             "GeneQuery answers by text: pass embeddings=stp.tl.embed_genes(stp.pp.describe_genes(genes, source=...), "
             "encoder=...)."
         )
-    embeddings.take(genes)  # raises for genes that have none
-    if names is not None:
+    if embeddings is not None:
+        embeddings.take(made.genes)  # raises for genes that have none
+    if embeddings is not None and names is not None:
         names.take(embeddings.genes)
-    sizes: dict[str, Any] = {} if context == "spot" else {"train_genes": 256, "recipe": GENE_AWARE}
-    return GeneQueryConfig(
-        genes=as_panel(genes), vocabulary=embeddings.genes, text=text_spec(embeddings), context=context,
-        names=None if names is None else text_spec(names), **sizes,
-    )  # fmt: skip
+    return made

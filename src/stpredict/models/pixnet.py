@@ -44,7 +44,7 @@ from stpredict.models._config import configured
 from stpredict.models._context import ContextBranch, fit_context
 from stpredict.models._heads import PanelHead, TextHead
 from stpredict.models._samples import Batch, Samples, WindowSamples, rgb
-from stpredict.models._texts import Vocabulary
+from stpredict.models._texts import Vocabulary, as_embeddings
 from stpredict.nn.decoder import Decoder
 from stpredict.nn.encoders import Encoder, EncoderSpec
 from stpredict.nn.losses import mse_pcc
@@ -146,6 +146,7 @@ class PixNet(Model):
     """
 
     output: ClassVar = "raster"
+    n_last: ClassVar = 1
     context = "shape"
     config_class: ClassVar = PixNetConfig
 
@@ -157,10 +158,11 @@ class PixNet(Model):
         mpp: float | None = None,
         encoder_weights: str | Path | None = None,
         head: Literal["panel", "text"] | None = None,
-        embeddings: GeneEmbeddings | None = None,
+        embeddings: GeneEmbeddings | str | Path | None = None,
         config: str | PixNetConfig = "small",
     ) -> None:
         super().__init__()
+        embeddings = as_embeddings(embeddings)
         home = _home_of(encoder_weights)
         donor = None if home is None else _donor(home, encoder)
         self.config = _config(config, genes, encoder, mpp, donor, head, embeddings)
@@ -300,6 +302,8 @@ def _config(
     embeddings: GeneEmbeddings | None,
 ) -> PixNetConfig:
     made = configured(config, PixNetConfig, PUBLISHED, genes, embeddings, encoder=encoder, mpp=mpp, head=head)
+    if made.head not in ("panel", "text"):
+        raise ValueError(f"head={made.head!r} is unknown: use 'panel' or 'text'.")
     if made.head == "text" and not made.text:
         raise ValueError("head='text' answers by text: pass embeddings=stp.tl.embed_genes(texts, encoder=...).")
     if made.head == "panel" and embeddings is not None:

@@ -43,7 +43,7 @@ from stpredict.models._base import Model, Recipe, predict_batch
 from stpredict.models._config import configured
 from stpredict.models._patches import PatchEncoder, grid_of
 from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, SectionSamples, sections_of
-from stpredict.models._texts import Vocabulary
+from stpredict.models._texts import Vocabulary, as_embeddings
 from stpredict.nn.blocks import TextTransformer
 from stpredict.nn.encoders import EncoderSpec
 from stpredict.nn.graph import GraphLayer, edges
@@ -133,6 +133,7 @@ class SGN(Model):
     """
 
     output: ClassVar = "spots"
+    n_last: ClassVar = 2
     context = "section"
     config_class: ClassVar = SGNConfig
 
@@ -145,13 +146,14 @@ class SGN(Model):
         self,
         genes: Sequence[str] = (),
         *,
-        embeddings: GeneEmbeddings | None = None,
+        embeddings: GeneEmbeddings | str | Path | None = None,
         encoder_weights: str | Path | None = None,
         feature_cache: str | Path | None = None,
         mpp: float | None = None,
         config: str | SGNConfig = "small",
     ) -> None:
         super().__init__()
+        embeddings = as_embeddings(embeddings)
         c = self.config = _config(config, genes, embeddings, mpp)
         self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
         self.texts = Vocabulary(c.vocabulary, c.text, embeddings)

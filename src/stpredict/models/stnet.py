@@ -130,7 +130,12 @@ class STNet(Model):
 
     @torch.no_grad()
     def prepare(self, sections: Sequence[Section]) -> None:
-        """Start the last layer at zero weights and the mean label of the training spots; scale the features."""
+        """Start the last layer at zero weights and the mean label of the training spots; scale the features.
+
+        Of a loaded model both stay.
+        """
+        if self.card is not None:
+            return  # a trained one is trained on
         mean = np.concatenate([s.expression for s in sections]).mean(axis=0)
         self.linear.weight.zero_()
         self.linear.bias.copy_(torch.from_numpy(mean))

@@ -140,12 +140,18 @@ def _check(sdatas: Sequence[SpatialData], n_genes: int, by: str, min_spots: int 
         raise ValueError('min_spots= belongs to by="hvg_union"; by="mean" ranks by the mean alone.')
 
 
+def _with(among: Collection[str] | None) -> str:
+    if among is None:
+        return ""
+    return f" with the {len(among)} candidates" if among else " with the others of the fold, which are tested"
+
+
 def _check_common(common: list[str], sections: list[pd.DataFrame], n_genes: int, among: Collection[str] | None) -> None:
     if not common:
         said = "; ".join(str(table.index[:3].tolist()) for table in sections[:4])
         raise ValueError(
-            f"the panel is empty: the {len(sections)} sections have no gene in common. They begin with {said}. "
-            "Bring them to one kind of identifier and one species."
+            f"the panel is empty: the {len(sections)} sections have no gene in common{_with(among)}. They begin with "
+            f"{said}. Bring them to one kind of identifier and one species."
         )
     if len(common) < n_genes:
         raise ValueError(

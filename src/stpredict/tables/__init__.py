@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stpredict.tables._markdown import markdown
-from stpredict.tables._scores import cost, scores, sections
+from stpredict.tables._scores import cost, pooled, scores, sections
 from stpredict.tables._several import differences, scales, text, transfer, unseen
 
-__all__ = ["cost", "differences", "markdown", "scales", "scores", "sections", "text", "transfer", "unseen"]
+__all__ = ["cost", "differences", "markdown", "pooled", "scales", "scores", "sections", "text", "transfer", "unseen"]

@@ -34,6 +34,8 @@ def _spread(mean: float, sd: float, digits: int) -> str:
 
 
 def _number(value: object, digits: int) -> str:
+    if value is pd.NA:
+        return "—"
     if not isinstance(value, float):
         return str(value)
     if math.isnan(value):

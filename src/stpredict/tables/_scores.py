@@ -34,6 +34,8 @@ def sections(result: pd.DataFrame, *, n_top: int = 50) -> pd.DataFrame:
     and the mean over genes of every other metric; diameter_um, n_genes, n_nan_genes (no pcc).
     Source: protocol stp-1, Correlation.
     """
+    if "predictor" in result:
+        raise ValueError("this is no result of stp.tl.benchmark; those of stp.tl.unseen_genes go to stp.tables.unseen.")
     values = result[result["gene"].notna()]
     if values.empty:
         raise ValueError("this result holds no score: every run failed (its column `error` says why).")
@@ -61,7 +63,7 @@ def scores(
 
     Returns a row a model in the order of the benchmark, then log depth and ceiling; columns (score, "mean") and
     (score, "sd"). Seeds of a section are averaged first, so the standard deviation (n - 1) is that over sections; NaN
-    for one section.
+    for one section. A model that failed in some fold is NaN: a mean over the folds it survived is another score.
     Raises ValueError for scores that there are not.
     """
     frame = sections(result, n_top=n_top)
@@ -73,15 +75,64 @@ def scores(
     keys = list(by)
     one = frame.groupby(list(dict.fromkeys([*keys, "fold", "section"])), sort=False)[list(columns)].mean()
     grouped = one.groupby(level=keys, sort=False)
-    parts = {"mean": grouped.mean(), "sd": grouped.std()}
+    whole = _whole(result, grouped.size(), keys)
+    parts = {
+        kind: values.reindex(whole.index).where(whole)
+        for kind, values in (("mean", grouped.mean()), ("sd", grouped.std()))
+    }
     table = pd.concat(parts, axis=1).swaplevel(axis=1)
     table = table[[(name, kind) for name in columns for kind in parts]].rename(columns=COLUMNS, level=0)
     model = table.index.get_level_values("model")
     return pd.concat([table[~model.isin(REFERENCES)], *(table[model == name] for name in REFERENCES)])
 
 
+def pooled(result: pd.DataFrame) -> pd.DataFrame:
+    """PCC over the spots of all test sections together, the mean over genes: the other convention, for comparison only.
+
+    A gene that merely differs between sections correlates here; protocol stp-1 scores section by section.
+
+    Returns a row a model, the column "pooled PCC" (mean over seeds); NaN for a model that failed in some fold.
+    """
+    names = ["n_spots", "mean_pred", "mean_true", "var_pred", "var_true", "cov"]
+    part = result[result["metric"].isin(names)]
+    if part.empty:
+        raise ValueError("this result has no moments to pool: it was made by an earlier version.")
+    wide = part.pivot(index=["model", "seed", "gene", "fold", "section"], columns="metric", values="value")
+    keys = ["model", "seed", "gene"]
+    share = wide["n_spots"] / wide.groupby(keys)["n_spots"].transform("sum")
+    away = {}
+    for name in ("pred", "true"):
+        mean = (share * wide[f"mean_{name}"]).groupby(keys).transform("sum")
+        away[name] = wide[f"mean_{name}"] - mean
+    parts = {
+        "cov": share * (wide["cov"] + away["pred"] * away["true"]),
+        "pred": share * (wide["var_pred"] + away["pred"] ** 2),
+        "true": share * (wide["var_true"] + away["true"] ** 2),
+    }
+    sums = {name: values.groupby(keys).sum() for name, values in parts.items()}
+    scale = np.sqrt(sums["pred"] * sums["true"])
+    r = (sums["cov"] / scale.where(scale > 1e-12)).groupby(["model", "seed"]).mean().groupby("model").mean()
+    sizes = wide.reset_index()[["model", "fold", "section"]].drop_duplicates().groupby("model").size()
+    whole = _whole(result[~result["model"].isin(REFERENCES)], sizes, ["model"])
+    return r.reindex(whole.index).where(whole).to_frame("pooled PCC")
+
+
+def _whole(result: pd.DataFrame, n_found: pd.Series, keys: list[str]) -> pd.Series:
+    """For every row of the table (failed models too), whether it has all sections of its folds."""
+    wanted = result.loc[result["model"] == MEASURED, ["fold", "section"]].drop_duplicates()
+    rows = result.loc[result["model"] != MEASURED, keys].drop_duplicates()
+    per_fold = wanted.groupby("fold").size()
+    n_wanted = rows["fold"].map(per_fold).to_numpy() if "fold" in keys else len(wanted)
+    index = pd.MultiIndex.from_frame(rows) if len(keys) > 1 else pd.Index(rows[keys[0]], name=keys[0])
+    return pd.Series(n_found.reindex(index).fillna(0).to_numpy() == n_wanted, index=index)
+
+
 def cost(result: pd.DataFrame) -> pd.DataFrame:
-    """What every model cost: median seconds of training a fold, largest memory in MB, parameters; and failed runs."""
+    """What every model cost: median seconds of training a fold, largest memory in MB, parameters; and failed runs.
+
+    Features of a frozen encoder that two models share are computed by the first that asks and remembered, so seconds
+    of later ones lack that; memory is what the process took beyond what it had when the run began.
+    """
     models = [m for m in dict.fromkeys(result["model"]) if m not in (*REFERENCES, MEASURED)]
     runs = result[result["model"].isin(models)].drop_duplicates(["model", "seed", "fold"])
     grouped = runs.groupby("model", sort=False)
@@ -89,7 +140,7 @@ def cost(result: pd.DataFrame) -> pd.DataFrame:
         {
             "seconds": grouped["seconds"].median(),
             "peak MB": grouped["peak_mb"].max(),
-            "parameters": grouped["n_parameters"].max(),
+            "parameters": grouped["n_parameters"].max().astype("Int64"),
             "runs": grouped.size(),
             "failed": grouped["error"].count(),
         }

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from stpredict.tables._scores import REFERENCES, scores, sections
+from stpredict.tables._scores import MEASURED, REFERENCES, scores, sections
 
 BOOTSTRAP_FROM = 8  # sections
 MAIN = ("heg", "hvg", "pcc_m")
@@ -16,35 +16,50 @@ MAIN = ("heg", "hvg", "pcc_m")
 def differences(
     result: pd.DataFrame, *, score: str = "pcc_m", first: str | None = None, n_draws: int = 10_000, seed: int = 0
 ) -> pd.DataFrame:
-    """Every model's score minus that of the first-named one, section by section.
+    """Every model's score minus that of the first-named one, fold by fold.
 
     first
         The model that others are compared with; None: the first of the benchmark.
     n_draws, seed
         Of the bootstrap.
 
-    Returns a row a model: a column a section, and their mean. From eight sections up, also `low` and `high`: the 95 %
-    interval of the mean by a bootstrap over sections (never over spots, which are neighbours). With fewer, the
-    differences themselves are all that can be said.
+    Returns a row a model: a column a tested section (named with its fold where it is tested in several), and their
+    mean, NaN for a model that failed in one. From eight sections up, also `low` and `high`: the 95 % interval of the
+    mean by a bootstrap over sections (never over spots or blocks, which are neighbours). With fewer, the differences
+    themselves are all that can be said.
+    Raises ValueError where the first-named model has no score.
     Source: protocol stp-1, "Differences between models".
     """
     frame = sections(result)
     frame = frame[~frame["model"].isin(REFERENCES)]
-    by_section = frame.groupby(["model", "section"], sort=False)[score].mean().unstack(sort=False)
-    first = by_section.index[0] if first is None else first
-    if first not in by_section.index:
-        raise ValueError(f"first={first!r} is no model of this result: {list(by_section.index)}.")
-    table = by_section.drop(index=first) - by_section.loc[first]
-    table.index.name = f"{score} minus {first}"
-    table.columns.name = None
-    n = table.shape[1]
-    values = table.to_numpy()
-    table["mean"] = values.mean(axis=1)
+    keys = ["model", "fold", "section"]
+    table = frame.groupby(keys, sort=False)[score].mean().unstack(["fold", "section"], sort=False)
+    if first not in (None, *result["model"]):
+        raise ValueError(f"first={first!r} is no model of this result: {list(table.index)}.")
+    first = _first(result) if first is None else first
+    if first not in table.index or table.loc[first].isna().any():
+        raise ValueError(
+            f"{first!r}, with which others are compared, has not been scored in every fold; scored are "
+            f"{list(table.dropna().index)}. Pass one of them as first=, or see the column `error` of the result."
+        )
+    table = table.drop(index=first) - table.loc[first]
+    by_section = table.T.groupby(level="section", sort=False).mean().T.to_numpy()
+    folds = table.columns.to_frame(index=False)
+    several = folds["section"].duplicated(keep=False)
+    table.columns = pd.Index(folds["section"].where(~several, folds["section"] + ", " + folds["fold"]))
+    table.columns.name, table.index.name = None, f"{score} minus {first}"
+    table["mean"] = table.to_numpy().mean(axis=1)
+    n = by_section.shape[1]
     if n >= BOOTSTRAP_FROM:
         draws = np.random.default_rng(seed).integers(n, size=(n_draws, n))
-        means = values[:, draws].mean(axis=2)
+        means = by_section[:, draws].mean(axis=2)
         table["low"], table["high"] = np.percentile(means, [2.5, 97.5], axis=1)
     return table
+
+
+def _first(result: pd.DataFrame) -> str:
+    """The first-named model of a benchmark, failed or not."""
+    return next(name for name in result["model"] if name not in (*REFERENCES, MEASURED))
 
 
 def transfer(result: pd.DataFrame) -> pd.DataFrame:
@@ -91,6 +106,8 @@ def unseen(frame: pd.DataFrame, *, genes: str = "unseen") -> pd.DataFrame:
 
     Returns columns (score, "mean") and (score, "sd") over seeds; sections of a seed are averaged first.
     """
+    if "predictor" not in frame:
+        raise ValueError("this is no result of stp.tl.unseen_genes; those of stp.tl.benchmark go to stp.tables.scores.")
     part = frame[frame["genes"] == genes]
     if part.empty:
         raise ValueError(f"genes={genes!r} must be one of {sorted(set(frame['genes']))}.")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stpredict._embeddings import GeneEmbeddings
+from stpredict._embeddings import GeneEmbeddings, closest
 
 if TYPE_CHECKING:
     from stpredict.models import Model
@@ -31,12 +31,16 @@ def asked_genes(model: Model, genes: Sequence[str] | None) -> list[str]:
     wanted = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
     name = type(model).__name__
     unknown = sorted(set(wanted) - set(model.vocabulary))
+    close = closest(unknown, model.vocabulary)
     if unknown and model.answers_text:
-        model.query(unknown)  # raises, and says how to give them a text
+        try:
+            model.query(unknown)  # raises, and says how to give them a text
+        except ValueError as error:
+            raise ValueError(f"{error}{close}") from error
     if unknown:
         raise ValueError(
-            f"genes not in the panel of this {name}: {unknown[:5]} ({len(unknown)} of {len(wanted)}). It predicts "
-            f"{len(model.genes)} genes, such as {list(model.genes[:5])}; see model.genes."
+            f"genes not in the panel of this {name}: {unknown[:5]} ({len(unknown)} of {len(wanted)}).{close} It "
+            f"predicts {len(model.genes)} genes, such as {list(model.genes[:5])}; see model.genes."
         )
     if not wanted or len(set(wanted)) < len(wanted):
         raise ValueError(f"genes= must name at least one gene and none twice, got {wanted[:5]} ({len(wanted)}).")

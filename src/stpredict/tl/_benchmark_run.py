@@ -22,8 +22,9 @@ from scipy.spatial import KDTree
 from stpredict import _infer, _sdata, _train, metrics
 from stpredict.models._base import weights_sha256
 from stpredict.models._patches import grid_of
+from stpredict.nn.device import resolve_device, resolve_precision
 from stpredict.tl._folds import centres_um
-from stpredict.tl._kept import hash_of, kept
+from stpredict.tl._kept import hash_of, kept, made_by
 from stpredict.tl.evaluate import nulls
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Setting:
     val: float
     device: str
     path: Path | None
+    raw_counts: bool = True
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def _fingerprint(run: Run, model: Model) -> str:
 def _measured(run: Run, model: Model, setting: Setting) -> dict[str, Any]:
     if model.genes != run.panel:
         raise ValueError(f"models[{run.name!r}] must return a model of the panel that it is given, in its order.")
-    start = time.perf_counter()
+    device, start = resolve_device(setting.device), time.perf_counter()
     with _peak(setting.device) as peak:
         _fit(run, model, setting)
         seconds = time.perf_counter() - start
@@ -100,6 +102,7 @@ def _measured(run: Run, model: Model, setting: Setting) -> dict[str, Any]:
         "seconds": seconds,
         "peak_mb": peak[0],
         "n_parameters": sum(p.numel() for p in model.parameters()),
+        "made_by": made_by(device, resolve_precision(setting.plan["precision"], device)),
         "config": {k: v for k, v in asdict(model.config).items() if k not in ("genes", "vocabulary")},
     }
 
@@ -127,7 +130,7 @@ def _scored(model: Model, sdata: SpatialData, name: str, setting: Setting) -> di
 
 
 def scores(pred: NDArray[np.float32], true: NDArray[np.float32], section: Section) -> dict[str, NDArray[np.float64]]:
-    """Every metric, (g,) each; SSIM is NaN where the shapes are no array of spots."""
+    """Every metric, (g,) each, and the moments; SSIM is NaN where the shapes are no array of spots."""
     by_gene = {name: getattr(metrics, name)(pred, true) for name in ("pcc", "spearman", "mse", "mae", "rvd")}
     try:
         by_gene["ssim"] = metrics.ssim(pred, true, grid_of(section))
@@ -135,7 +138,19 @@ def scores(pred: NDArray[np.float32], true: NDArray[np.float32], section: Sectio
         logger.info("section %s has no SSIM: %s", section.name, error)
         by_gene["ssim"] = np.full(pred.shape[1], np.nan)
     by_gene["morans_i_gap"] = metrics.morans_i_gap(pred, true, _neighbours(section))
-    return by_gene
+    return by_gene | _moments(pred.astype(np.float64), true.astype(np.float64))
+
+
+def _moments(pred: NDArray[np.float64], true: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """What a correlation over the spots of several sections is made of, (g,) each."""
+    return {
+        "n_spots": np.full(pred.shape[1], float(len(pred))),
+        "mean_pred": pred.mean(axis=0),
+        "mean_true": true.mean(axis=0),
+        "var_pred": pred.var(axis=0),
+        "var_true": true.var(axis=0),
+        "cov": ((pred - pred.mean(axis=0)) * (true - true.mean(axis=0))).mean(axis=0),
+    }
 
 
 def _neighbours(section: Section) -> csr_matrix:
@@ -154,16 +169,16 @@ def _plain(values: NDArray[np.float64]) -> list[float | None]:
 
 @contextmanager
 def _peak(device: str) -> Iterator[list[float]]:
-    """Filled at the end: the largest resident set of this process while it ran, or of the device's memory, in MB."""
+    """Filled at the end: what the resident set of this process grew by at most, or the device's memory, in MB."""
     process, stop = psutil.Process(), threading.Event()
-    found = [process.memory_info().rss / 1e6]
+    start, found = process.memory_info().rss / 1e6, [0.0]
     on_device = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_device:
         torch.cuda.reset_peak_memory_stats()
 
     def watch() -> None:
         while not stop.wait(0.05):
-            found[0] = max(found[0], process.memory_info().rss / 1e6)
+            found[0] = max(found[0], process.memory_info().rss / 1e6 - start)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -188,7 +203,9 @@ def references(fold: str, panel: Sequence[str], test: Mapping[str, SpatialData],
         true = _sdata.target(matrix, target=kept["target"], columns=columns, what=name).astype(np.float64)
         found = {("measured", "mean"): true.mean(axis=0), ("measured", "variance"): true.var(axis=0)}
         if kept["target"] == "log1p_cp10k":
-            found["log depth", "pcc"], found["ceiling", "pcc"] = nulls(matrix, columns, true, kept["target"])
+            depth, ceiling = nulls(matrix, columns, true, kept["target"])
+            found["log depth", "pcc"] = depth
+            found["ceiling", "pcc"] = ceiling if setting.raw_counts else np.full(len(panel), np.nan)
         for (model, metric), values in found.items():
             head = {"model": model, "fold": fold, "section": name, "metric": metric}
             frames.append(pd.DataFrame({"gene": list(panel), "value": values}).assign(**head))

@@ -53,6 +53,8 @@ def section_folds(names: Sequence[str], cv: str | int | Explicit, groups: Mappin
         return [_explicit(name, *parts, own) for name, parts in cv.items()]
     units = list(dict.fromkeys(own[n] for n in names))
     n_folds = len(units) if cv == "leave-one-section-out" else cv
+    if n_folds == 1 and not isinstance(n_folds, bool) and cv == 1:
+        raise ValueError('cv=1 leaves nothing to train on: pass 2 folds or more, or cv="blocks".')
     if not isinstance(n_folds, int) or isinstance(n_folds, bool) or n_folds < 1:
         raise ValueError(
             f'cv={cv!r} is unknown: there are "leave-one-section-out", "blocks", a number of folds, and '
@@ -135,5 +137,5 @@ def _only(sdata: SpatialData, rows: NDArray[np.int64], name: str, table_name: st
     """The object with only some rows of its table; images and shapes are shared."""
     tables = {table_name: sdata.tables[table_name][rows].copy()}
     out = SpatialData(images=dict(sdata.images), labels=dict(sdata.labels), shapes=dict(sdata.shapes), tables=tables)
-    out.attrs["name"] = name
+    out.attrs |= {**sdata.attrs, "name": name}
     return out

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from scipy import sparse
 
 from stpredict import _sdata
@@ -40,11 +42,22 @@ def kept(file: Path | None, of: str, make: Callable[[], dict[str, Any]], *, what
             )
         return known["result"]
     result = make()
+    write_json(file, {"of": of, "result": result})
+    return result
+
+
+def write_json(file: Path, values: Any) -> None:
+    """Write a file that is there at once and whole, or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_suffix(".part")
-    aside.write_text(json.dumps({"of": of, "result": result}))
+    aside.write_text(json.dumps(values, indent=1))
     aside.replace(file)
-    return result
+
+
+def made_by(device: torch.device, precision: str) -> dict[str, Any]:
+    """What made a result, besides its settings: device, format of the training, threads, versions."""
+    versions = {name: importlib.metadata.version(name) for name in ("stpredict", "torch", "timm")}
+    return {"device": str(device), "precision": precision, "threads": torch.get_num_threads(), "versions": versions}
 
 
 def content(sdata: SpatialData, where: Mapping[str, Any]) -> dict[str, Any]:

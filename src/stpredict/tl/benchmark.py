@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
-import torch
+from torch.nn import Module
 
 from stpredict import _sdata, metrics, pp
 from stpredict.tl import _benchmark_run as runs
 from stpredict.tl._folds import Explicit, Fold, block_folds, diameter_um, section_folds, usable_spots
-from stpredict.tl._kept import content
+from stpredict.tl._kept import content, write_json
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from stpredict.models import Model
 
 logger = logging.getLogger("stpredict")
-RECORD = "protocol.json"
+RECORD, MADE = "protocol.json", "made.json"
+REFERENCES = ("ceiling", "log depth", "measured")
 SPOTS = ("image_key", "shapes_key", "table_name", "layer", "target", "tissue_key")  # which spots are usable
 
 
@@ -38,10 +39,11 @@ def benchmark(
     by: Literal["mean", "hvg_union"] = "mean",
     genes: Sequence[str] | None = None,
     target: _sdata.Target = "log1p_cp10k",
+    raw_counts: bool = True,
     mpp: float | None = None,
     seeds: Sequence[int] | Mapping[str, Sequence[int]] = (0,),
     val: float = 0.0,
-    margin_um: float = 150.0,
+    margin_um: float = 300.0,
     max_epochs: int | None = None,
     path: str | Path | None = None,
     image_key: str | None = None,
@@ -71,17 +73,21 @@ def benchmark(
         chosen elsewhere, perhaps on the test sections.
     target, mpp, image_key, shapes_key, table_name, layer, tissue_key
         As for `stp.tl.train`, the same for all sections.
+    raw_counts
+        False for counts that are integers but not raw (normalised, then rounded): they have no noise ceiling.
     seeds
         Of training; for all models, or {model: seeds}.
     val
         Share of every training section that is held out, as blocks, to choose the epoch. 0: all epochs of the recipe.
     margin_um
-        For blocks: training spots nearer than this to a test spot are left out.
+        For blocks: training spots nearer than this (between centres) to a test spot are left out. The default is more
+        than a patch of 256 um and a spot, so that no model sees a test patch in training.
     max_epochs
         The same for all models; None: each model's own recipe.
     path
-        Folder where every finished run is kept at once (a model, fold and seed), and `protocol.json`: an interrupted
-        benchmark goes on where it was, and a failed run is tried again.
+        Folder where every finished run is kept at once (a model, fold and seed), `protocol.json`, and in the end
+        `made.json` (configurations, seeds, versions, devices): an interrupted benchmark goes on where it was, and a
+        failed run is tried again, with a warning where versions differ.
 
     Returns a tidy DataFrame, one row per model, seed, fold, section, gene and metric: value, diameter_um (of the
     shapes), seconds (training), peak_mb, n_parameters, error. Metrics are pcc, spearman, mse, mae, rvd, ssim (NaN where
@@ -98,17 +104,17 @@ def benchmark(
         "image_key": image_key, "shapes_key": shapes_key, "table_name": table_name, "layer": layer, "target": target,
         "tissue_key": tissue_key,
     }  # fmt: skip
-    if not models:
-        raise ValueError("there is no model to benchmark: pass models={name: function of the panel}.")
+    _check_models(models)
     of_seeds = {name: list(_seeds(seeds, name)) for name in models}
     sections = _named(sdatas, image_key)
     grouped = _groups(sections, groups, groups_reason, cv)
     folds = _folds(sections, cv, grouped, margin_um, where, mpp)
     panels = {fold.name: _panel(fold, sections, genes, n_genes, by, where) for fold in folds}
     plan = {"max_epochs": max_epochs, "precision": precision}
-    setting = runs.Setting(where | {"mpp": mpp}, plan, val, device, None if path is None else Path(path))
+    setting = runs.Setting(where | {"mpp": mpp}, plan, val, device, None if path is None else Path(path), raw_counts)
     record = where | {
-        "protocol": metrics.PROTOCOL, "precision": precision, "mpp": mpp, "val": val, "max_epochs": max_epochs,
+        "protocol": metrics.PROTOCOL, "raw_counts": raw_counts, "precision": precision, "mpp": mpp, "val": val,
+        "max_epochs": max_epochs,
         "cv": cv if isinstance(cv, str | int) else "explicit", "groups": grouped, "groups_reason": groups_reason,
         "margin_um": margin_um if cv == "blocks" else None,
         "panel": "published" if genes is not None else f"{n_genes} by {by}, from the training part of each fold",
@@ -116,11 +122,37 @@ def benchmark(
         "sections": {name: content(sdata, where) for name, sdata in sections.items()},
     }  # fmt: skip
     _check_record(record, setting.path)
-    frame, configs = _all(folds, panels, sections, models, of_seeds, setting, progress=progress)
-    versions = {name: importlib.metadata.version(name) for name in ("stpredict", "torch", "timm")}
-    may_differ = {"models": configs, "seeds": of_seeds, "versions": versions, "threads": torch.get_num_threads()}
-    frame.attrs["protocol"] = record | may_differ
+    frame, made = _all(folds, panels, sections, models, of_seeds, setting, progress=progress)
+    frame.attrs["protocol"] = record | {"models": made, "seeds": of_seeds}
+    if setting.path is not None:
+        write_json(setting.path / MADE, {"models": made, "seeds": of_seeds})
+    _warn_of_failed(frame)
     return frame
+
+
+def _check_models(models: Any) -> None:
+    """Raise ValueError unless this is {name: function of the panel}."""
+    if not isinstance(models, Mapping) or not models:
+        raise ValueError(f"models= must be {{name: function of the panel}} with at least one, got {models!r:.80}.")
+    taken = sorted(set(models) & {*REFERENCES})
+    wrong = [name for name, build in models.items() if not callable(build) or isinstance(build, Module)]
+    if wrong or taken:
+        what = f"{wrong} are no functions" if wrong else f"{taken} are names of reference rows"
+        raise ValueError(
+            f"models=: {what}. Every fold has a panel of its own, so pass a function of the panel that returns a fresh "
+            'model, such as {"Ridge": stp.models.Ridge} or {"mine": lambda genes: stp.models.PixNet(genes)}.'
+        )
+
+
+def _warn_of_failed(frame: pd.DataFrame) -> None:
+    failed = frame.dropna(subset="error")
+    if len(failed):
+        runs_of = {name: f"{name} ({len(part)}: {part['error'].iloc[0]})" for name, part in failed.groupby("model")}
+        warnings.warn(
+            f"{len(failed)} runs failed, and their models have no place in the tables: {'; '.join(runs_of.values())}. "
+            "The column `error` has all of them; with path=, the next call tries these again.",
+            stacklevel=3,
+        )
 
 
 def _named(sdatas: Sequence[SpatialData], image_key: str | None) -> dict[str, SpatialData]:
@@ -206,9 +238,7 @@ def _check_record(record: Mapping[str, Any], folder: Path | None) -> None:
                 "another path=."
             )
         return
-    aside = file.with_suffix(".part")
-    aside.write_text(json.dumps(plain, indent=1))
-    aside.replace(file)
+    write_json(file, plain)
 
 
 def _all(
@@ -221,11 +251,11 @@ def _all(
     *,
     progress: bool,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """All rows, and the config of every model that could be built and trained."""
+    """All rows, and of every model that could be built and trained its config, and what made it."""
     spots = {key: setting.where[key] for key in SPOTS}
     diameters = {n: diameter_um(usable_spots(s, spots, setting.where["mpp"])[1]) for n, s in sections.items()}
     frames: list[pd.DataFrame] = []
-    configs: dict[str, Any] = {}
+    made: dict[str, Any] = {}
     for fold in folds:
         train, test = fold.parts(sections, setting.where["table_name"])
         reference = runs.references(fold.name, panels[fold.name], test, setting)
@@ -233,16 +263,25 @@ def _all(
         for name, build in models.items():
             for seed in seeds[name]:
                 run = runs.Run(name, build, seed, fold.name, panels[fold.name], train, test)
-                frame, config = _one(run, setting, diameters, progress=progress)
+                frame, of = _one(run, setting, diameters, progress=progress)
                 frames.append(frame)
-                configs |= {name: config} if config is not None else {}
-    return pd.concat(frames, ignore_index=True).reindex(columns=list(runs.COLUMNS)), configs
+                if of is not None:
+                    known = made.setdefault(name, {"config": of["config"], "made_by": []})
+                    known["made_by"] += [] if of["made_by"] in known["made_by"] else [of["made_by"]]
+    mixed = [name for name, of in made.items() if len(of["made_by"]) > 1]
+    if mixed:
+        warnings.warn(
+            f"runs of {mixed} were made by different versions, devices or thread counts (attrs and {MADE} say which): "
+            "delete the older files of path= for a table of one make.",
+            stacklevel=3,
+        )
+    return pd.concat(frames, ignore_index=True).reindex(columns=list(runs.COLUMNS)), made
 
 
 def _one(
     run: runs.Run, setting: runs.Setting, diameters: Mapping[str, float], *, progress: bool
 ) -> tuple[pd.DataFrame, dict[str, Any] | None]:
-    """The rows of a run, and the config of its model; one row that says why, and None, where it failed."""
+    """The rows of a run, and its result; one row that says why, and None, where it failed."""
     what = f"{run.name}, fold {run.fold}, seed {run.seed}"
     try:
         result = runs.result_of(run, setting)
@@ -254,10 +293,12 @@ def _one(
     if progress:
         mean = frame.loc[frame["metric"] == "pcc", "value"].mean()
         logger.info("%s: PCC@M %.3f, training %.0f s", what, mean, frame["seconds"].iloc[0])
-    return frame, result["config"]
+    return frame, result
 
 
 def _seeds(seeds: Sequence[int] | Mapping[str, Sequence[int]], name: str) -> Sequence[int]:
+    if isinstance(seeds, int):
+        raise ValueError(f"seeds= is a list of seeds, such as [{seeds}], or {{model: list}}.")
     if not isinstance(seeds, Mapping):
         return seeds
     if name not in seeds:

@@ -43,6 +43,7 @@ def unseen_genes(
     layer: str | None = None,
     target: _sdata.Target = "log1p_cp10k",
     mpp: float | None = None,
+    max_epochs: int | None = None,
     device: str = "auto",
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -58,6 +59,8 @@ def unseen_genes(
         Which shares of the panel are seen, and the seeds of the random splits, of first weights and of training.
     chromosomes
         Gene -> chromosome: whole chromosomes are seen or unseen, in an order drawn by the seed. None: random genes.
+    max_epochs
+        The same for all models; None: each model's own recipe.
     path
         Folder for one file a (model, share, seed), so that an interrupted run goes on where it was. The files of
         other genes, counts, settings or first weights of the model are refused.
@@ -68,18 +71,20 @@ def unseen_genes(
     whose embedding is nearest (cosine); "permuted", the model asked with the text of another unseen gene, averaged over
     all others; "log depth" of the spot. MSE is not given: an unseen gene has no scale.
 
-    Raises ValueError for a share that leaves no gene on one side, and for a model that does not answer by text.
+    Raises ValueError for a share that leaves no gene on one side, a model that does not answer by text, and a section
+    on both sides.
     Source: protocol stp-1, "Unseen genes"; the shares of GeneQuery (arXiv 2411.18391, Table 3).
     """
     where: dict[str, Any] = {
         "image_key": image_key, "shapes_key": shapes_key, "table_name": table_name, "layer": layer, "target": target,
         "mpp": mpp,
     }  # fmt: skip
+    _check_apart(train, test, where)
     splits = [_Split(share, seed, *_split(genes, share, seed, chromosomes)) for share in shares for seed in seeds]
     frames = []
     for split in splits:
         for name, build in models.items():
-            run = _Run(name, build, split, tuple(genes), where, device, progress)
+            run = _Run(name, build, split, tuple(genes), where, max_epochs, device, progress)
             frames.append(_rows_of(run, train, test, path))
     return pd.concat(frames, ignore_index=True)
 
@@ -99,8 +104,21 @@ class _Run:
     split: _Split
     genes: tuple[str, ...]
     where: Mapping[str, Any]
+    max_epochs: int | None
     device: str
     progress: bool
+
+
+def _check_apart(train: Sequence[SpatialData], test: Sequence[SpatialData], where: Mapping[str, Any]) -> None:
+    """Raise ValueError where a section is trained and scored on: its spots are known, whatever the genes."""
+    kept = {key: value for key, value in where.items() if key != "mpp"}
+    counts = [[content(sdata, kept)["counts"] for sdata in part] for part in (train, test)]
+    both = [i for i, held in enumerate(counts[1]) if held in counts[0]]
+    if both:
+        raise ValueError(
+            f"test sections {both} are training sections, too (the same counts). Score on sections that no model was "
+            "trained on."
+        )
 
 
 def _split(
@@ -137,9 +155,8 @@ def _rows_of(
     file = None if path is None else Path(path) / f"{run.name}_{run.split.share:g}_seed{run.split.seed}.json"
     where = {key: value for key, value in run.where.items() if key != "mpp"}
     sections = [content(sdata, where) for sdata in (*train, *test)]
-    of = hash_of(
-        run.split.seen, run.genes, len(train), sections, asdict(model.config), weights_sha256(model), dict(run.where)
-    )
+    settings = (asdict(model.config), weights_sha256(model), dict(run.where), run.max_epochs)
+    of = hash_of(run.split.seen, run.genes, len(train), sections, *settings)
     made = kept(
         file, of, lambda: {"rows": _scored(run, model, train, test).to_dict("records")}, what=f"models[{run.name!r}]"
     )
@@ -152,7 +169,7 @@ def _scored(run: _Run, model: Model, train: Sequence[SpatialData], test: Sequenc
             f"models[{run.name!r}] must return a model that answers by text, with the genes it is given as its panel."
         )
     sections = [_sdata.training_section(s, genes=model.genes, at_mpp=model.mpp, **run.where) for s in train]
-    plan = _train.Plan(seed=run.split.seed, device=run.device, progress=run.progress)
+    plan = _train.Plan(seed=run.split.seed, max_epochs=run.max_epochs, device=run.device, progress=run.progress)
     _train.fit(model, sections, [], plan, sections=tuple(s.name for s in sections), target=run.where["target"])
     rows = []
     for sdata in test:

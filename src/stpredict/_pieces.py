@@ -1,0 +1,219 @@
+"""Pieces of a section that are worked on one by one, in any order and in any process, and what each leaves."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import shapely
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from stpredict import _coverage
+from stpredict._section import Section
+from stpredict._window import Tile, Window, tiles
+from stpredict.models._base import Model
+from stpredict.models._samples import Batch, to_cells
+
+PATCHES = 64  # images of spot models a forward pass
+PIECE_ROWS = 1024  # shapes of spot models a piece, about
+
+Raster = Callable[[slice, slice, NDArray[np.float32]], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one piece adds: `values` (k, d) to the sums of the shapes `rows` (k,)."""
+
+    rows: NDArray[np.int64]
+    values: NDArray[np.floating]
+
+
+class Parts(Protocol):
+    """Where the parts of finished pieces are kept."""
+
+    def has(self, piece: int) -> bool:
+        """Whether this piece is finished."""
+
+    def load(self, piece: int) -> Part:
+        """The part of a finished piece."""
+
+    def keep(self, piece: int, part: Part) -> None:
+        """Keep the part of a piece; whatever else the piece writes is written by then."""
+
+
+class Pieces(ABC):
+    """The pieces of a section for one model. A piece is a forward pass or several; which ones never changes."""
+
+    n: int
+
+    def __init__(
+        self, model: Model, section: Section, *, batch_size: int, device: torch.device, progress: bool
+    ) -> None:
+        self.model, self.section, self.batch_size = model, section, batch_size
+        self.device, self.progress = device, progress
+
+    @abstractmethod
+    def stream(self, which: Sequence[int]) -> Iterator[Part]:
+        """The parts of these pieces, one by one, in this order."""
+
+    @abstractmethod
+    def read(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """From the sums (n, d) the latent of every shape, 0 where nothing is covered, and covered shares (n,)."""
+
+
+class Tiles(Pieces):
+    """Tiles of a dense model: area-weighted sums of the latent inside every shape.
+
+    raster, query
+        Takes the cores of the map of these genes, (g, d); without `query` of the latent map itself.
+
+    The constant last channel of the latent adds up to the covered area. A piece is a batch of tiles.
+    """
+
+    def __init__(
+        self, model: Model, section: Section, *, batch_size: int, device: torch.device, progress: bool,
+        raster: Raster | None = None, query: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(model, section, batch_size=batch_size, device=device, progress=progress)
+        self.raster, self.query = raster, query
+        image = shapely.box(0, 0, section.image.width, section.image.height)
+        geometry, radius = _coverage.clip(section.geometry, section.radius, image)
+        self.geometry, self.radius = _coverage.transform(geometry, radius, to_cells(model.stride))
+        self.bounds = _coverage.bounds(self.geometry, self.radius)
+        c = model.config
+        every = tiles(section.image.height, section.image.width, core_px=c.core_px, halo_px=c.halo_px)
+        wanted = [tile for tile in every if raster is not None or len(self._hits(tile.core))]
+        self.groups = [wanted[k : k + batch_size] for k in range(0, len(wanted), batch_size)]
+        self.n = len(self.groups)
+
+    def stream(self, which: Sequence[int]) -> Iterator[Part]:
+        """The next images are read while one is computed."""
+        halo, core = (round(px / self.model.stride) for px in (self.model.config.halo_px, self.model.config.core_px))
+        with ThreadPoolExecutor(1) as reader:
+            ahead = [reader.submit(_read, self.section, self.groups[i]) for i in which[:2]]
+            for k, i in enumerate(tqdm(which, desc="tiles", disable=not self.progress, leave=False)):
+                image = ahead.pop(0).result()
+                if k + 2 < len(which):
+                    ahead.append(reader.submit(_read, self.section, self.groups[which[k + 2]]))
+                batch = Batch(image.to(self.device, non_blocking=True), None, None, (), np.empty((0, 2), np.int64))
+                maps = _turned_latent(self.model, batch)[..., halo : halo + core, halo : halo + core]
+                yield self._part(self.groups[i], maps)
+
+    def read(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Sums over areas."""
+        model, section = self.model, self.section
+        area = total[:, -1:]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            weight = 1 / area if model.config.reduction == "mean" else (model.stride * section.mpp) ** 2
+            pooled = np.where(area > 0, total * weight, 0.0).astype(np.float32)
+        share = area[:, 0] * model.stride**2 / np.where(section.area > 0, section.area, np.inf)
+        return pooled, np.clip(share, 0.0, 1.0)
+
+    def _hits(self, core: Window) -> NDArray[np.int64]:
+        """Shapes that reach into this core."""
+        y0, x0, y1, x1 = (at / self.model.stride for at in (core.y0, core.x0, core.y1, core.x1))
+        b = self.bounds
+        return np.flatnonzero((b[:, 0] < y1) & (b[:, 2] > y0) & (b[:, 1] < x1) & (b[:, 3] > x0))
+
+    def _part(self, group: Sequence[Tile], maps: Tensor) -> Part:
+        sums: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
+        for tile, core in zip(group, maps, strict=True):
+            sums.append(self._sums(tile.core, core))
+            if self.raster is not None:
+                self._hand_on(tile.core, core)
+        if len(sums) == 1:
+            return Part(*sums[0])
+        rows, at = np.unique(np.concatenate([rows for rows, _ in sums]), return_inverse=True)
+        values = np.zeros((len(rows), maps.shape[1]))
+        np.add.at(values, at, np.concatenate([values for _, values in sums]))
+        return Part(rows, values)
+
+    def _sums(self, core: Window, latent: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The shapes in a core, and the sums of its latent (d, h, w) inside them."""
+        d, h, w = latent.shape
+        hits = self._hits(core)
+        if not len(hits):
+            return hits, np.zeros((0, d))
+        window = Window(round(core.y0 / self.model.stride), round(core.x0 / self.model.stride), h, w)
+        covered = _coverage.coverage(self.geometry[hits], self.radius[hits], window)
+        return hits, covered @ latent.movedim(0, -1).reshape(h * w, d).cpu().numpy()
+
+    def _hand_on(self, core: Window, latent: Tensor) -> None:
+        """Values before the link (g, h, w) of one core to the raster."""
+        assert self.raster is not None
+        with torch.autocast(latent.device.type, enabled=False):
+            values = latent if self.query is None else torch.einsum("gd,dhw->ghw", self.query, latent)
+        height, width = raster_shape(self.model, self.section)
+        y0, x0 = round(core.y0 / self.model.stride), round(core.x0 / self.model.stride)
+        y1, x1 = min(y0 + values.shape[1], height), min(x0 + values.shape[2], width)
+        self.raster(slice(y0, y1), slice(x0, x1), values[:, : y1 - y0, : x1 - x0].cpu().numpy())
+
+
+class Patches(Pieces):
+    """Patches of a spot model: the latent of every shape. A model that sees a whole section has one piece."""
+
+    def __init__(
+        self, model: Model, section: Section, *, batch_size: int, device: torch.device, progress: bool
+    ) -> None:
+        super().__init__(model, section, batch_size=batch_size, device=device, progress=progress)
+        self.share = _covered_share(section)
+        on = np.flatnonzero(self.share > 0)
+        step = max(len(on), 1) if model.sees_section else batch_size * -(-PIECE_ROWS // batch_size)
+        self.groups = [on[k : k + step] for k in range(0, len(on), step)]
+        self.n = len(self.groups)
+
+    def stream(self, which: Sequence[int]) -> Iterator[Part]:
+        """Batch by batch within a piece."""
+        samples = self.model.samples([self.section], train=False)
+        n_batches = sum(-(-len(self.groups[i]) // self.batch_size) for i in which)
+        with tqdm(total=n_batches, desc="patches", disable=not self.progress, leave=False) as bar:
+            for i in which:
+                group, rows, values = self.groups[i], [], []
+                for k in range(0, len(group), self.batch_size):
+                    cut = [samples[int(row)] for row in group[k : k + self.batch_size]]
+                    batch = samples.collate(cut).to(self.device)
+                    values.append(self.model.latent(batch).float().cpu().numpy())
+                    rows.append(batch.rows[:, 1])
+                    bar.update()
+                yield Part(np.concatenate(rows), np.concatenate(values))
+
+    def read(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """The latent itself: every shape is in one piece."""
+        return total.astype(np.float32, copy=False), self.share
+
+
+def raster_shape(model: Model, section: Section) -> tuple[int, int]:
+    """(height, width) of a dense model's raster of this section, in cells."""
+    stride = model.stride
+    return int(np.ceil(section.image.height / stride)), int(np.ceil(section.image.width / stride))
+
+
+def _read(section: Section, group: Sequence[Tile]) -> Tensor:
+    images = np.stack([section.image.read(tile.read) for tile in group])
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def _turned_latent(model: Model, batch: Batch) -> Tensor:
+    """The latent maps (b, d, h, w) float32, averaged over the first `turns` symmetries of the square."""
+    total: Tensor | None = None
+    for turn in range(model.config.turns):
+        flip = turn > 3
+        image = torch.rot90(batch.image.flip(-1) if flip else batch.image, turn, dims=(-2, -1))
+        maps = torch.rot90(model.latent(replace(batch, image=image)).float(), -turn, dims=(-2, -1))
+        maps = maps.flip(-1) if flip else maps
+        total = maps if total is None else total + maps
+    assert total is not None
+    return total / model.config.turns
+
+
+def _covered_share(section: Section) -> NDArray[np.float64]:
+    image = shapely.box(0, 0, section.image.width, section.image.height)
+    area = _coverage.areas(*_coverage.clip(section.geometry, section.radius, image))
+    return np.clip(area / np.where(section.area > 0, section.area, np.inf), 0.0, 1.0)

@@ -1,0 +1,139 @@
+"""A run that can be gone on with: a folder beside the store that keeps what finished pieces have left."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import psutil
+
+from stpredict._sdata._store import open_store, remove
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+_log = logging.getLogger("stpredict")
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class KeptParts:
+    """Parts of pieces as files of a folder; a file that is there is whole."""
+
+    folder: Path
+    make: Any  # the class of a part, called with rows and values
+
+    def has(self, piece: int) -> bool:
+        """Whether this piece is finished."""
+        return self._path(piece).is_file()
+
+    def load(self, piece: int) -> Any:
+        """The part of a finished piece. Raises ValueError for a file that is damaged."""
+        try:
+            with self._path(piece).open("rb") as file, np.load(file, allow_pickle=False) as held:
+                return self.make(held["rows"], held["values"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{self._path(piece)}, part of an interrupted run, is damaged ({error}). Predict without resume=True, "
+                "which starts afresh; the store itself is as it was."
+            ) from error
+
+    def keep(self, piece: int, part: Any) -> None:
+        """Write a part; it is there at once and whole, or not at all."""
+        new = self._path(piece).with_suffix(f".{socket.gethostname()}-{os.getpid()}")
+        with new.open("wb") as file:
+            np.savez(file, rows=part.rows, values=part.values)
+        os.replace(new, self._path(piece))
+
+    def _path(self, piece: int) -> Path:
+        return self.folder / f"{piece}.npz"
+
+
+class Run:
+    """The folder of one prediction into a store, a context manager.
+
+    It is deleted on success, and where the call itself was wrong (ValueError, TypeError); after any other error, an
+    interrupt or the end of the process it stays, and `resume` goes on from its finished pieces.
+
+    key
+        Name of the result; one run a name at a time.
+    made_of
+        Plain values that decide the result; a run that was made of others is not gone on with.
+    resume
+        Whether to go on with an earlier one; otherwise that is deleted.
+
+    Raises ValueError for a run of something else, RuntimeError where another process is at work on the same name.
+    """
+
+    def __init__(self, sdata: SpatialData, key: str, made_of: Mapping[str, Any], *, resume: bool) -> None:
+        store = open_store(sdata)
+        if store is None:
+            raise ValueError("resume= needs an object in a store; write it with sdata.write(...) first.")
+        real = store.path.resolve()
+        self.store, self.key, self.resume = store, key, resume
+        self.made_of = json.loads(json.dumps(dict(made_of)))
+        self.folder = real.parent / f".{real.name}.stpredict-run-{key}"
+
+    def __enter__(self) -> Self:
+        if self.folder.is_dir():
+            self._check_earlier()
+        if not self.folder.is_dir():
+            scratch = self.store.scratch()  # says so where one may not write there
+            (scratch / "parts").mkdir()
+            os.rename(scratch, self.folder)
+        manifest = {"made_of": self.made_of, "host": socket.gethostname(), "pid": os.getpid()}
+        new = self.folder / f"{MANIFEST}.new"
+        new.write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        os.replace(new, self.folder / MANIFEST)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        finished = len(list((self.folder / "parts").glob("*.npz")))
+        if error is None or isinstance(error, ValueError | TypeError) or not finished:
+            remove(self.folder)
+        else:
+            error.add_note(
+                f"The store {self.store.path} is as it was. {finished} finished pieces are kept in {self.folder}: the "
+                "same call with resume=True goes on from them; delete the folder if you do not want to."
+            )
+
+    def parts(self, make: type) -> KeptParts:
+        """The parts of its pieces; `make` is their class."""
+        return KeptParts(self.folder / "parts", make)
+
+    def _check_earlier(self) -> None:
+        """Raise for an earlier run that cannot be gone on with, and delete one that shall not be."""
+        try:
+            manifest = json.loads((self.folder / MANIFEST).read_bytes())
+        except (OSError, json.JSONDecodeError):
+            manifest = {"made_of": None, "host": None, "pid": None}  # killed before it had one
+        at_work = manifest["host"] == socket.gethostname() and manifest["pid"] != os.getpid()
+        if at_work and psutil.pid_exists(int(manifest["pid"])):
+            raise RuntimeError(
+                f"process {manifest['pid']} is predicting {self.key!r} into {self.store.path} (its folder is "
+                f"{self.folder}). Wait for it, or pass another key_added."
+            )
+        if not self.resume:
+            _log.info("starting afresh: %s, left by an interrupted run, is deleted", self.folder)
+            remove(self.folder)
+        elif manifest["made_of"] != self.made_of:
+            old = manifest["made_of"] or {}
+            wrong = sorted(name for name in {*old, *self.made_of} if old.get(name) != self.made_of.get(name))
+            raise ValueError(
+                f"the interrupted run of {self.key!r} in {self.folder} differs from this call in {wrong}. Call as you "
+                "did then, or without resume=True, which starts afresh."
+            )
+        else:
+            done = len(list((self.folder / "parts").glob("*.npz")))
+            _log.info("going on with the interrupted run in %s: %d pieces are finished", self.folder, done)
