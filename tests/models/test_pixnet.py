@@ -247,3 +247,35 @@ def test_sizes_that_do_not_divide_are_refused_with_the_unit():
         PixNet(config=PixNetConfig(genes=("a",), core_px=1000))
     with pytest.raises(ValueError, match="config='huge' is unknown"):
         PixNet(["a"], config="huge")
+
+
+@pytest.mark.slow
+def test_a_text_head_learns_from_texts_and_maps_a_gene_that_it_never_saw(colour_section, tmp_path):
+    from dataclasses import replace
+
+    import torch
+
+    from stpredict._embeddings import GeneEmbeddings
+    from stpredict._infer import Runtime, predict
+    from stpredict._train import Plan, fit
+    from stpredict.models import PixNet, load
+
+    names = ("red", "green", "blue", "rosy")
+    vectors = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
+    vectors[3] = vectors[0] + 0.05 * vectors[1]  # a text much like that of red
+    embeddings = GeneEmbeddings(genes=names, vectors=vectors, encoder="letters")
+    torch.manual_seed(0)
+    small = PixNet(names[:3], head="text", embeddings=embeddings).config
+    config = replace(small, mpp=1.0, filters=(8, 8, 12, 16), window_px=256, core_px=512, halo_px=256)
+    model = PixNet(config=config, embeddings=embeddings)
+    before = {key: value.clone() for key, value in model.genes_head.state_dict().items()}
+    fit(model, [colour_section(0), colour_section(1)], [], Plan(max_epochs=2, device="cpu", progress=False))
+    after = model.genes_head.state_dict()
+    assert any(not torch.equal(before[key], after[key]) for key in before if key.endswith("weight"))
+    model.save(tmp_path / "text")
+    maps, run = [], Runtime(device="cpu", precision="32", progress=False)
+    loaded, genes = load(tmp_path / "text"), ["red", "rosy", "blue"]
+    values, _ = predict(loaded, colour_section(2), genes, runtime=run, raster=lambda _y, _x, part: maps.append(part))
+    assert np.isfinite(values).all() and len(maps) == 1 and maps[0].shape[0] == 3
+    r = np.corrcoef(values.T)
+    assert r[0, 1] > max(r[0, 2], 0.9)

@@ -297,7 +297,7 @@ def large(make, tmp_path):
     return write
 
 
-@pytest.mark.parametrize("output", ["layer", "both"])
+@pytest.mark.parametrize("output", [pytest.param("layer", marks=pytest.mark.slow), "both"])
 def test_an_interrupted_prediction_goes_on_and_ends_with_the_same_bytes(large, pixnet, tmp_path, monkeypatch, output):
     _predict(large("whole"), pixnet, output=output)
     broken = large("broken")
@@ -346,6 +346,7 @@ def test_two_processes_do_not_predict_the_same_name(large, pixnet, tmp_path):
     assert folder.is_dir()
 
 
+@pytest.mark.slow
 def test_a_damaged_part_is_named(large, pixnet, tmp_path, monkeypatch):
     sdata = large("slide")
     with monkeypatch.context() as patch:
