@@ -73,6 +73,7 @@ def test_resume_without_a_checkpoint_is_refused(build, sections, tmp_path):
         fit(build("PixNet"), sections, [], _plan(checkpoint_dir=tmp_path, resume=True))
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_kept_and_patience_ends_it(build, sections, monkeypatch):
     from dataclasses import replace
 

@@ -117,7 +117,10 @@ class TestBadInput:
             metrics.ceiling(_simulated()[0], [0], n_splits=0)
 
 
-@pytest.mark.parametrize(("efficiency_sd", "within"), [(0.35, 0.03), pytest.param(0.1, 0.01, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("efficiency_sd", "within"),
+    [pytest.param(0.35, 0.03, marks=pytest.mark.slow), pytest.param(0.1, 0.01, marks=pytest.mark.slow)],
+)
 def test_on_simulated_sections_it_is_the_score_of_the_true_field(efficiency_sd, within):
     """What it is too high by is the depth that both halves share: little where all spots are caught alike."""
     import stpredict as stp

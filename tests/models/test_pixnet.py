@@ -167,6 +167,7 @@ def test_a_shape_half_off_the_image_is_read_where_it_is_covered(awake, colour_se
     assert np.isfinite(values).all()
 
 
+@pytest.mark.slow
 def test_eight_turns_make_the_map_turn_with_the_image(awake, colour_section):
     from stpredict._section import ImageView
 

@@ -366,6 +366,7 @@ def test_resume_needs_a_store(sdata, pixnet):
         _predict(sdata, pixnet, resume=True)
 
 
+@pytest.mark.slow
 def test_rows_of_a_spot_model_go_on_too(large, ridge, tmp_path, monkeypatch):
     from stpredict import _pieces
 
