@@ -87,3 +87,20 @@ def pixnet():
     sections = [colour_sdata(seed) for seed in range(2)]
     stp.tl.train(sections, model, val=0.2, max_epochs=2, batch_size=4, device="cpu", precision="32", progress=False)
     return model
+
+
+@pytest.fixture(scope="session")
+def peeking():
+    """A function of a model and a list, into which the model then writes the measured values of every batch it sees."""
+
+    def watched(model, seen):
+        latent = model.latent
+
+        def look(batch):
+            seen.append(batch.expression)
+            return latent(batch)
+
+        model.latent = look
+        return model
+
+    return watched

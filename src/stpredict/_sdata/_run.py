@@ -122,7 +122,8 @@ class Run:
         if at_work and psutil.pid_exists(int(manifest["pid"])):
             raise RuntimeError(
                 f"process {manifest['pid']} is predicting {self.key!r} into {self.store.path} (its folder is "
-                f"{self.folder}). Wait for it, or pass another key_added."
+                f"{self.folder}). Wait for it, or pass another key_added; if that process is something else that was "
+                "given the same number, delete the manifest.json in that folder."
             )
         if not self.resume:
             _log.info("starting afresh: %s, left by an interrupted run, is deleted", self.folder)
