@@ -153,6 +153,67 @@ def test_rows_are_independent_and_keep_their_order(monkeypatch):
     np.testing.assert_allclose(coverage(geometry, radius, window).toarray(), whole, atol=1e-13)
 
 
+@given(
+    st.tuples(*[st.floats(-3, 20, allow_subnormal=False)] * 2),
+    st.tuples(*[st.floats(1e-6, 20, allow_subnormal=False)] * 2),
+)
+@few
+def test_an_upright_rectangle_equals_the_same_with_a_tooth_that_is_no_rectangle(corner, size):
+    """By the other way: a polygon with a sliver more is not upright and goes by its sides."""
+    (x, y), (w, h) = corner, size
+    window, nan = Window(0, 0, 16, 16), np.full(2, np.nan)
+    tooth = shapely.Polygon([(x, y), (x + w, y), (x + w, y + h), (x + w / 2, y + h * (1 + 1e-9)), (x, y + h)])
+    one, other = coverage([shapely.box(x, y, x + w, y + h), tooth], nan, window).toarray()
+    np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-8)
+
+
+def test_rectangles_circles_and_polygons_keep_their_rows():
+    geometry, radius = scattered(60)
+    rng = np.random.default_rng(5)
+    x, y, w, h = rng.uniform(0, 60, (4, 60)) * [[1], [1], [0.2], [0.2]]
+    squares = shapely.box(x, y, x + w + 0.1, y + h + 0.1)
+    every, radii = np.append(geometry, squares), np.append(radius, np.full(60, np.nan))
+    window, order = Window(0, 0, 64, 64), rng.permutation(120)
+    mixed = coverage(every[order], radii[order], window)
+    assert mixed.has_sorted_indices
+    alone = [coverage(geometry, radius, window).toarray(), coverage(squares, radii[60:], window).toarray()]
+    np.testing.assert_allclose(mixed.toarray(), np.concatenate(alone)[order], atol=1e-13)
+    np.testing.assert_allclose(alone[1][0].reshape(64, 64), by_shapely(squares[0], window), atol=1e-12)
+
+
+def test_sums_are_right_to_1e_6_however_many_cells_and_threads(monkeypatch):
+    geometry, radius = scattered(60)
+    geometry = np.append(geometry, [shapely.box(1.5, 1.5, 63, 62), shapely.Point(300, 300)])
+    found = coverage(geometry, np.append(radius, [np.nan, 3.0]), Window(0, 0, 64, 64))
+    values = np.random.default_rng(1).uniform(0, 5, (64 * 64, 7)).astype(np.float32)
+    values[:, 6] = 0.1  # equal numbers lose most
+    wanted = found @ values.astype(np.float64)
+    sums = []
+    for n in ("1", "2", "5"):
+        monkeypatch.setenv("OMP_NUM_THREADS", n)
+        weights = _coverage.Weights.of(found)
+        sums.append(weights.of_cells(values))
+        planes, areas = weights.of_planes(values.T)
+        assert areas is None
+        np.testing.assert_allclose(planes, sums[-1], rtol=1e-6)
+    np.testing.assert_allclose(sums[0], wanted, rtol=1e-6)
+    np.testing.assert_array_equal(sums[0][-1], 0.0)
+    np.testing.assert_array_equal(sums[1], sums[0])
+    np.testing.assert_array_equal(sums[2], sums[0])
+    np.testing.assert_allclose(weights.area, found.sum(axis=1))
+
+
+def test_values_that_are_nan_have_no_area():
+    geometry, radius = scattered(30)
+    found = coverage(geometry, radius, Window(0, 0, 64, 64))
+    planes = np.random.default_rng(1).uniform(0, 5, (3, 64 * 64)).astype(np.float16)
+    planes[1, ::3] = np.nan
+    sums, areas = _coverage.Weights.of(found).of_planes(planes)
+    there = ~np.isnan(planes)
+    np.testing.assert_allclose(sums, found @ np.where(there, planes, 0).T.astype(float), rtol=1e-5)
+    np.testing.assert_allclose(areas, found @ there.T.astype(float), rtol=1e-6)
+
+
 def test_no_cell_is_overfull_and_none_beyond_the_bounds_is_touched():
     geometry, radius = scattered(400, seed=3)
     tiny = 10.0 ** -np.linspace(1, 9, 200)  # their rows sum to rounding noise that is large beside their areas

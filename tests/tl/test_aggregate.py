@@ -76,6 +76,7 @@ def test_strips_and_blocks_of_genes_do_not_show(raster_sdata, monkeypatch):
     sdata, _values, _cells = raster_sdata
     whole = _aggregate(sdata).X
     monkeypatch.setattr(module, "STRIP_CELLS", 128 * 7)
+    monkeypatch.setattr(module, "MOST_CELLS", 1)
     monkeypatch.setattr(module, "VALUE_BYTES", 8)
     np.testing.assert_allclose(_aggregate(sdata, key_added="strips").layers["strips"], whole, rtol=1e-6)
 
@@ -93,6 +94,60 @@ def test_nan_pixels_do_not_count(raster_sdata):
     wanted = np.einsum("nyx,gyx->ng", weights, values[:, :, 30:].astype(float)) / weights.sum(axis=(1, 2))[:, None]
     np.testing.assert_allclose(table.X, wanted, rtol=1e-5)
     assert table.obs["maps_coverage"].iloc[0] == pytest.approx(20 / 50)
+
+
+@pytest.mark.parametrize("most_cells", [2**24, 1])
+@pytest.mark.parametrize("value_bytes", [2**27, 2 * 4 * 128 * 7, 8])
+def test_pixels_that_are_nan_in_some_genes_do_not_count_in_those(raster_sdata, monkeypatch, most_cells, value_bytes):
+    from stpredict.tl import _read as module
+
+    sdata, values, cells = raster_sdata
+    holed = values.copy()
+    holed[0, :, :30], holed[2, 40:, :] = np.nan, np.nan
+    systems = {"global": Scale([4.0, 4.0], axes=("x", "y"))}
+    sdata.images["maps"] = Image2DModel.parse(
+        holed, dims=("c", "y", "x"), c_coords=["red", "green", "blue"], transformations=systems
+    )
+    monkeypatch.setattr(module, "STRIP_CELLS", 128 * 7)
+    monkeypatch.setattr(module, "MOST_CELLS", most_cells)
+    monkeypatch.setattr(module, "VALUE_BYTES", value_bytes)
+    weights = _weights(cells)[:, None] * ~np.isnan(holed)
+    area = weights.sum(axis=(2, 3))
+    with np.errstate(invalid="ignore"):
+        wanted = np.einsum("ngyx,gyx->ng", weights, values.astype(float)) / area
+    table = _aggregate(sdata)
+    assert np.isnan(wanted).sum() == 2
+    np.testing.assert_allclose(table.X, wanted, rtol=1e-5)
+    full = np.array([1, 1, 1, 1, 32 / 60])
+    np.testing.assert_allclose(table.obs["maps_coverage"], full, rtol=1e-6)  # the gene that is there most
+
+
+def test_what_lies_inside_is_worked_out_once(raster_sdata, monkeypatch):
+    from stpredict import _coverage
+    from stpredict.tl import _strips
+
+    sdata, _, cells = raster_sdata
+    _strips.forget()
+    calls = []
+    true = _coverage.coverage
+    monkeypatch.setattr(_coverage, "coverage", lambda *args, **kwargs: (calls.append(1), true(*args, **kwargs))[1])
+    one = _aggregate(sdata).X.copy()
+    first = len(calls)
+    assert first
+    np.testing.assert_array_equal(_aggregate(sdata, key_added="again", genes=["blue"]).layers["again"][:, 2], one[:, 2])
+    _aggregate(sdata, key_added="total", stat="sum")
+    assert len(calls) == first
+    moved = [shapely.transform(cells[0], lambda xy: xy + 1), *cells[1:]]
+    frame = GeoDataFrame(geometry=moved, index=[f"c{i}" for i in range(5)])
+    sdata.shapes["cells"] = ShapesModel.parse(frame, transformations={"global": Identity()})
+    other = _aggregate(sdata, key_added="moved").layers["moved"]
+    assert len(calls) == 2 * first
+    assert (other[0] != one[0]).all()
+    monkeypatch.setattr(_strips, "KEPT_BYTES", 0)
+    _strips.forget()
+    _aggregate(sdata, key_added="unkept")
+    _aggregate(sdata, key_added="unkept2")
+    assert len(calls) == 4 * first
 
 
 def test_the_raster_of_a_model_reads_back_as_its_layer(sdata, pixnet):

@@ -11,12 +11,14 @@ import shapely
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
+from stpredict._coverage._rectangles import products, upright
 from stpredict._coverage._shapes import Floats, Geometries, areas_of, bounds, check_valid, checked
+from stpredict._coverage._threads import in_threads
 from stpredict._window import Window
 
 Integers = NDArray[np.int64]
 
-BLOCK_CELLS = 2**19  # cells held dense at a time: what stays in a processor's cache
+BLOCK_CELLS = 2**18  # cells held dense at a time: what stays in a processor's cache
 NOISE = 1e-12  # of a cell, or of the shape where that is smaller; rounding leaves 1e-16 to 1e-15
 
 
@@ -30,7 +32,7 @@ def coverage(geometry: ArrayLike, radius: ArrayLike, window: Window, *, cell_px:
     cell_px
         Side of a cell in pixels.
     Returns (n, rows * cols) float64 in square pixels, cells row-major, indices sorted, no stored zeros. Circles are
-    exact by their arcs, polygons by their sides, at any size.
+    exact by their arcs, polygons by their sides, upright rectangles by the products of two lengths, at any size.
     Raises ValueError for rows that are no shape (a polygon that is not valid, if it reaches the window), and where
     the cells do not tile the window.
     Source: signed areas accumulated along the boundary, the method of exact-area font rasterisers (FreeType's smooth
@@ -43,22 +45,45 @@ def coverage(geometry: ArrayLike, radius: ArrayLike, window: Window, *, cell_px:
         )
     geometry, radius, circle = checked(geometry, radius)
     shape = window.height // cell_px, window.width // cell_px
-    boxes = _boxes(bounds(geometry, radius), window, int(cell_px), shape)
+    around = bounds(geometry, radius)
+    boxes = _boxes(around, window, int(cell_px), shape)
     check_valid(geometry[boxes.row], boxes.row)
-    size = areas_of(geometry, radius, circle)[boxes.row] / cell_px**2
-    wide = np.int64 if shape[0] * shape[1] >= 2**31 else np.int32
-    indices, data, counts = [np.empty(0, wide)], [np.empty(0)], np.zeros(len(geometry), np.int64)
-    for part in _blocks(boxes):
-        block = boxes.take(part)
-        row = block.row
+    floor = NOISE * np.minimum(areas_of(geometry, radius, circle)[boxes.row] / cell_px**2, 1.0)
+    flat = ~circle[boxes.row] & upright(geometry[boxes.row], around[boxes.row])
+
+    def part(which: Integers) -> tuple[Integers, Floats, Integers]:
+        block, row = boxes.take(which), boxes.row[which]
+        if flat[which[0]]:
+            return _products(around[row], block, floor=floor[which], n_cols=shape[1])
         edges = [_arcs(geometry[row], radius[row], circle[row], block), _lines(geometry[row], circle[row], block)]
-        cells, values, counts[row] = _fill(edges, block, floor=NOISE * np.minimum(size[part], 1.0), n_cols=shape[1])
-        indices.append(cells.astype(wide))
-        data.append(values * cell_px**2)
+        return _fill(edges, block, floor=floor[which], n_cols=shape[1])
+
+    parts = [np.flatnonzero(kind)[some] for kind in (flat, ~flat) for some in _blocks(boxes.size[:, kind])]
+    return _matrix(boxes.row, parts, list(in_threads(part, parts)), (len(geometry), shape[0] * shape[1]), cell_px**2)
+
+
+def _matrix(
+    rows: Integers,
+    parts: list[Integers],
+    filled: list[tuple[Integers, Floats, Integers]],
+    shape: tuple[int, int],
+    unit: float,
+) -> sparse.csr_array:
+    """The rows of the boxes of every part, from the cells, values and counts that it was filled with."""
+    wide = np.int64 if shape[1] >= 2**31 else np.int32
+    which = np.concatenate([np.empty(0, np.int64), *parts])
+    n = np.concatenate([np.empty(0, np.int64), *(count for _, _, count in filled)])
+    indices = np.concatenate([np.empty(0, wide), *(cells.astype(wide) for cells, _, _ in filled)])
+    data = np.concatenate([np.empty(0), *(values * unit for _, values, _ in filled)])
+    counts = np.zeros(shape[0], np.int64)
+    counts[rows[which]] = n
     indptr = np.concatenate([[0], np.cumsum(counts)])
-    return sparse.csr_array(
-        (np.concatenate(data), np.concatenate(indices), indptr), shape=(len(geometry), shape[0] * shape[1])
-    )
+    if (np.diff(which) < 0).any():  # rows of both kinds: bring them into order
+        begin = np.cumsum(n) - n
+        order = np.argsort(which)
+        at = np.repeat(begin[order] - indptr[rows[which[order]]], n[order]) + np.arange(len(data))
+        indices, data = indices[at], data[at]
+    return sparse.csr_array((data, indices, indptr), shape=shape)
 
 
 @dataclass(frozen=True)
@@ -81,7 +106,7 @@ class _Boxes:
     origin: Integers
     cell_px: int
 
-    def take(self, part: slice) -> _Boxes:
+    def take(self, part: Integers) -> _Boxes:
         """Some of the boxes."""
         return _Boxes(self.row[part], self.first[:, part], self.size[:, part], self.origin[:, part], self.cell_px)
 
@@ -158,9 +183,9 @@ def _boxes(around: Floats, window: Window, cell_px: int, shape: tuple[int, int])
     return _Boxes(np.flatnonzero(meets), first, last - first, corner + first * cell_px, cell_px)
 
 
-def _blocks(boxes: _Boxes) -> Iterator[slice]:
-    """Runs of boxes of about BLOCK_CELLS cells together."""
-    block = np.cumsum(boxes.size.prod(axis=0)) // BLOCK_CELLS
+def _blocks(size: Integers) -> Iterator[slice]:
+    """Runs of boxes of these sizes (2, m) that have about BLOCK_CELLS cells together."""
+    block = np.cumsum(size.prod(axis=0)) // BLOCK_CELLS
     starts = np.flatnonzero(np.diff(block, prepend=-1))
     for start, stop in zip(starts, np.append(starts, len(block))[1:], strict=True):
         yield slice(int(start), int(stop))
@@ -183,7 +208,9 @@ def _arcs(geometry: Geometries, radius: Floats, circle: NDArray[np.bool_], boxes
 def _lines(geometry: Geometries, circle: NDArray[np.bool_], boxes: _Boxes) -> _Lines:
     """The sides of the polygons among some shapes, one box per shape; horizontal ones bound nothing to their right."""
     polygon = np.flatnonzero(~circle)
-    parts, part_of = shapely.get_parts(geometry[polygon], return_index=True)
+    parts, part_of = geometry[polygon], np.arange(len(polygon))
+    if (shapely.get_type_id(parts) == shapely.GeometryType.MULTIPOLYGON).any():
+        parts, part_of = shapely.get_parts(parts, return_index=True)
     rings, ring_of = shapely.get_rings(parts, return_index=True)
     xy, owner = shapely.get_coordinates(rings, return_index=True)
     shell = np.diff(ring_of, prepend=-1) != 0  # of a part's rings the first is its shell, the others are holes
@@ -275,3 +302,13 @@ def _fill(edges: list[_Edges], boxes: _Boxes, *, floor: Floats, n_cols: int) -> 
     shift = (boxes.first[0, box] + row) * n_cols + boxes.first[1, box] - begin
     per_box = np.bincount(box, counts, minlength=len(height)).astype(np.int64)
     return kept + np.repeat(shift, counts), np.minimum(area[kept], 1.0), per_box
+
+
+def _products(around: Floats, boxes: _Boxes, *, floor: Floats, n_cols: int) -> tuple[Integers, Floats, Integers]:
+    """As `_fill`, for upright rectangles of these bounds (m, 4)."""
+    low, high = ((around[:, ends].T - boxes.origin) / boxes.cell_px for ends in (slice(0, 2), slice(2, 4)))
+    box, row, column, share = products(low, high, boxes.size)
+    kept = np.flatnonzero(share > floor[box])
+    box = box[kept]
+    cells = (boxes.first[0, box] + row[kept]) * n_cols + boxes.first[1, box] + column[kept]
+    return cells, share[kept], np.bincount(box, minlength=boxes.size.shape[1])

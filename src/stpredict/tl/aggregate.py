@@ -64,7 +64,7 @@ def aggregate(
     record = dict(sdata.attrs.get("stpredict", {}).get(f"images/{raster_key}", {}))
     values, share = read_inside(sdata, raster_key, shapes_key, positions, stat=stat)
     if stat == "mean" and record.get("link") == "log1p" and not record.get("latent"):  # genes alone have a link
-        values = np.log1p(values)
+        np.log1p(values, out=values)
     record |= {"genes": wanted, "raster": raster_key, "stat": stat}
-    change = table_change(sdata, place, values.astype(np.float32), share, wanted, None, record)
+    change = table_change(sdata, place, values, share, wanted, None, record)
     _sdata.commit(sdata, [change], overwrite=overwrite)
