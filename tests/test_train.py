@@ -46,7 +46,7 @@ def test_a_resumed_run_ends_where_the_whole_one_does(build, sections, tmp_path, 
     history = _train.fit(whole, sections, [sections[0]], _plan(max_epochs=2, checkpoint_dir=tmp_path / "whole"))
 
     broken = build("PixNet")
-    end = _train._Task.on_train_epoch_end
+    end = _train.Task.on_train_epoch_end
 
     def interrupt(task):
         end(task)
@@ -54,7 +54,7 @@ def test_a_resumed_run_ends_where_the_whole_one_does(build, sections, tmp_path, 
             raise InterruptedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(_train._Task, "on_train_epoch_end", interrupt)
+        patch.setattr(_train.Task, "on_train_epoch_end", interrupt)
         with pytest.raises(InterruptedError):
             _train.fit(broken, sections, [sections[0]], _plan(max_epochs=2, checkpoint_dir=tmp_path / "broken"))
     resumed = build("PixNet")
@@ -91,8 +91,8 @@ def test_the_best_weights_are_kept_and_patience_ends_it(build, sections, monkeyp
         task.log("val_loss", next(losses))
         seen.append(_state(task.model))
 
-    monkeypatch.setattr(_train._Task, "validation_step", step)
-    monkeypatch.setattr(_train._Task, "on_validation_epoch_end", log, raising=False)
+    monkeypatch.setattr(_train.Task, "validation_step", step)
+    monkeypatch.setattr(_train.Task, "on_validation_epoch_end", log, raising=False)
     history = _train.fit(model, sections, [sections[0]], _plan(max_epochs=6))
     assert len(history) == 4  # two epochs after the best one
 
@@ -172,3 +172,32 @@ def test_pretrained_batch_norm_stays_in_eval_mode_while_training(build, sections
     before = {key: value.clone() for key, value in model.encoder.named_buffers()}
     fit(model, sections, [sections[0]], _plan(max_epochs=2))
     assert _equal(before, dict(model.encoder.named_buffers()))
+
+
+def test_several_processes_share_the_windows_of_one():
+    from stpredict._task import EpochSampler
+
+    alone = list(EpochSampler(23, 4))
+    assert sorted(alone) == list(range(92, 115))
+    parts = [list(EpochSampler(23, 4, rank=rank, world=3)) for rank in range(3)]
+    assert [len(part) for part in parts] == [7, 7, 7]
+    together = [index for step in zip(*parts, strict=True) for index in step]
+    assert together == alone[:21]  # in the same batches, and none twice
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(build, sections):
+    from stpredict._train import fit
+
+    histories, models = [], []
+    for devices in (1, 2):
+        models.append(build("PixNet"))
+        histories.append(fit(models[-1], sections, [sections[0]], _plan(max_epochs=3, devices=devices)))
+    one, two = histories
+    assert two["epoch"].tolist() == [0, 1, 2]
+    np.testing.assert_allclose(two["train_loss"], one["train_loss"], rtol=0.3)
+    np.testing.assert_allclose(two["lr"], one["lr"])
+    np.testing.assert_allclose(two["val_loss"], one["val_loss"], rtol=0.3)
+    assert two["train_loss"].iloc[-1] < two["train_loss"].iloc[0]
+    weights = [model.genes_head.weight.detach().numpy() for model in models]
+    assert np.corrcoef(weights[0].ravel(), weights[1].ravel())[0, 1] > 0.99

@@ -17,7 +17,7 @@ from stpredict.models._base import Model
 from stpredict.nn.allocator import keep_freed_memory
 from stpredict.nn.device import autocast, resolve_device, resolve_precision
 
-__all__ = ["Runtime", "embed", "predict", "raster_shape", "settled"]
+__all__ = ["Runtime", "embed", "n_pieces", "predict", "raster_shape", "settled", "work"]
 
 HEAD_ROWS = 8192  # shapes whose genes are predicted together, where a model does not want all of a section
 
@@ -76,6 +76,32 @@ def predict(
         if len(on) and query is not None:
             values[on] = _headed(model, rows[on], query)
         return values, share
+
+
+def n_pieces(model: Model, section: Section, *, runtime: Runtime, raster: bool) -> int:
+    """How many pieces `predict` has for this section, with or without its raster; `runtime` is settled."""
+    taker: Raster | None = (lambda y, x, values: None) if raster else None
+    return _pieces(model, section, runtime, torch.device("cpu"), raster=taker).n
+
+
+def work(
+    model: Model,
+    section: Section,
+    genes: Sequence[str],
+    which: Sequence[int],
+    *,
+    runtime: Runtime,
+    parts: Parts,
+    raster: Raster | None = None,
+    latent: bool = False,
+) -> None:
+    """Do some pieces of what `predict` does, and keep their parts; arguments as there."""
+    genes = [] if latent and raster is not None else genes
+    with _running(model, runtime) as device:
+        query = None if latent else _query(model, genes, device)
+        pieces = _pieces(model, section, runtime, device, raster=raster, query=query)
+        for i, part in zip(which, pieces.stream(which), strict=True):
+            parts.keep(i, part)
 
 
 def embed(model: Model, section: Section, *, runtime: Runtime) -> tuple[NDArray[np.float32], NDArray[np.float64]]:

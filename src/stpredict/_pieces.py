@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import shapely
@@ -19,8 +21,9 @@ from stpredict import _coverage
 from stpredict._section import Section
 from stpredict._window import Tile, Window, tiles
 from stpredict.models._base import Model
-from stpredict.models._samples import Batch, to_cells
+from stpredict.models._samples import Batch, Samples, to_cells
 
+logger = logging.getLogger("stpredict")
 PATCHES = 64  # images of spot models a forward pass
 PIECE_ROWS = 1024  # shapes of spot models a piece, about
 
@@ -58,6 +61,32 @@ class Pieces(ABC):
     ) -> None:
         self.model, self.section, self.batch_size = model, section, batch_size
         self.device, self.progress = device, progress
+        self._at_once = batch_size
+
+    def computed[Done](self, n: int, forward: Callable[[slice], Done]) -> list[Done]:
+        """`forward` on n images, as many at a time as fit into memory: half as many whenever it runs out.
+
+        Raises MemoryError where even one does not fit.
+        """
+        done: list[Done] = []
+        first = 0
+        while first < n:
+            part = slice(first, min(n, first + self._at_once))
+            try:
+                done.append(forward(part))
+                first = part.stop
+                continue
+            except torch.OutOfMemoryError as error:
+                if self._at_once == 1:
+                    raise MemoryError(
+                        f"one image of the {type(self.model).__name__} does not fit into the memory of {self.device}. "
+                        'Close what else runs there, pass device="cpu", or use a model with a smaller core_px.'
+                    ) from error
+            self._at_once = max(1, self._at_once // 2)  # out of the handler, which holds the tensors of the attempt
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            logger.info("out of memory on %s: going on with %d images a forward pass", self.device, self._at_once)
+        return done
 
     @abstractmethod
     def stream(self, which: Sequence[int]) -> Iterator[Part]:
@@ -89,22 +118,25 @@ class Tiles(Pieces):
         self.bounds = _coverage.bounds(self.geometry, self.radius)
         c = model.config
         every = tiles(section.image.height, section.image.width, core_px=c.core_px, halo_px=c.halo_px)
-        wanted = [tile for tile in every if raster is not None or len(self._hits(tile.core))]
+        wanted = [tile for tile in every if len(self._hits(tile.core)) or (raster is not None and self._seen(tile))]
         self.groups = [wanted[k : k + batch_size] for k in range(0, len(wanted), batch_size)]
         self.n = len(self.groups)
 
     def stream(self, which: Sequence[int]) -> Iterator[Part]:
-        """The next images are read while one is computed."""
-        halo, core = (round(px / self.model.stride) for px in (self.model.config.halo_px, self.model.config.core_px))
-        with ThreadPoolExecutor(1) as reader:
-            ahead = [reader.submit(_read, self.section, self.groups[i]) for i in which[:2]]
+        """While one batch is computed, the next is read, and the one before is read out and written."""
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as reader_out:
+            ahead = [reader.submit(self._images, i) for i in which[:2]]
+            behind: Future[Part] | None = None
             for k, i in enumerate(tqdm(which, desc="tiles", disable=not self.progress, leave=False)):
-                image = ahead.pop(0).result()
+                images = ahead.pop(0).result()
                 if k + 2 < len(which):
-                    ahead.append(reader.submit(_read, self.section, self.groups[which[k + 2]]))
-                batch = Batch(image.to(self.device, non_blocking=True), None, None, (), np.empty((0, 2), np.int64))
-                maps = _turned_latent(self.model, batch)[..., halo : halo + core, halo : halo + core]
-                yield self._part(self.groups[i], maps)
+                    ahead.append(reader.submit(self._images, which[k + 2]))
+                maps = self._maps(images)
+                if behind is not None:
+                    yield behind.result()
+                behind = reader_out.submit(self._part, self.groups[i], maps)
+            if behind is not None:
+                yield behind.result()
 
     def read(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Sums over areas."""
@@ -122,6 +154,28 @@ class Tiles(Pieces):
         b = self.bounds
         return np.flatnonzero((b[:, 0] < y1) & (b[:, 2] > y0) & (b[:, 1] < x1) & (b[:, 3] > x0))
 
+    def _seen(self, tile: Tile) -> bool:
+        """Whether there may be tissue in a core."""
+        core, tissue = tile.core, self.section.tissue
+        return tissue is None or bool(shapely.intersects(tissue, shapely.box(core.x0, core.y0, core.x1, core.y1)))
+
+    def _images(self, piece: int) -> Tensor:
+        read = np.stack([self.section.image.read(tile.read) for tile in self.groups[piece]])
+        images = torch.from_numpy(read).permute(0, 3, 1, 2)
+        return images.pin_memory() if self.device.type == "cuda" else images
+
+    def _maps(self, images: Tensor) -> Tensor:
+        """The latent maps (b, d, h, w) of the cores of tiles."""
+        halo, core = (round(px / self.model.stride) for px in (self.model.config.halo_px, self.model.config.core_px))
+
+        def forward(part: slice) -> Tensor:
+            moved = images[part].to(self.device, non_blocking=True)
+            batch = Batch(moved, None, None, (), np.empty((0, 2), np.int64))
+            return _turned_latent(self.model, batch)[..., halo : halo + core, halo : halo + core]
+
+        return torch.cat(self.computed(len(images), forward))
+
+    @torch.inference_mode()
     def _part(self, group: Sequence[Tile], maps: Tensor) -> Part:
         sums: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
         for tile, core in zip(group, maps, strict=True):
@@ -142,8 +196,10 @@ class Tiles(Pieces):
         if not len(hits):
             return hits, np.zeros((0, d))
         window = Window(round(core.y0 / self.model.stride), round(core.x0 / self.model.stride), h, w)
-        covered = _coverage.coverage(self.geometry[hits], self.radius[hits], window)
-        return hits, covered @ latent.movedim(0, -1).reshape(h * w, d).cpu().numpy()
+        weights = _coverage.Weights.of(_coverage.coverage(self.geometry[hits], self.radius[hits], window))
+        sums = weights.of_cells(latent.movedim(0, -1).reshape(h * w, d).cpu().numpy()).astype(np.float64)
+        sums[:, -1] = weights.area  # of the constant channel
+        return hits, sums
 
     def _hand_on(self, core: Window, latent: Tensor) -> None:
         """Values before the link (g, h, w) of one core to the raster."""
@@ -178,11 +234,16 @@ class Patches(Pieces):
                 group, rows, values = self.groups[i], [], []
                 for k in range(0, len(group), self.batch_size):
                     cut = [samples[int(row)] for row in group[k : k + self.batch_size]]
-                    batch = samples.collate(cut).to(self.device)
-                    values.append(self.model.latent(batch).float().cpu().numpy())
-                    rows.append(batch.rows[:, 1])
+                    for latent, of in self.computed(len(cut), partial(self._latent, samples, cut)):
+                        values.append(latent)
+                        rows.append(of)
                     bar.update()
                 yield Part(np.concatenate(rows), np.concatenate(values))
+
+    def _latent(self, samples: Samples, cut: list[Any], part: slice) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The latent of some samples, and their rows."""
+        batch = samples.collate(cut[part]).to(self.device)
+        return self.model.latent(batch).float().cpu().numpy(), batch.rows[:, 1]
 
     def read(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """The latent itself: every shape is in one piece."""
@@ -193,11 +254,6 @@ def raster_shape(model: Model, section: Section) -> tuple[int, int]:
     """(height, width) of a dense model's raster of this section, in cells."""
     stride = model.stride
     return int(np.ceil(section.image.height / stride)), int(np.ceil(section.image.width / stride))
-
-
-def _read(section: Section, group: Sequence[Tile]) -> Tensor:
-    images = np.stack([section.image.read(tile.read) for tile in group])
-    return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 def _turned_latent(model: Model, batch: Batch) -> Tensor:

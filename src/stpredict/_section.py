@@ -62,13 +62,18 @@ class ImageView:
         if part is None:
             return out
         if self.scale == (1.0, 1.0):  # the average of one pixel
-            level = np.asarray(self.pixels[:, part.y0 : part.y1, part.x0 : part.x1])
+            level = _array(self.pixels[:, part.y0 : part.y1, part.x0 : part.x1])
             out[part.slices(window)] = np.moveaxis(level, 0, -1)
             return out
         y, rows = _shares(part.y0, part.y1, self.scale[0], self.pixels.shape[1])
         x, columns = _shares(part.x0, part.x1, self.scale[1], self.pixels.shape[2])
-        out[part.slices(window)] = _average(np.asarray(self.pixels[:, y, x]), rows, columns)
+        out[part.slices(window)] = _average(_array(self.pixels[:, y, x]), rows, columns)
         return out
+
+
+def _array(pixels: Any) -> NDArray[np.uint8]:
+    """The pixels; read here and not by a cluster of the user's, which would wait for this very task on a worker."""
+    return pixels.compute(scheduler="threads") if hasattr(pixels, "compute") else np.asarray(pixels)
 
 
 def _n_working(n_level: int, scale: float) -> int:
@@ -124,6 +129,8 @@ class Section:
         (n, 2) integer array coordinates (row, column) of legacy arrays, or None.
     dropped
         Why shapes were left out, and how many.
+    tissue
+        Polygon or MultiPolygon of the tissue, to which the geometry is clipped; None: the whole image.
     """
 
     name: str
@@ -136,6 +143,7 @@ class Section:
     genes: tuple[str, ...] | None = None
     grid: NDArray[np.int64] | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
+    tissue: shapely.Geometry | None = None
 
     def __post_init__(self) -> None:
         n = len(self.geometry)
@@ -194,4 +202,6 @@ def fingerprint(section: Section) -> str:
     digest.update(np.float64(section.mpp).tobytes())
     digest.update(b"".join(shapely.to_wkb(section.geometry)))
     digest.update(np.ascontiguousarray(section.radius, dtype=np.float64).tobytes())
+    if section.tissue is not None:
+        digest.update(shapely.to_wkb(section.tissue))
     return digest.hexdigest()[:16]

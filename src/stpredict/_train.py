@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import math
+import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,19 +19,17 @@ import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
-from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
 
 from stpredict import metrics
 from stpredict._section import Section, blocks, take
+from stpredict._task import KeepBest, Task, val_batches
 from stpredict.models._base import Model, Recipe, new_card, predict_batch
-from stpredict.models._samples import Batch, PatchSamples, Samples, held_in_memory
+from stpredict.models._samples import Samples, held_in_memory
 from stpredict.nn.allocator import keep_freed_memory
 from stpredict.nn.device import resolve_device, resolve_precision
 
 logger = logging.getLogger("stpredict")
 CACHE_BYTES = 3 * 2**30  # images of the training sections held at working resolution, all together
-MIN_STEPS = 4  # a batch is never so large that an epoch has fewer steps than this, where there are samples enough
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def hold_out(section: Section, *, share: float, seed: int) -> tuple[Section, Sec
 
 
 def _loop(model: Model, train: Sequence[Section], val: Sequence[Section], plan: Plan, recipe: Recipe) -> pd.DataFrame:
-    task = _Task(model, recipe, model.samples(train, train=True, seed=plan.seed), _val_samples(model, val), plan.seed)
+    task = Task(model, recipe, model.samples(train, train=True, seed=plan.seed), _val_samples(model, val), plan.seed)
     device = resolve_device(plan.device)
     folder = Path(plan.checkpoint_dir) if plan.checkpoint_dir is not None else None
     L.seed_everything(plan.seed, verbose=False)
@@ -122,7 +122,11 @@ def _loop(model: Model, train: Sequence[Section], val: Sequence[Section], plan: 
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the encoder's norms
         warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
-        trainer.fit(task, ckpt_path=_checkpoint(folder) if plan.resume else None, weights_only=True)
+        with tempfile.TemporaryDirectory() as left:
+            task.kept = Path(left) / "history.json" if plan.devices * plan.num_nodes > 1 else None
+            trainer.fit(task, ckpt_path=_checkpoint(folder) if plan.resume else None, weights_only=True)
+            if not task.history and task.kept is not None:  # the processes that trained have ended
+                task.history = json.loads(task.kept.read_text())
     return pd.DataFrame(task.history)
 
 
@@ -130,7 +134,8 @@ def _trainer(plan: Plan, recipe: Recipe, device: torch.device, folder: Path | No
     return L.Trainer(
         accelerator=device.type,
         devices=[device.index or 0] if device.type == "cuda" and plan.devices == 1 else plan.devices,
-        strategy=plan.strategy,
+        strategy=_strategy(plan),
+        use_distributed_sampler=False,  # ours splits windows itself, and repeats none
         num_nodes=plan.num_nodes,
         precision=resolve_precision(plan.precision, device),
         max_epochs=recipe.max_epochs,
@@ -146,6 +151,13 @@ def _trainer(plan: Plan, recipe: Recipe, device: torch.device, folder: Path | No
         reload_dataloaders_every_n_epochs=1,
         deterministic="warn",
     )
+
+
+def _strategy(plan: Plan) -> str:
+    """With several devices of one machine, processes that hand the trained model back to the caller."""
+    several = plan.devices > 1 and plan.num_nodes == 1
+    interactive = hasattr(sys, "ps1")  # there Lightning forks, and says so where it cannot
+    return "ddp_spawn" if plan.strategy == "auto" and several and not interactive else plan.strategy
 
 
 @contextmanager
@@ -176,7 +188,7 @@ def _checkpoint(folder: Path | None) -> Path:
 
 
 def _callbacks(recipe: Recipe, folder: Path | None, *, has_val: bool, progress: bool) -> list[Callback]:
-    callbacks: list[Callback] = [_KeepBest()] if has_val else []
+    callbacks: list[Callback] = [KeepBest()] if has_val else []
     if has_val and recipe.patience is not None:
         callbacks.append(EarlyStopping("val_loss", patience=recipe.patience))
     if folder is not None:
@@ -199,112 +211,10 @@ def _csv_log(folder: Path) -> CSVLogger:
     return CSVLogger(folder, name="", version=f"log{n + 1}" if n else "log")
 
 
-class _KeepBest(Callback):
-    """Remembers the weights of the epoch with the lowest validation loss, and puts them back in the end."""
-
-    def __init__(self) -> None:
-        self.loss, self.epoch = math.inf, -1
-        self.weights: dict[str, Tensor] = {}
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        loss = float(trainer.callback_metrics["val_loss"])
-        if loss < self.loss:
-            self.loss, self.epoch = loss, trainer.current_epoch
-            self.weights = {key: value.detach().clone() for key, value in pl_module.state_dict().items()}
-
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.weights:
-            logger.info("kept the weights of epoch %d, validation loss %.4f", self.epoch, self.loss)
-            pl_module.load_state_dict(self.weights)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"loss": self.loss, "epoch": self.epoch, "weights": self.weights}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.loss, self.epoch, self.weights = (state_dict[key] for key in ("loss", "epoch", "weights"))
-
-
-class _EpochSampler(Sampler[int]):
-    """Global indices of one epoch: epoch * n .. epoch * n + n - 1, so that every epoch draws windows of its own."""
-
-    def __init__(self, n: int, epoch: int) -> None:
-        self.n, self.epoch = n, epoch
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __iter__(self) -> Iterator[int]:
-        order = np.random.default_rng([self.epoch, self.n]).permutation(self.n)
-        return iter((self.epoch * self.n + order).tolist())
-
-
-class _Task(L.LightningModule):
-    """A model with its optimiser and its data, as Lightning wants them."""
-
-    def __init__(self, model: Model, recipe: Recipe, samples: Samples, val: Samples | None, seed: int) -> None:
-        super().__init__()
-        self.model, self.recipe, self.samples, self.val_samples, self.seed = model, recipe, samples, val, seed
-        self.batch_size = max(1, min(recipe.batch_size, len(samples) // MIN_STEPS))
-        self.history: list[dict[str, float]] = []
-        self._seen: list[tuple[float, int]] = []
-
-    def train_dataloader(self) -> DataLoader:
-        """The windows of this epoch."""
-        sampler = _EpochSampler(len(self.samples), self.current_epoch)
-        return DataLoader(
-            self.samples, batch_size=self.batch_size, sampler=sampler, collate_fn=self.samples.collate, drop_last=True
-        )
-
-    def val_dataloader(self) -> DataLoader | list:
-        """Every shape of the validation sections once."""
-        if self.val_samples is None:
-            return []
-        batches = _batches(self.model, self.val_samples, self.batch_size)
-        return DataLoader(self.val_samples, batch_sampler=batches, collate_fn=self.val_samples.collate)
-
-    def training_step(self, batch: Batch, _: int) -> Tensor:
-        loss = self.model.loss(batch, self.model.query(batch.genes))
-        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch.rows))
-        return loss
-
-    def validation_step(self, batch: Batch, _: int) -> None:
-        loss = self.model.loss(batch, self.model.query(batch.genes))
-        self.log("val_loss", loss, on_epoch=True, prog_bar=True, batch_size=len(batch.rows))
-
-    def on_train_epoch_end(self) -> None:
-        seen = {key: float(value) for key, value in self.trainer.callback_metrics.items()}
-        rate = self.trainer.optimizers[0].param_groups[-1]["lr"]
-        self.history.append({"epoch": self.current_epoch} | seen | {"lr": rate})
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["stpredict_history"] = self.history
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.history = checkpoint["stpredict_history"]
-
-    def configure_optimizers(self) -> Any:
-        recipe = self.recipe
-        encoder = getattr(self.model, "encoder", None)
-        slow = {id(p) for p in encoder.parameters()} if encoder is not None else set()
-        if recipe.encoder_lr == 0 and encoder is not None:
-            encoder.requires_grad_(False)
-        groups = [
-            {
-                "params": [p for p in self.model.parameters() if id(p) in slow and p.requires_grad],
-                "lr": recipe.encoder_lr,
-            },
-            {"params": [p for p in self.model.parameters() if id(p) not in slow and p.requires_grad], "lr": recipe.lr},
-        ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=recipe.weight_decay)
-        n_steps = max(1, recipe.max_epochs * (len(self.samples) // self.batch_size))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, n_steps, recipe.warmup))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
 def _reliability(model: Model, val: Sequence[Section]) -> dict[str, float | None]:
     """Per-gene correlation on the validation sections, averaged over them; None where it is undefined."""
     samples = model.samples(val, train=False)
-    batches = [samples.collate([samples[i] for i in b]) for b in _batches(model, samples, model.recipe.batch_size)]
+    batches = [samples.collate([samples[i] for i in b]) for b in val_batches(model, samples, model.recipe.batch_size)]
     device = next(model.parameters(), torch.zeros(())).device
     with torch.inference_mode():
         values = [predict_batch(model, b.to(device), model.query(b.genes)).cpu().numpy() for b in batches]
@@ -315,23 +225,3 @@ def _reliability(model: Model, val: Sequence[Section]) -> dict[str, float | None
         warnings.filterwarnings("ignore", message="Mean of empty slice")
         mean = np.nanmean(scores, axis=0)
     return {gene: float(v) if np.isfinite(v) else None for gene, v in zip(model.genes, mean, strict=True)}
-
-
-def _batches(model: Model, samples: Samples, n: int) -> list[list[int]]:
-    """Indices of validation batches: `n` samples each, or a whole section where the model must see one."""
-    if model.context == "section":
-        if not isinstance(samples, PatchSamples):
-            raise TypeError(
-                f"{type(model).__name__} sees a whole section, so its samples without training must be PatchSamples, "
-                f"which say what lies in one section; got {type(samples).__name__}."
-            )
-        return samples.by_section()
-    return [list(range(k, min(k + n, len(samples)))) for k in range(0, len(samples), n)]
-
-
-def _rate(step: int, n_steps: int, warmup: float) -> float:
-    """Share of the peak learning rate: up along a line, down along a cosine to 1 %."""
-    rise = max(1, round(warmup * n_steps))
-    if step < rise:
-        return (step + 1) / rise
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rise) / max(1, n_steps - rise))))

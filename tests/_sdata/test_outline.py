@@ -57,3 +57,25 @@ def test_no_label_has_no_outline():
 
 def test_every_pixel_has_the_whole_image():
     assert _outline.outline(np.ones((5, 4), int)).equals(shapely.box(0, 0, 4, 5))
+
+
+@pytest.mark.parametrize("rows", [7, 1024])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_label_has_its_own_pixels(monkeypatch, seed, rows):
+    """Labels that touch along sides and at corners, lie inside each other, and fall into pieces."""
+    labels = np.random.default_rng(seed).integers(0, 5, (9, 12)).repeat(4, axis=0).repeat(3, axis=1)
+    labels[5:9, 4:9], labels[20:23, 20:22] = 70_000, 9
+    monkeypatch.setattr(_outline, "ROWS", rows)
+    ids, geometry = _outline.outlines(da.from_array(labels.astype(np.uint32), chunks=(11, 13)))
+    assert ids.tolist() == [1, 2, 3, 4, 9, 70_000]
+    for label, found in zip(ids, geometry, strict=True):
+        mask = (labels == label).astype(np.uint8)
+        expected = shapely.union_all([shapely.geometry.shape(each) for each, value in trace(mask) if value])
+        assert found.is_valid
+        assert found.area == mask.sum()
+        assert found.symmetric_difference(expected).area == 0
+
+
+def test_no_label_has_no_outlines():
+    ids, geometry = _outline.outlines(np.zeros((5, 5), int))
+    assert len(ids) == len(geometry) == 0

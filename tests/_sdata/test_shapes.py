@@ -139,7 +139,9 @@ def test_tissue_of_any_kind_clips(kind):
     assert tissue(sdata, "mask", "image").symmetric_difference(shapely.box(0, 0, WIDTH / 2, HEIGHT)).area < 1e-9
     element = circles([[60.0, 50.0], [120.0, 100.0], [180.0, 50.0]], 10.0)
     sdata.shapes["it"] = element
-    geometry, radius, area, on_image = place(sdata, "image", "it", tissue_key="mask", step=2.0)
+    geometry, radius, area, on_image = place(
+        sdata, "image", "it", region=tissue(sdata, "mask", "image", step=2.0), step=2.0
+    )
     np.testing.assert_allclose(_coverage.areas(geometry, radius) / area, [1.0, 0.5, 0.0], rtol=1e-5)
     assert on_image.all()  # of the tissue it says nothing
 
@@ -183,7 +185,7 @@ def test_tissue_that_is_not_there():
 
 def test_tissue_beside_the_image_leaves_nothing():
     sdata = make_spots(shapes={"mask": polygons(boxes((500, 500, 600, 600)))})
-    geometry, *_ = place(sdata, "image", "spots", tissue_key="mask")
+    geometry, *_ = place(sdata, "image", "spots", region=tissue(sdata, "mask", "image"))
     assert shapely.is_empty(geometry).all()
 
 

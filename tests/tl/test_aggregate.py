@@ -150,6 +150,50 @@ def test_what_lies_inside_is_worked_out_once(raster_sdata, monkeypatch):
     assert len(calls) == 4 * first
 
 
+def test_labels_are_read_as_scipy_reads_them(raster_sdata):
+    """On the raster's own grid, and at a third of its pixels, turned by 30 degrees against its outlines as shapes."""
+    from scipy import ndimage
+    from spatialdata.models import Labels2DModel
+    from spatialdata.transformations import Affine
+
+    import stpredict as stp
+
+    sdata, values, _ = raster_sdata
+    labels = np.random.default_rng(3).integers(0, 6, (16, 16)).repeat(8, axis=0).repeat(8, axis=1) * 11
+    systems = {"global": Scale([4.0, 4.0], axes=("x", "y"))}
+    sdata.labels["nuclei"] = Labels2DModel.parse(labels, dims=("y", "x"), transformations=systems)
+    stp.tl.aggregate(sdata, "maps", shapes_key="nuclei")
+    table = sdata.tables["nuclei_maps"]
+    assert table.obs["instance_id"].tolist() == [11, 22, 33, 44, 55]
+    wanted = np.array([ndimage.mean(channel, labels, table.obs["instance_id"]) for channel in values]).T
+    np.testing.assert_allclose(table.X, wanted, rtol=1e-5)
+    np.testing.assert_allclose(table.obs["maps_coverage"], 1.0)
+    turned = Affine([[1.1, -0.7, 200.0], [0.7, 1.1, 20.0], [0, 0, 1]], input_axes=("x", "y"), output_axes=("x", "y"))
+    small = labels[:, :100]
+    sdata.labels["turned"] = Labels2DModel.parse(small, dims=("y", "x"), transformations={"global": turned})
+    frame = GeoDataFrame(geometry=[_pixels(small == label) for label in (11, 22, 33, 44, 55)])
+    sdata.shapes["outlines"] = ShapesModel.parse(frame, transformations={"global": turned})
+    for key in ("turned", "outlines"):
+        stp.tl.aggregate(sdata, "maps", shapes_key=key)
+    np.testing.assert_allclose(sdata.tables["turned_maps"].X, sdata.tables["outlines_maps"].X, rtol=1e-5)
+
+
+def _pixels(mask):
+    y, x = np.nonzero(mask)
+    return shapely.union_all(shapely.box(x, y, x + 1, y + 1))
+
+
+def test_labels_without_an_instance_are_refused(raster_sdata):
+    from spatialdata.models import Labels2DModel
+
+    import stpredict as stp
+
+    sdata, _, _ = raster_sdata
+    sdata.labels["none"] = Labels2DModel.parse(np.zeros((8, 8), int), dims=("y", "x"))
+    with pytest.raises(ValueError, match="labels 'none' hold no instance: every pixel is 0"):
+        stp.tl.aggregate(sdata, "maps", shapes_key="none")
+
+
 def test_the_raster_of_a_model_reads_back_as_its_layer(sdata, pixnet):
     import stpredict as stp
 

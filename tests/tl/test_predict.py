@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+import shapely
 from spatialdata import read_zarr
 from spatialdata.models import ShapesModel
 from spatialdata.transformations import Affine, Identity, Scale, get_transformation, set_transformation
@@ -382,3 +383,101 @@ def test_rows_of_a_spot_model_go_on_too(large, ridge, tmp_path, monkeypatch):
         _predict(broken, ridge, batch_size=8, resume=True)
     assert seen == [2, 3]
     assert _files(tmp_path / "whole.zarr") == _files(tmp_path / "broken.zarr")
+
+
+KILLED = """
+import os, signal, sys
+import stpredict as stp
+from stpredict import _sdata
+
+keep, seen = _sdata.KeptParts.keep, []
+
+def killed(self, piece, part):
+    keep(self, piece, part)
+    seen.append(piece)
+    if len(seen) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)  # no handler, no cleaning up
+
+_sdata.KeptParts.keep = killed
+stp.tl.predict(sys.argv[1], sys.argv[2], output="both", device="cpu", precision="32", progress=False)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_gone_on_with_to_the_same_bytes(large, pixnet, tmp_path, monkeypatch):
+    import signal
+    import subprocess
+    import sys
+
+    pixnet.save(tmp_path / "model")
+    _predict(large("whole"), tmp_path / "model", output="both")
+    broken = large("broken")
+    before = _files(broken.path)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(broken.path), str(tmp_path / "model")], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert _files(broken.path) == before
+    seen = _stop_after(monkeypatch, 99, KeyboardInterrupt())
+    _predict(read_zarr(broken.path), tmp_path / "model", output="both", resume=True)
+    assert seen == [2, 3]
+    assert _files(tmp_path / "whole.zarr") == _files(tmp_path / "broken.zarr")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.zarr", "model", "whole.zarr"]
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_the_result_stays(large, pixnet, monkeypatch, caplog):
+    import torch
+
+    sdata = large("slide")
+    _predict(sdata, pixnet, key_added="whole", batch_size=4)
+    latent, sizes = pixnet.latent, []
+
+    def scarce(batch):
+        sizes.append(len(batch.image))
+        if len(batch.image) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return latent(batch)
+
+    monkeypatch.setattr(pixnet, "latent", scarce)
+    with caplog.at_level("INFO", logger="stpredict"):
+        _predict(sdata, pixnet, key_added="halved", batch_size=4)
+    assert sizes == [4, 2, 1, 1, 1, 1]
+    assert "out of memory on cpu: going on with 1 images a forward pass" in caplog.text
+    layers = sdata.tables["table"].layers
+    np.testing.assert_allclose(layers["halved"], layers["whole"], rtol=1e-5)
+
+    def none(batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(pixnet, "latent", none)
+    with pytest.raises(MemoryError, match=r"one image of the PixNet does not fit into the memory of cpu"):
+        _predict(sdata, pixnet, key_added="none")
+
+
+def test_tiles_without_tissue_stay_nan_in_the_raster(make, pixnet):
+    from geopandas import GeoDataFrame
+    from spatialdata.models import ShapesModel
+
+    sdata = make(7, size=1024)
+    sdata.shapes["tissue"] = ShapesModel.parse(GeoDataFrame(geometry=[shapely.box(50, 60, 400, 1000)]))
+    _predict(sdata, pixnet, output="raster", shapes_key="spots", key_added="whole")
+    _predict(sdata, pixnet, output="raster", shapes_key="spots", key_added="cut", tissue_key="tissue")
+    whole, cut = (sdata.images[key].to_numpy() for key in ("whole", "cut"))
+    half = whole.shape[2] // 2
+    np.testing.assert_array_equal(cut[:, :, :half], whole[:, :, :half])
+    assert np.isnan(cut[:, :, half:]).all()
+
+
+def test_labels_are_shapes(sdata, pixnet):
+    from spatialdata.models import Labels2DModel
+    from spatialdata.transformations import Identity
+
+    labels = np.zeros((512, 512), int)
+    labels[100:140, 200:230], labels[300:333, 40:90] = 3, 8
+    sdata.labels["cells"] = Labels2DModel.parse(labels, dims=("y", "x"), transformations={"global": Identity()})
+    _predict(sdata, pixnet, output="both", shapes_key="cells")
+    table = sdata.tables["cells_pixnet"]
+    assert table.obs["instance_id"].tolist() == [3, 8]
+    raster = sdata.images["pixnet"].to_numpy().astype(float)
+    step = 512 // raster.shape[1]
+    wanted = [raster.repeat(step, axis=1).repeat(step, axis=2)[:, labels == label].mean(axis=1) for label in (3, 8)]
+    np.testing.assert_allclose(table.X, wanted, atol=4e-3)
+    np.testing.assert_allclose(table.obs["pixnet_coverage"], 1.0)

@@ -31,7 +31,7 @@ from stpredict._sdata._results import (
     new_table,
 )
 from stpredict._sdata._run import KeptParts, Run
-from stpredict._sdata._shapes import check_some_inside, place, rows_of, tissue
+from stpredict._sdata._shapes import check_some_inside, place, rows_of, shapes_of, tissue
 from stpredict._sdata._store import check_element_key, check_key
 from stpredict._sdata._store_raster import RasterTarget, check_raster_size, raster_transformations
 from stpredict._sdata._store_shapes import add_shapes
@@ -83,6 +83,7 @@ __all__ = [
     "rows_of",
     "section",
     "section_name",
+    "shapes_of",
     "sparse_target",
     "table_rows",
     "target",

@@ -9,6 +9,7 @@ import pandas as pd
 from spatialdata.models import get_table_keys
 
 from stpredict._sdata._resolve import missing_key, regions
+from stpredict._sdata._shapes import shapes_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -30,7 +31,7 @@ def table_rows(sdata: SpatialData, table_name: str, shapes_key: str) -> tuple[ND
     table = sdata.tables[table_name]
     rows = _rows_of_region(table, table_name, shapes_key)
     _, _, instance_key = get_table_keys(table)
-    wanted, existing = _comparable(pd.Index(table.obs[instance_key].iloc[rows]), sdata.shapes[shapes_key].index)
+    wanted, existing = _comparable(pd.Index(table.obs[instance_key].iloc[rows]), shapes_of(sdata, shapes_key).index)
     _check_unique(existing, f"shapes {shapes_key!r}")
     _check_unique(wanted, f"table {table_name!r}, obs[{instance_key!r}]")
     positions = existing.get_indexer(wanted).astype(np.int64)

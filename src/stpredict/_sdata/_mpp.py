@@ -96,6 +96,8 @@ def _from_spots(sdata: SpatialData, image_key: str, shapes_key: str | None) -> f
 
 def _array_mpp(sdata: SpatialData, image_key: str, key: str) -> dict[str, float]:
     """{key: um per image pixel}, or {} where the shapes are no known array or not placed on the image."""
+    if key not in sdata.shapes:
+        return {}  # labels
     shapes = sdata.shapes[key]
     if not set(affines(sdata, key)) & set(affines(sdata, image_key)):
         return {}

@@ -1,4 +1,4 @@
-"""The outline of a label mask as exact polygons: every pixel a unit square, holes kept.
+"""The outlines of a mask or of labels as exact polygons: every pixel a unit square, holes kept.
 
 spatialdata.to_polygons is not used: it cuts pixel corners off, is half a pixel off, and fills holes.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
     Integers = NDArray[np.int64]
-    Steps = tuple[Integers, Integers, NDArray[np.bool_]]
+    Steps = tuple[Integers, Integers, Integers, Integers]
 
 ROWS = 1024  # read at a time
 
@@ -26,11 +26,28 @@ def outline(labels: Any) -> BaseGeometry:
     labels
         (y, x) integers, numpy or dask: read in bands of rows. Pixel (i, j) covers [j, j + 1) x [i, i + 1).
     """
-    flat, upright = _steps(labels)
+    _, faces = _faces(labels, mask=True)
+    return shapely.multipolygons(faces)
+
+
+def outlines(labels: Any) -> tuple[Integers, NDArray[np.object_]]:
+    """The area of every label but 0: ids (n,), rising, and (n,) Polygons or MultiPolygons; arguments as `outline`."""
+    value, faces = _faces(labels, mask=False)
+    order = np.argsort(value, kind="stable")
+    ids, first, count = np.unique(value[order], return_index=True, return_counts=True)
+    geometry = faces[order[first]]
+    for i in np.flatnonzero(count > 1):
+        geometry[i] = shapely.multipolygons(faces[order[first[i] : first[i] + count[i]]])
+    return ids, geometry
+
+
+def _faces(labels: Any, *, mask: bool) -> tuple[Integers, NDArray[np.object_]]:
+    """Connected pieces of one label each, but 0: value (k,) and Polygon (k,). With `mask` all labels are one."""
+    flat, upright = (_runs(*steps) for steps in _steps(labels, mask=mask))
     if len(flat[0]) == 0:
-        return shapely.MultiPolygon()
-    y, x0, x1, down = _runs(*flat)
-    x, y0, y1, _ = _runs(*upright)
+        return np.empty(0, np.int64), np.empty(0, dtype=object)
+    y, x0, x1, above, below = flat
+    x, y0, y1, _, _ = upright
     corners = [np.stack([x0, y, x1, y], axis=1), np.stack([x, y0, x, y1], axis=1)]
     borders = shapely.linestrings(np.concatenate(corners).reshape(-1, 2, 2).astype(np.float64))
     faces = shapely.get_parts(shapely.polygonize(borders))
@@ -38,43 +55,47 @@ def outline(labels: Any) -> BaseGeometry:
     # runs are sorted by y and x, so each face finds the run that it was made of
     width = labels.shape[1] + 1
     run = np.searchsorted(y * width + x0, at_y * width + at_x)
-    return shapely.multipolygons(faces[inside_down == down[run]])
+    value = np.where(inside_down, below[run], above[run])
+    return value[value != 0], faces[value != 0]
 
 
-def _steps(labels: Any) -> tuple[Steps, Steps]:
-    """Where the mask begins or ends: along y, as (y, x, begins), and along x, as (x, y, begins)."""
+def _steps(labels: Any, *, mask: bool) -> tuple[Steps, Steps]:
+    """Where the label changes: along y, as (y, x, above, below), and along x, as (x, y, left, right)."""
     flat: list[Steps] = []
     upright: list[Steps] = []
-    above = np.zeros((1, labels.shape[1]), dtype=np.int8)
+    above = np.zeros((1, labels.shape[1]), dtype=np.int64)
     for first in range(0, labels.shape[0] + 1, ROWS):
-        band = (np.asarray(labels[first : first + ROWS]) != 0).astype(np.int8)
+        read = np.asarray(labels[first : first + ROWS])
+        band = (read != 0).astype(np.int64) if mask else read.astype(np.int64)
         if first + ROWS > labels.shape[0]:
             band = np.concatenate([band, np.zeros_like(above)])  # glass below the last row
-        step = np.diff(band, axis=0, prepend=above)
-        y, x = np.nonzero(step)
-        flat.append((y + first, x, step[y, x] > 0))
-        step = np.diff(np.pad(band, ((0, 0), (1, 1))), axis=1)
-        y, x = np.nonzero(step)
-        upright.append((x, y + first, step[y, x] > 0))
+        before = np.concatenate([above, band[:-1]])
+        y, x = np.nonzero(band != before)
+        flat.append((y + first, x, before[y, x], band[y, x]))
+        wide = np.pad(band, ((0, 0), (1, 1)))
+        y, x = np.nonzero(wide[:, 1:] != wide[:, :-1])
+        upright.append((x, y + first, wide[y, x], wide[y, x + 1]))
         above = band[-1:]
     return _joined(flat), _joined(upright)
 
 
 def _joined(parts: list[Steps]) -> Steps:
-    line, place, begins = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return line, place, begins
+    line, place, before, after = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return line, place, before, after
 
 
 def _runs(
-    line: Integers, place: Integers, begins: NDArray[np.bool_]
-) -> tuple[Integers, Integers, Integers, NDArray[np.bool_]]:
-    """Unit steps that follow each other on a line and go the same way, as one: line, first, end, begins; sorted."""
+    line: Integers, place: Integers, before: Integers, after: Integers
+) -> tuple[Integers, Integers, Integers, Integers, Integers]:
+    """Unit steps that follow each other on a line between the same labels, as one: line, first, end, before, after."""
+    if len(line) == 0:
+        return line, place, place, before, after
     order = np.lexsort((place, line))
-    line, place, begins = line[order], place[order], begins[order]
-    new = (np.diff(line) != 0) | (np.diff(place) != 1) | (begins[1:] != begins[:-1])
+    line, place, before, after = line[order], place[order], before[order], after[order]
+    new = (np.diff(line) != 0) | (np.diff(place) != 1) | (np.diff(before) != 0) | (np.diff(after) != 0)
     first = np.flatnonzero(np.concatenate([[True], new]))
     last = np.append(first[1:], len(line)) - 1
-    return line[first], place[first], place[last] + 1, begins[first]
+    return line[first], place[first], place[last] + 1, before[first], after[first]
 
 
 def _first_flat_sides(faces: NDArray[np.object_]) -> tuple[Integers, Integers, NDArray[np.bool_]]:

@@ -16,7 +16,7 @@ from stpredict._sdata._genes import match_genes
 from stpredict._sdata._join import table_rows
 from stpredict._sdata._mpp import check_resolution, image_mpp, level_scale
 from stpredict._sdata._resolve import image_levels, missing_key, resolve_image, resolve_shapes
-from stpredict._sdata._shapes import check_some_inside, place
+from stpredict._sdata._shapes import check_some_inside, place, shapes_of, tissue
 from stpredict._sdata._target import Target, check_counts, check_target, totals, usable
 from stpredict._sdata._target import target as target_of
 from stpredict._section import ImageView, Section
@@ -37,17 +37,18 @@ def image_section(
     image_key: str | None = None,
     shapes_key: str | None = None,
     mpp: float | None = None,
+    tissue_key: str | None = None,
     name: str | None = None,
 ) -> Section:
     """A section without shapes: the image alone, at `at_mpp` micrometres per pixel.
 
-    image_key, mpp, name
+    image_key, mpp, tissue_key, name
         As for `section`; `shapes_key` only helps to find the image's own mpp.
 
-    Raises ValueError as `section` does for the image and its mpp.
+    Raises ValueError as `section` does for the image, its mpp and the tissue.
     """
     image_key = resolve_image(sdata, image_key)
-    view = _view(sdata, image_key, shapes_key, at_mpp, mpp)[0]
+    view, step = _view(sdata, image_key, shapes_key, at_mpp, mpp)
     none = np.empty(0)
     return Section(
         name=name or section_name(sdata, image_key),
@@ -56,6 +57,7 @@ def image_section(
         radius=none,
         ids=np.empty(0, dtype=object),
         area=none,
+        tissue=tissue(sdata, tissue_key, image_key, step=step),
     )
 
 
@@ -156,7 +158,8 @@ def usable_rows(
     """
     image_key = resolve_image(sdata, image_key)
     shapes_key = resolve_shapes(sdata, shapes_key, table_name=table_name, tissue_key=tissue_key)
-    geometry, radius, area, on_image = place(sdata, image_key, shapes_key, tissue_key=tissue_key)
+    region = tissue(sdata, tissue_key, image_key)
+    geometry, radius, area, on_image = place(sdata, image_key, shapes_key, region=region)
     check_some_inside(geometry, shapes_key=shapes_key, image_key=image_key, tissue_key=tissue_key)
     share = _share(geometry, radius, area)
     rows, _, dropped = _usable_rows(sdata, table_name, shapes_key, layer, target, on_image, share, min_counts)
@@ -205,11 +208,13 @@ def _placed(
 ) -> tuple[Section, NDArray[np.bool_]]:
     """The section of all shapes, and which of them lie wholly on the image."""
     view, step = _view(sdata, image_key, shapes_key, at_mpp, mpp)
-    geometry, radius, area, on_image = place(sdata, image_key, shapes_key, tissue_key=tissue_key, step=step)
+    region = tissue(sdata, tissue_key, image_key, step=step)
+    geometry, radius, area, on_image = place(sdata, image_key, shapes_key, region=region, step=step)
     check_some_inside(geometry, shapes_key=shapes_key, image_key=image_key, tissue_key=tissue_key)
-    ids = sdata.shapes[shapes_key].index.to_numpy()
+    ids = shapes_of(sdata, shapes_key).index.to_numpy()
     name = name or section_name(sdata, image_key)
-    return Section(name=name, image=view, geometry=geometry, radius=radius, ids=ids, area=area), on_image
+    whole = Section(name=name, image=view, geometry=geometry, radius=radius, ids=ids, area=area, tissue=region)
+    return whole, on_image
 
 
 def _usable_rows(

@@ -51,6 +51,8 @@ def resolve_shapes(
 ) -> str:
     """The key of the shapes: the one given, else the only one, else the only one that the table annotates.
 
+    A key may also name labels, every one of which is a shape.
+
     table_name
         A table that may decide between several elements; a name that is not there decides nothing here.
     tissue_key
@@ -59,8 +61,8 @@ def resolve_shapes(
     Raises ValueError for a key that is not there, for an object without shapes, for several and no key.
     """
     if shapes_key is not None:
-        if shapes_key not in sdata.shapes:
-            raise missing_key(shapes_key, sdata.shapes, what="shapes", argument="shapes_key")
+        if shapes_key not in sdata.shapes and shapes_key not in sdata.labels:
+            raise missing_key(shapes_key, [*sdata.shapes, *sdata.labels], what="shapes", argument="shapes_key")
         return shapes_key
     candidates = [key for key in sdata.shapes if key != tissue_key]
     if not candidates:

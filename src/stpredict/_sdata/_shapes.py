@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ import shapely
 
 from stpredict import _coverage
 from stpredict._sdata._affine import relative_affine, scaling
-from stpredict._sdata._outline import outline
+from stpredict._sdata._outline import outline, outlines
 from stpredict._sdata._resolve import finest, missing_key, raster_size
 
 if TYPE_CHECKING:
@@ -29,6 +29,27 @@ LOCAL_CORNERS, LOCAL_SHAPES = 512, 32  # below these a region is used whole
 BORDER_PX = 1e-6  # rounding of an affine does not push a shape off the image
 
 
+_last: list[Any] = []  # the labels that were outlined last, and their frame
+
+
+def shapes_of(sdata: SpatialData, shapes_key: str) -> GeoDataFrame:
+    """The shapes of an element: its rows, or the exact outlines of labels, indexed by label (0 is no shape).
+
+    Raises ValueError for labels without any.
+    """
+    if shapes_key in sdata.shapes:
+        return sdata.shapes[shapes_key]
+    from geopandas import GeoDataFrame
+
+    labels = sdata.labels[shapes_key]
+    if not _last or _last[0] is not labels:
+        ids, geometry = outlines(finest(labels).data)
+        if len(ids) == 0:
+            raise ValueError(f"labels {shapes_key!r} hold no instance: every pixel is 0.")
+        _last[:] = labels, GeoDataFrame(geometry=geometry, index=pd.Index(ids))
+    return _last[1]
+
+
 def rows_of(sdata: SpatialData, shapes_key: str) -> Rows:
     """Geometry (n,) and radius (n,; NaN where not a circle) of an element, in its own frame and order.
 
@@ -37,7 +58,7 @@ def rows_of(sdata: SpatialData, shapes_key: str) -> Rows:
     Raises ValueError for an element that is empty, has an index that is not unique, missing geometries, other
     geometries than circles and polygons, or circles without a positive radius.
     """
-    shapes = sdata.shapes[shapes_key]
+    shapes = shapes_of(sdata, shapes_key)
     _check_index(shapes, shapes_key)
     geometry = shapely.force_2d(shapes.geometry.to_numpy())
     kinds = shapely.get_type_id(geometry)
@@ -54,14 +75,18 @@ def rows_of(sdata: SpatialData, shapes_key: str) -> Rows:
     return _valid(geometry, shapes_key), radius
 
 
-def tissue(sdata: SpatialData, tissue_key: str, image_key: str) -> BaseGeometry:
-    """The tissue as one polygon or multipolygon in the pixel frame of the image.
+def tissue(sdata: SpatialData, tissue_key: str | None, image_key: str, *, step: float = 1.0) -> BaseGeometry | None:
+    """The tissue as one polygon or multipolygon in the pixel frame of the image; None without a key.
 
     tissue_key
         Polygons or circles in `shapes`, or labels, of which every pixel that is not 0 is tissue.
+    step
+        Pixels of the full-resolution image per pixel of the frame that is wanted.
 
     Raises ValueError for a key that is neither, and for labels without any tissue.
     """
+    if tissue_key is None:
+        return None
     maskable = [*sdata.shapes, *sdata.labels]
     if tissue_key not in maskable:
         raise missing_key(tissue_key, maskable, what="tissue shapes or labels", argument="tissue_key")
@@ -72,16 +97,17 @@ def tissue(sdata: SpatialData, tissue_key: str, image_key: str) -> BaseGeometry:
         radius = np.array([np.nan])
         if geometry[0].is_empty:
             raise ValueError(f"labels {tissue_key!r} hold no tissue: every pixel is 0.")
-    geometry, radius = _coverage.transform(geometry, radius, relative_affine(sdata, tissue_key, image_key))
+    frame = scaling(1.0 / step) @ relative_affine(sdata, tissue_key, image_key)
+    geometry, radius = _coverage.transform(geometry, radius, frame)
     circles = np.isfinite(radius)
     geometry[circles] = shapely.buffer(geometry[circles], radius[circles], quad_segs=64)
     return shapely.union_all(geometry) if len(geometry) > 1 else geometry[0]
 
 
 def place(
-    sdata: SpatialData, image_key: str, shapes_key: str, *, tissue_key: str | None = None, step: float = 1.0
+    sdata: SpatialData, image_key: str, shapes_key: str, *, region: BaseGeometry | None = None, step: float = 1.0
 ) -> tuple[NDArray[np.object_], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """The shapes of an element in the image's pixels, clipped to the image and to tissue.
+    """The shapes of an element in the image's pixels, clipped to the image and to a region of that frame.
 
     step
         Pixels of the full-resolution image per pixel of the frame that is wanted.
@@ -98,10 +124,8 @@ def place(
     low, high = -BORDER_PX, BORDER_PX
     on_image = (y0 >= low) & (x0 >= low) & (y1 <= height + high) & (x1 <= width + high)
     geometry, radius = _coverage.clip(geometry, radius, shapely.box(0.0, 0.0, width, height))
-    if tissue_key is not None:
-        mask = np.array([tissue(sdata, tissue_key, image_key)], dtype=object)
-        mask, _ = _coverage.transform(mask, np.array([np.nan]), frame)
-        geometry, radius = clip_locally(geometry, radius, mask[0])
+    if region is not None:
+        geometry, radius = clip_locally(geometry, radius, region)
     return geometry, radius, area, on_image
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -72,6 +74,14 @@ def predict(
     resume: Annotated[
         bool, Parameter(group=RUN, help="Go on with an interrupted prediction of the same name.", negative="")
     ] = False,
+    scheduler: Annotated[
+        str | None,
+        Parameter(
+            group=RUN,
+            help="Address of a dask scheduler (tcp://host:8786): its workers predict. They must see stores and model "
+            "under the same paths.",
+        ),
+    ] = None,
     progress: Progress = True,
 ) -> None:
     """Predict expression from the H&E image, and write it into the stores.
@@ -81,10 +91,30 @@ def predict(
     """
     for store in stores:
         check_store(store)
-    stp.tl.predict(
-        list(stores), model, image_key=image_key, shapes_key=shapes_key, table_name=table_name,
-        genes=gene_names(genes), mpp=mpp, tissue_key=tissue_key, output=output, raster_mpp=raster_mpp,
-        key_added=key_added, table_added=table_added, overwrite=overwrite, device=device, precision=precision,
-        batch_size=batch_size, embeddings=embeddings, resume=resume, progress=progress,
-    )  # fmt: skip
+    with _client(scheduler) as client:
+        stp.tl.predict(
+            list(stores), model, image_key=image_key, shapes_key=shapes_key, table_name=table_name,
+            genes=gene_names(genes), mpp=mpp, tissue_key=tissue_key, output=output, raster_mpp=raster_mpp,
+            key_added=key_added, table_added=table_added, overwrite=overwrite, device=device, precision=precision,
+            batch_size=batch_size, embeddings=embeddings, resume=resume, client=client, progress=progress,
+        )  # fmt: skip
     print(f"predicted: {', '.join(map(str, stores))}")
+
+
+@contextmanager
+def _client(scheduler: str | None) -> Iterator[Any]:
+    """A client of the scheduler at this address; None without one. Raises OSError where there is none."""
+    if scheduler is None:
+        yield None
+        return
+    from dask.distributed import Client
+
+    try:
+        client = Client(scheduler, timeout="10s")
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"there is no dask scheduler at {scheduler!r} ({error}). Start one with `dask scheduler`, and workers with "
+            "`dask worker <its address>`."
+        ) from error
+    with client:
+        yield client

@@ -130,8 +130,9 @@ def section_of(sdata: SpatialData, asked: Asked, shapes_key: str | None) -> Sect
     """The section that is predicted; without shapes, its image alone."""
     if shapes_key is None:
         return _sdata.image_section(
-            sdata, at_mpp=asked.model.mpp, image_key=asked.image_key, shapes_key=asked.shapes_key, mpp=asked.mpp
-        )
+            sdata, at_mpp=asked.model.mpp, image_key=asked.image_key, shapes_key=asked.shapes_key, mpp=asked.mpp,
+            tissue_key=asked.tissue_key,
+        )  # fmt: skip
     return _sdata.section(
         sdata, at_mpp=asked.model.mpp, image_key=asked.image_key, shapes_key=shapes_key, mpp=asked.mpp,
         tissue_key=asked.tissue_key,

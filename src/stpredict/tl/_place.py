@@ -52,7 +52,7 @@ def choose_place(
     if existing is None:
         new = table_added or f"{shapes_key}_{key}"
         _sdata.check_element_key(sdata, new, kind="tables", overwrite=overwrite)
-        _sdata.check_table_size(len(sdata.shapes[shapes_key]), len(genes))
+        _sdata.check_table_size(len(_sdata.shapes_of(sdata, shapes_key)), len(genes))
         return Place(shapes_key, new, key, None)
     _sdata.table_rows(sdata, existing, shapes_key)
     _sdata.check_layer(sdata, existing, key, overwrite=overwrite)
@@ -83,7 +83,7 @@ def table_change(
             sdata, place.table_name, place.key, values=values, join=join, columns=place.columns, coverage=share,
             val_pcc=reliability, record=record,
         )  # fmt: skip
-    shapes = sdata.shapes[place.shapes_key]
+    shapes = _sdata.shapes_of(sdata, place.shapes_key)
     centroids = _centroids(sdata, place.shapes_key)
     table = _sdata.new_table(
         values, key=place.key, genes=genes, region=place.shapes_key, instance_ids=shapes.index.to_numpy(),
@@ -96,5 +96,5 @@ def _centroids(sdata: SpatialData, shapes_key: str) -> NDArray[np.float64]:
     """(n, 2) x and y in "global", or in the first coordinate system where there is no such one."""
     known = _sdata.affines(sdata, shapes_key)
     affine = known["global"] if "global" in known else next(iter(known.values()))
-    centre = sdata.shapes[shapes_key].geometry.centroid
+    centre = _sdata.shapes_of(sdata, shapes_key).geometry.centroid
     return np.column_stack([centre.x, centre.y]) @ affine[:2, :2].T + affine[:2, 2]

@@ -54,7 +54,7 @@ def read_inside(
     Raises ValueError for shapes that all lie off the raster.
     """
     raster = raster_of(sdata, raster_key)
-    geometry, radius, area, _ = _sdata.place(sdata, raster_key, shapes_key, tissue_key=None)
+    geometry, radius, area, _ = _sdata.place(sdata, raster_key, shapes_key)
     _sdata.check_some_inside(geometry, shapes_key=shapes_key, image_key=raster_key, tissue_key=None)
     height, width = raster.sizes["y"], raster.sizes["x"]
     strips = strips_of(geometry, radius, height=height, width=width, rows=_strip_rows(raster))
@@ -99,7 +99,7 @@ def _blocks(
     """
 
     def read(strip: Window, start: int) -> NDArray[Any]:
-        block = raster.data[channels[start : start + step], strip.y0 : strip.y1].compute()
+        block = raster.data[channels[start : start + step], strip.y0 : strip.y1].compute(scheduler="threads")
         return block.reshape(len(block), -1)
 
     with ThreadPoolExecutor(1) as reader:

@@ -32,8 +32,9 @@ def aggregate(
     raster_key
         An image of gene maps: one that `stp.tl.predict` wrote, or any other (gene, y, x) image.
     shapes_key
-        Circles, polygons, multipolygons; overlapping ones and those below a pixel too. They may lie in another frame:
-        any affine that both share a coordinate system for is honoured.
+        Circles, polygons, multipolygons; overlapping ones and those below a pixel too; or labels, every one of which is
+        a shape of whole pixels. They may lie in another frame: any affine that both share a coordinate system for is
+        honoured.
     stat
         "mean": the area-weighted mean; "sum": the integral, values x square pixels of the raster. Pixels that are NaN
         count as not covered.

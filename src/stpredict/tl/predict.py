@@ -12,8 +12,10 @@ from stpredict import _infer
 from stpredict.models import load
 from stpredict.tl._asked import asked_genes, tell
 from stpredict.tl._job import Asked, Job, Output
+from stpredict.tl._workers import predict_on, settled_on
 
 if TYPE_CHECKING:
+    from dask.distributed import Client
     from spatialdata import SpatialData
 
     from stpredict._embeddings import GeneEmbeddings
@@ -42,6 +44,7 @@ def predict(
     batch_size: int | Literal["auto"] = "auto",
     embeddings: GeneEmbeddings | str | Path | None = None,
     resume: bool = False,
+    client: Client | None = None,
     progress: bool = True,
 ) -> None:
     """Predict expression from the H&E image, and write it into the object (and its store, if it has one).
@@ -51,7 +54,8 @@ def predict(
     model
         A trained model, the name of a shipped one, or the folder of a saved one.
     image_key, shapes_key, table_name
-        Which image, shapes (spots, bins, cells) and table; None: the only ones, or those that belong together.
+        Which image, shapes (spots, bins, cells; or labels, every one of which is a shape) and table; None: the only
+        ones, or those that belong together.
     genes
         Which genes, in this order; None: the model's panel. A model that answers by text takes any gene that it has an
         embedding of.
@@ -59,7 +63,8 @@ def predict(
         Micrometres per pixel of the full-resolution image; None: from a coordinate system in micrometres, or from
         known spot geometry.
     tissue_key
-        Shapes or labels that outline the tissue; what lies outside is not read out. None: the whole image.
+        Shapes or labels that outline the tissue: what lies outside is not read out, and tiles of a raster without any
+        stay NaN. None: the whole image.
     output
         "layer": values inside shapes; "raster": the map itself (dense models); "both"; "latent": the map of the
         model's last features, for more genes later.
@@ -80,6 +85,10 @@ def predict(
     resume
         Go on with an interrupted prediction of the same name into the same store: what it had finished is not done
         again, and the result is the same to the bit. Another model, other genes or other shapes are refused.
+    client
+        A `dask.distributed.Client`: pieces of slides (tiles, or rows of shapes) go to its workers, which must see the
+        stores and the folder of the model under the same paths. Workers that offer a resource "GPU" take one piece of
+        work a GPU.
 
     Writes, in target units (the card says which; usually natural log1p of counts per 10,000):
 
@@ -94,7 +103,7 @@ def predict(
     Raises ValueError for keys that are missing, not unique or taken, no mpp, an image too coarse or not RGB, shapes
     that all lie off image or tissue, genes the model or the table lacks, results too large (with the ways out), and an
     interrupted run of something else; FileNotFoundError for an unknown model or store; RuntimeError where another
-    process is predicting the same name.
+    process is predicting the same name, and where workers fail.
     """
     if output not in _OUTPUTS:
         raise ValueError(f"output={output!r} is unknown: use one of {_OUTPUTS}.")
@@ -108,9 +117,12 @@ def predict(
     asked = Asked(
         model, asked_genes(model, genes), key_added or type(model).__name__.lower(), output, image_key, shapes_key,
         table_name, table_added, mpp, raster_mpp, tissue_key, overwrite,
-        _infer.settled(runtime, model.output), resume,
+        _infer.settled(runtime, model.output) if client is None else settled_on(client, runtime, model.output), resume,
     )  # fmt: skip
     many = list(sdata) if isinstance(sdata, Sequence) and not isinstance(sdata, str) else [sdata]
+    if client is not None:
+        predict_on(client, [_opened(each) for each in many], asked, embeddings)
+        return
     for each in tqdm(many, desc="sections", disable=not progress or len(many) == 1):
         with Job(_opened(each), asked) as job:
             job.finish()

@@ -199,7 +199,7 @@ class _Reader:
         for y in range(0, height, side):
             for x in range(0, width, side):
                 rows, columns = slice(y, min(y + side, height)), slice(x, min(x + side, width))
-                latent = self.raster.data[:, rows, columns].compute()
+                latent = self.raster.data[:, rows, columns].compute(scheduler="threads")
                 with torch.inference_mode():
                     values = self._head(latent.reshape(len(latent), -1).T).T.cpu().numpy()
                 target.write(rows, columns, values.reshape(-1, *latent.shape[1:]))

@@ -1,0 +1,122 @@
+"""Prediction on a dask cluster: the same results as one process, whoever dies on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from spatialdata import read_zarr
+
+RUN = {"precision": "32", "progress": False}
+
+
+@pytest.fixture(scope="module")
+def client():
+    """Two workers that are threads of this process."""
+    from dask.distributed import Client
+
+    with Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=None) as client:
+        yield client
+
+
+@pytest.fixture
+def saved(pixnet, tmp_path):
+    """The trained model as its users have it: in a folder."""
+    from stpredict.models import load
+
+    pixnet.save(tmp_path / "model")
+    return load(tmp_path / "model")
+
+
+@pytest.fixture
+def stores(make, tmp_path):
+    """Paths of two slides of four tiles each, and of the same slides once more."""
+    paths = {}
+    for group in ("one", "many"):
+        paths[group] = [tmp_path / f"{group}{seed}.zarr" for seed in (7, 8)]
+        for seed, path in zip((7, 8), paths[group], strict=True):
+            make(seed, size=1024).write(path)
+    return paths
+
+
+def _same(one, other, *, raster):
+    tables = [read_zarr(path).tables["table"] for path in (one, other)]
+    np.testing.assert_allclose(tables[0].layers["pixnet"], tables[1].layers["pixnet"], rtol=1e-6)
+    np.testing.assert_array_equal(tables[0].obs["pixnet_coverage"], tables[1].obs["pixnet_coverage"])
+    if raster:
+        maps = [read_zarr(path).images["pixnet"].to_numpy() for path in (one, other)]
+        np.testing.assert_allclose(maps[0], maps[1], rtol=1e-3)
+
+
+def test_workers_write_what_one_process_writes(client, saved, stores, tmp_path):
+    import stpredict as stp
+
+    stp.tl.predict(stores["one"], saved, output="both", device="cpu", **RUN)
+    stp.tl.predict(stores["many"], saved, output="both", client=client, **RUN)
+    for one, many in zip(stores["one"], stores["many"], strict=True):
+        _same(one, many, raster=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "many7.zarr", "many8.zarr", "model", "one7.zarr", "one8.zarr",
+    ]  # fmt: skip
+
+
+def test_rows_of_spot_models_go_to_workers_too(client, ridge, stores, tmp_path, monkeypatch):
+    import stpredict as stp
+    from stpredict import _pieces
+
+    monkeypatch.setattr(_pieces, "PIECE_ROWS", 8)
+    ridge.save(tmp_path / "ridge")
+    stp.tl.predict(stores["one"], ridge, device="cpu", key_added="pixnet", batch_size=8, **RUN)
+    stp.tl.predict(stores["many"], ridge, client=client, key_added="pixnet", batch_size=8, **RUN)
+    for one, many in zip(stores["one"], stores["many"], strict=True):
+        _same(one, many, raster=False)
+
+
+def test_what_workers_cannot_open_is_refused(client, pixnet, saved, sdata, stores, tmp_path):
+    import stpredict as stp
+
+    with pytest.raises(ValueError, match=r"client= needs objects in stores.*objects \[0\] are in memory"):
+        stp.tl.predict(sdata, saved, client=client, **RUN)
+    loaded, pixnet.loaded_from = pixnet.loaded_from, None
+    with pytest.raises(ValueError, match=r"this PixNet was never saved. Call model.save"):
+        stp.tl.predict(stores["one"], pixnet, client=client, **RUN)
+    pixnet.loaded_from = loaded
+    saved.loaded_from = str(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=r"the worker on .* does not see the model '.*elsewhere'"):
+        stp.tl.predict(stores["one"], saved, client=client, **RUN)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+    assert "pixnet" not in read_zarr(stores["one"][0]).tables["table"].layers
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_replaced_and_nothing_counts_twice(saved, stores):
+    from dask.distributed import Client, LocalCluster
+
+    import stpredict as stp
+
+    stp.tl.predict(stores["one"], saved, output="both", device="cpu", **RUN)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        victim = next(iter(client.run(os.getpid).values()))
+        folder = stores["many"][0].parent / ".many7.zarr.stpredict-run-pixnet" / "parts"
+
+        def kill() -> None:
+            while not any(folder.glob("*.npz")):
+                time.sleep(0.01)
+            os.kill(victim, signal.SIGKILL)
+            killed.set()
+
+        killed = threading.Event()
+        thread = threading.Thread(target=kill, daemon=True)
+        thread.start()
+        stp.tl.predict(stores["many"], saved, output="both", client=client, **RUN)
+        thread.join(timeout=60)
+        assert killed.is_set()
+    for one, many in zip(stores["one"], stores["many"], strict=True):
+        _same(one, many, raster=True)
