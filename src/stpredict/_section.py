@@ -62,18 +62,31 @@ class ImageView:
         if part is None:
             return out
         if self.scale == (1.0, 1.0):  # the average of one pixel
-            level = _array(self.pixels[:, part.y0 : part.y1, part.x0 : part.x1])
+            level = self._level(slice(part.y0, part.y1), slice(part.x0, part.x1))
             out[part.slices(window)] = np.moveaxis(level, 0, -1)
             return out
         y, rows = _shares(part.y0, part.y1, self.scale[0], self.pixels.shape[1])
         x, columns = _shares(part.x0, part.x1, self.scale[1], self.pixels.shape[2])
-        out[part.slices(window)] = _average(_array(self.pixels[:, y, x]), rows, columns)
+        out[part.slices(window)] = _average(self._level(y, x), rows, columns)
         return out
 
+    def _level(self, y: slice, x: slice) -> NDArray[np.uint8]:
+        what = f"the image, rows {y.start} to {y.stop} and columns {x.start} to {x.stop} of its level,"
+        return array_of(self.pixels[:, y, x], what)
 
-def _array(pixels: Any) -> NDArray[np.uint8]:
-    """The pixels; read here and not by a cluster of the user's, which would wait for this very task on a worker."""
-    return pixels.compute(scheduler="threads") if hasattr(pixels, "compute") else np.asarray(pixels)
+
+def array_of(pixels: Any, what: str) -> NDArray[Any]:
+    """The values of a lazy array; read here and not by a cluster of the user's, where a task would wait for itself.
+
+    Raises OSError, which names `what`, for a chunk that cannot be read.
+    """
+    try:
+        return pixels.compute(scheduler="threads") if hasattr(pixels, "compute") else np.asarray(pixels)
+    except Exception as error:  # codecs raise whatever they like
+        raise OSError(
+            f"{what} cannot be read ({type(error).__name__}: {error}): a chunk of the store is damaged, or its files "
+            "were moved or changed after the object was opened. Read the object again, or restore it from a copy."
+        ) from error
 
 
 def _n_working(n_level: int, scale: float) -> int:

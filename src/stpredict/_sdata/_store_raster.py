@@ -43,9 +43,13 @@ def check_raster_size(
         where = "memory" if store is None else f"the disk of {store.path}"
         way = "" if store is not None else ", or write the object to a store first (sdata.write)"
         raise ValueError(
-            f"the raster of {n_genes} genes x {shape[0]} x {shape[1]} pixels takes {need / 1e9:.1f} GB, and "
-            f"{where} has {free / 1e9:.1f} GB free. Pass fewer genes=, a larger raster_mpp=, or output='latent'{way}."
+            f"the raster of {n_genes} genes x {shape[0]} x {shape[1]} pixels takes {_size(need)}, and "
+            f"{where} has {_size(free)} free. Pass fewer genes=, a larger raster_mpp=, or output='latent'{way}."
         )
+
+
+def _size(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.2g} MB"
 
 
 def raster_transformations(image: DataArray | DataTree, *, scale: tuple[float, float]) -> dict[str, BaseTransformation]:

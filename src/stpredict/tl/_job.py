@@ -15,7 +15,7 @@ import numpy as np
 
 from stpredict import _infer, _sdata
 from stpredict._pieces import Part
-from stpredict._section import Section, fingerprint
+from stpredict._section import Section, fingerprint, image_digest
 from stpredict.tl._place import Place, choose_place, table_change
 from stpredict.tl._record import record_of, reliability
 
@@ -64,6 +64,7 @@ class Job:
             asked = self.asked
             self.place = _place(self.sdata, asked)
             self.section = section_of(self.sdata, asked, None if self.place is None else self.place.shapes_key)
+            self._image = None if self.sdata.path is None else image_digest(self.section)
             self.record = record_of(asked.model, asked.genes, asked.runtime)
             self.run = self._run(stack)
             folder = None if self.run is None else self.run.folder
@@ -88,6 +89,7 @@ class Job:
             asked.model, self.section, asked.genes, runtime=asked.runtime, raster=self.raster,
             latent=asked.output == "latent", parts=self.parts,
         )  # fmt: skip
+        self._check_unchanged()
         changes: list[Any] = []
         if self.place is not None:
             _warn_of_empty(values, self.section, asked)
@@ -99,6 +101,14 @@ class Job:
         _sdata.commit(self.sdata, changes, overwrite=asked.overwrite)
         self._stack.close()
         logger.info("wrote %s", ", ".join(type(change).__name__.lower() for change in changes))
+
+    def _check_unchanged(self) -> None:
+        """Raise where another process has exchanged the image under the run, as far as a sample of it shows."""
+        if self._image is not None and image_digest(self.section) != self._image:
+            raise ValueError(
+                f"the image of {self.sdata.path} was changed by another process while it was predicted. Nothing was "
+                "written; read the object again, and predict when nothing else writes there."
+            )
 
     def _run(self, stack: ExitStack) -> _sdata.Run | None:
         if self.sdata.path is None:

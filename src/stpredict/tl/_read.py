@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from stpredict import _sdata
+from stpredict._section import array_of
 from stpredict.tl._strips import Strips, strips_of
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ def _blocks(
     """
 
     def read(strip: Window, start: int) -> NDArray[Any]:
-        block = raster.data[channels[start : start + step], strip.y0 : strip.y1].compute(scheduler="threads")
+        lazy = raster.data[channels[start : start + step], strip.y0 : strip.y1]
+        block = array_of(lazy, f"the raster, rows {strip.y0} to {strip.y1},")
         return block.reshape(len(block), -1)
 
     with ThreadPoolExecutor(1) as reader:

@@ -12,6 +12,7 @@ import torch
 from spatialdata.transformations import get_transformation
 
 from stpredict import _infer, _sdata
+from stpredict._section import array_of
 from stpredict.models import load
 from stpredict.models._base import weights_sha256
 from stpredict.tl._asked import asked_genes, tell
@@ -199,7 +200,8 @@ class _Reader:
         for y in range(0, height, side):
             for x in range(0, width, side):
                 rows, columns = slice(y, min(y + side, height)), slice(x, min(x + side, width))
-                latent = self.raster.data[:, rows, columns].compute(scheduler="threads")
+                what = f"the raster {self.latent_key!r}, rows {rows.start} to {rows.stop},"
+                latent = array_of(self.raster.data[:, rows, columns], what)
                 with torch.inference_mode():
                     values = self._head(latent.reshape(len(latent), -1).T).T.cpu().numpy()
                 target.write(rows, columns, values.reshape(-1, *latent.shape[1:]))
