@@ -14,8 +14,10 @@ from torch import Tensor
 from stpredict._pieces import PATCHES, Parts, Patches, Pieces, Raster, Tiles, raster_shape
 from stpredict._section import Section
 from stpredict.models._base import Model
+from stpredict.models._samples import Batch
 from stpredict.nn.allocator import keep_freed_memory
 from stpredict.nn.device import autocast, resolve_device, resolve_precision
+from stpredict.nn.fold import folded
 
 __all__ = ["Runtime", "embed", "n_pieces", "predict", "raster_shape", "settled", "work"]
 
@@ -69,7 +71,8 @@ def predict(
     genes = [] if latent and raster is not None else genes
     with _running(model, runtime) as device:
         query = _query(model, genes, device)
-        pieces = _pieces(model, section, runtime, device, raster=raster, query=None if latent else query)
+        fast = _folded(model)
+        pieces = _pieces(fast, section, runtime, device, raster=raster, query=None if latent else query)
         rows, share = _rows(pieces, parts)
         values = np.full((section.n_shapes, len(genes)), np.nan, dtype=np.float32)
         on = np.flatnonzero(share > 0)
@@ -99,7 +102,7 @@ def work(
     genes = [] if latent and raster is not None else genes
     with _running(model, runtime) as device:
         query = None if latent else _query(model, genes, device)
-        pieces = _pieces(model, section, runtime, device, raster=raster, query=query)
+        pieces = _pieces(_folded(model), section, runtime, device, raster=raster, query=query)
         for i, part in zip(which, pieces.stream(which), strict=True):
             parts.keep(i, part)
 
@@ -111,7 +114,7 @@ def embed(model: Model, section: Section, *, runtime: Runtime) -> tuple[NDArray[
     model's constant channel, SGN's places), and the covered share (n,) of each shape's area.
     """
     with _running(model, runtime) as device:
-        rows, share = _rows(_pieces(model, section, runtime, device), None)
+        rows, share = _rows(_pieces(_folded(model), section, runtime, device), None)
     values = np.where(share[:, None] > 0, rows, np.nan).astype(np.float32)
     return values[:, : values.shape[1] - model.n_last], share
 
@@ -123,6 +126,17 @@ def _running(model: Model, runtime: Runtime) -> Iterator[torch.device]:
     precision = resolve_precision(runtime.precision, device)
     with keep_freed_memory(), torch.inference_mode(), autocast(precision, device):
         yield device
+
+
+def _folded(model: Model) -> Model:
+    """A dense model whose batch norms are part of its convolutions; another model as it is."""
+    if model.output != "raster":
+        return model
+    side, device = model.config.window_px, next(model.parameters()).device
+    image = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batch = Batch(image.to(device), None, None, (), np.empty((0, 2), np.int64))
+    with torch.autocast(device.type, enabled=False):
+        return folded(model, lambda m: m.latent(batch).float())
 
 
 def _query(model: Model, genes: Sequence[str], device: torch.device) -> Tensor | None:

@@ -431,6 +431,8 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_result_stays(large, pixnet,
     latent, sizes = pixnet.latent, []
 
     def scarce(batch):
+        if batch.image.shape[-1] == 256:  # the probe for folding
+            return latent(batch)
         sizes.append(len(batch.image))
         if len(batch.image) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -445,6 +447,8 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_result_stays(large, pixnet,
     np.testing.assert_allclose(layers["halved"], layers["whole"], rtol=1e-5)
 
     def none(batch):
+        if batch.image.shape[-1] == 256:
+            return latent(batch)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(pixnet, "latent", none)

@@ -65,6 +65,8 @@ def train(
         None: the model's own recipe (`model.recipe`).
     device, precision, devices, strategy, num_nodes
         Passed to Lightning; "auto" takes CUDA if it is there, and bf16 where the processor has it, and logs both.
+        Several `devices` of one machine are processes that hand the trained model back (outside a notebook "auto" is
+        "ddp_spawn": guard a script with ``if __name__ == "__main__"``); `batch_size` is that of all together.
     checkpoint_dir, resume
         Folder for `last.ckpt` and `log/metrics.csv`; resume=True goes on from there, to the same result.
     licence

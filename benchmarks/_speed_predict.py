@@ -1,0 +1,225 @@
+"""Prediction: against the bare forward pass, plain PyTorch, crops, more genes, one whole pass; memory against area."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import timeit
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import shapely
+import torch
+import zarr
+from _settings import DATA
+from PIL import Image
+
+from stpredict import _infer
+from stpredict._section import ImageView, Section
+from stpredict._window import tiles
+from stpredict.models import Model, PixNet, load
+from stpredict.models._samples import Batch
+from stpredict.nn.allocator import SWITCH, keep_freed_memory
+
+MODEL = "pixnet-her2st"
+
+
+def slide(path: Path, side: int) -> None:
+    """A (3, side, side) Zarr array of H&E at 2 um per pixel: section C5, repeated."""
+    Image.MAX_IMAGE_PIXELS = None
+    with Image.open(DATA / "her2st" / "C5.jpg") as image:
+        piece = np.moveaxis(np.asarray(image.reduce(3)), -1, 0)
+    array = zarr.create_array(path, shape=(3, side, side), chunks=(3, 1024, 1024), dtype="uint8")
+    h, w = piece.shape[1:]
+    for y in range(0, side, h):
+        for x in range(0, side, w):
+            array[:, y : y + h, x : x + w] = piece[:, : side - y, : side - x]
+
+
+def section(path: Path, mpp: float, *, step_um: float = 100.0, radius_um: float = 27.5) -> Section:
+    """The slide with spots on a square grid."""
+    pixels = zarr.open_array(path, mode="r")
+    step, radius = step_um / mpp, radius_um / mpp
+    centres = np.arange(step, pixels.shape[1] - step, step)
+    x, y = np.meshgrid(centres, centres)
+    geometry = shapely.points(x.ravel(), y.ravel())
+    radii = np.full(len(geometry), radius)
+    view = ImageView(pixels=pixels, scale=(1.0, 1.0), mpp=mpp)
+    return Section("slide", view, geometry, radii, np.arange(len(geometry)), np.pi * radii**2)
+
+
+def runtime(precision: str) -> _infer.Runtime:
+    return _infer.Runtime(device="cpu", precision=precision, progress=False)
+
+
+@contextlib.contextmanager
+def allocator(kept: str) -> Iterator[None]:
+    os.environ[SWITCH] = kept
+    yield
+    os.environ[SWITCH] = "1"
+
+
+def forward(model: Model, images: list[torch.Tensor], precision: str) -> None:
+    """The latent of every tile and nothing else."""
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    with torch.inference_mode(), autocast:
+        for image in images:
+            model.latent(Batch(image, None, None, (), np.empty((0, 2), dtype=np.int64)))
+
+
+def tile_images(where: Section, model: Model) -> list[torch.Tensor]:
+    c = model.config
+    every = tiles(where.image.height, where.image.width, core_px=c.core_px, halo_px=c.halo_px)
+    return [torch.from_numpy(where.image.read(tile.read)).movedim(-1, 0)[None] for tile in every]
+
+
+def interleaved(rounds: int, *calls: Callable[[], object]) -> np.ndarray:
+    """Median seconds of each, after one round to warm up."""
+    rows = [[timeit.timeit(call, number=1) for call in calls] for _ in range(rounds + 1)]
+    return np.median(np.array(rows)[1:], axis=0)
+
+
+def ratios(rounds: int) -> str:
+    """Prediction inside spots, end to end, against the same forward passes and against plain PyTorch."""
+    model = load(MODEL)
+    with tempfile.TemporaryDirectory() as folder:
+        slide(Path(folder) / "s.zarr", 2048)
+        where = section(Path(folder) / "s.zarr", model.mpp)
+        images, lines = tile_images(where, model), []
+        folded = _infer._folded(model)
+
+        def bare(precision: str) -> None:
+            with keep_freed_memory():
+                forward(folded, images, precision)
+
+        def plain() -> None:
+            forward(model, images, "32")
+
+        def whole(precision: str) -> None:
+            _infer.predict(model, where, model.genes, runtime=runtime(precision))
+
+        def unkept() -> None:
+            with allocator("0"):
+                whole("auto")
+
+        for precision in ("32", "bf16"):
+            one, other = interleaved(rounds, lambda p=precision: bare(p), lambda p=precision: whole(p))
+            lines.append(f"predict / bare forward pass of the same folded model, {precision}: {other / one:.2f}")
+        for name, kept in (("glibc's own rule", "0"), ("freed memory kept", "1")):
+            scope = keep_freed_memory if kept == "1" else contextlib.nullcontext
+
+            def eager(scope: Callable[[], contextlib.AbstractContextManager] = scope) -> None:
+                with scope():
+                    plain()
+
+            one, other = interleaved(rounds, eager, lambda: whole("auto"))
+            lines.append(f"plain float32 forward pass, eager, {name} / predict with its defaults: {one / other:.2f}x")
+        one, other = interleaved(rounds, unkept, lambda: whole("auto"))
+        lines.append(f"predict, glibc's own rule / freed memory kept: {one / other:.2f}x")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def crops(rounds: int, *, n_crops: int = 64, crop_um: float = 112.0) -> str:
+    """Dense once, end to end, against a crop around every shape through the same encoder and decoder, on 2 x 2 mm."""
+    model = load(MODEL)
+    folded, unit = _infer._folded(model), 32  # pixels that the encoder and the attention windows go into
+    side = -(-round(crop_um / model.mpp) // unit) * unit
+    images = torch.randint(0, 256, (n_crops, 3, side, side), dtype=torch.uint8)
+
+    def one_by_one() -> None:
+        with keep_freed_memory():
+            forward(folded, [images], "bf16")
+
+    lines = []
+    with tempfile.TemporaryDirectory() as folder:
+        slide(Path(folder) / "s.zarr", 1000)
+        for name, step, radius in (("cells", 14.0, 5.0), ("8 um bins", 8.0, 4.0)):
+            where = section(Path(folder) / "s.zarr", model.mpp, step_um=step, radius_um=radius)
+
+            def dense(where: Section = where) -> None:
+                _infer.predict(model, where, model.genes, runtime=runtime("bf16"))
+
+            crop, whole = interleaved(rounds, one_by_one, dense)
+            lines.append(
+                f"- {where.n_shapes:,} {name}: crops of {side} px ({side * model.mpp:g} um) would take "
+                f"{crop / n_crops * where.n_shapes / whole:.0f}x as long ({n_crops} were measured, encoder and decoder)"
+            )
+    return "\n".join(lines)
+
+
+def genes(rounds: int) -> str:
+    """18,000 genes against 250, spots only."""
+    small = load(MODEL)
+    config = dataclasses.replace(small.config, genes=tuple(f"g{i}" for i in range(18_000)), context_rank=0)
+    plain = dataclasses.replace(small.config, context_rank=0)
+    models = [PixNet(config=c).eval() for c in (plain, config)]
+    with tempfile.TemporaryDirectory() as folder:
+        slide(Path(folder) / "s.zarr", 2048)
+        where = section(Path(folder) / "s.zarr", small.mpp)
+        calls = [lambda m=m: _infer.predict(m, where, m.genes, runtime=runtime("auto")) for m in models]
+        few, many = interleaved(rounds, *calls)
+    return f"- 18,000 genes / {len(small.genes)} genes, {where.n_shapes:,} spots of 4 Mpx: {many / few:.2f}x the time"
+
+
+def seams() -> str:
+    """Tiles against one pass over the whole image, in standard deviations of a gene over spots."""
+    model, lines = load(MODEL), []
+    with tempfile.TemporaryDirectory() as folder:
+        slide(Path(folder) / "s.zarr", 2048)
+        where = section(Path(folder) / "s.zarr", model.mpp)
+        tiled = model.config
+        model.config = dataclasses.replace(tiled, core_px=2048)
+        whole, _ = _infer.predict(model, where, model.genes, runtime=runtime("32"))
+        model.config = dataclasses.replace(tiled, core_px=512)
+        for precision in ("32", "bf16"):
+            parts, _ = _infer.predict(model, where, model.genes, runtime=runtime(precision))
+            apart = np.abs(parts - whole) / whole.std(axis=0)
+            rms = np.sqrt(np.mean(((parts - whole) / whole.std(axis=0)) ** 2))
+            lines.append(
+                f"- {precision}, cores of 512 px with a halo of {tiled.halo_px} px against one pass over 2048 px in "
+                f"float32: rms {rms:.1e}, largest {apart.max():.1e} standard deviations of the gene"
+            )
+    return "\n".join(lines)
+
+
+def peak(path: Path) -> None:
+    """Predict, and print the peak resident set in MB, the size of the result, the shapes and the seconds."""
+    model = load(MODEL)
+    where = section(path, model.mpp)
+    start = timeit.default_timer()
+    values, _ = _infer.predict(model, where, model.genes, runtime=runtime("auto"))
+    took = timeit.default_timer() - start
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, values.nbytes / 2**20, len(values), took)
+
+
+def memory(sides: tuple[int, ...]) -> str:
+    """Peak memory and time against the area of the slide, a fresh process each."""
+    lines = [
+        "| slide, Mpx | spots | peak RSS, MB | of which the result, MB | time / that of the first, per Mpx |",
+        "|---|---|---|---|---|",
+    ]
+    first = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for side in sides:
+            path = Path(folder) / f"{side}.zarr"
+            slide(path, side)
+            done = subprocess.run([sys.executable, __file__, str(path)], capture_output=True, text=True, check=True)
+            top, result, n, took = map(float, done.stdout.split())
+            first = first or took / side**2
+            lines.append(
+                f"| {side**2 / 1e6:.0f} | {n:,.0f} | {top:.0f} | {result:.1f} | {took / side**2 / first:.2f} |"
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="one measurement of `memory`")
+    parser.add_argument("path", type=Path)
+    peak(parser.parse_args().path)

@@ -1,0 +1,90 @@
+"""Folded batch norms: the same function, fewer steps, and the model itself untouched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from stpredict.nn.fold import folded
+
+
+class Branches(nn.Module):
+    """A norm after a convolution, one after an activation, one that shares its convolution, and one that runs twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.ModuleDict(
+            {name: nn.Conv2d(3 if name == "a" else 4, 4, 3, padding=1, bias=name == "b") for name in "abcd"}
+            | {f"{name}_norm": nn.BatchNorm2d(4) for name in "abcd"}
+        )
+        self.tail = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        b = self.body
+        x = b["a_norm"](b["a"](x))
+        x = b["b_norm"](torch.relu(b["b"](x)))
+        y = b["c"](x)
+        x = b["c_norm"](y) + y
+        x = b["d_norm"](b["d"](b["d_norm"](b["d"](x))))
+        return self.tail(x)
+
+
+def _with_statistics(model):
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.bias, module.running_mean):
+                nn.init.normal_(tensor)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    return model.eval()
+
+
+class OnlyPairs(Branches):
+    def forward(self, x):
+        b = self.body
+        x = b["a_norm"](b["a"](x))
+        x = b["b_norm"](torch.relu(b["b"](x)))
+        return self.tail(b["d_norm"](b["d"](b["d_norm"](b["d"](x)))))
+
+
+def _count(model):
+    return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+def test_a_norm_alone_behind_a_convolution_is_folded_and_others_are_not():
+    model, image = _with_statistics(OnlyPairs()), torch.randn(2, 3, 8, 8)
+    wanted, weights = model(image), {k: v.clone() for k, v in model.state_dict().items()}
+    twin = folded(model, lambda m: m(image))
+    assert _count(twin) == 3
+    torch.testing.assert_close(twin(image), wanted, rtol=1e-4, atol=1e-5)
+    assert twin.tail is model.tail
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, weights[key])
+
+
+def test_a_convolution_that_something_else_reads_too_is_noticed(caplog):
+    model, image = _with_statistics(Branches()), torch.randn(2, 3, 8, 8)
+    assert folded(model, lambda m: m(image)) is model
+    assert "batch norms are not folded: the output would differ" in caplog.text
+
+
+def test_a_model_in_training_and_one_without_norms_come_back():
+    model, image = Branches().train(), torch.randn(2, 3, 8, 8)
+    assert folded(model, lambda m: m(image)) is model
+    plain = nn.Sequential(nn.Conv2d(3, 2, 1)).eval()
+    assert folded(plain, lambda m: m(image)) is plain
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_050", "resnet18"])
+def test_encoders_of_timm(name):
+    import timm
+
+    model = nn.Sequential()
+    model.net = timm.create_model(name, pretrained=False, features_only=True)
+    _with_statistics(model)
+    n, image = _count(model), torch.randn(1, 3, 64, 64)
+    twin = folded(model, lambda m: m.net(image)[2])
+    assert n > 15
+    assert _count(twin) < n
+    torch.testing.assert_close(twin.net(image)[2], model.net(image)[2], rtol=1e-3, atol=1e-3)
