@@ -18,7 +18,7 @@ from spatialdata.transformations import Sequence as Chain
 
 from stpredict._sdata._store import check_element_key, open_store, remove
 from stpredict._sdata._store_element import Image
-from stpredict._sdata._store_levels import Levels, chunk_shape, create_levels
+from stpredict._sdata._store_levels import Levels, chunk_shape, create_levels, n_levels
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -29,15 +29,17 @@ BUILT = "raster"  # the store within the folder
 
 
 def check_raster_size(
-    sdata: SpatialData, n_genes: int, shape: tuple[int, int], *, dtype: DTypeLike = "float16"
+    sdata: SpatialData, n_genes: int, shape: tuple[int, int], *, dtype: DTypeLike = "float16", chunk_px: int = 128
 ) -> None:
     """Raise ValueError if a raster does not fit into memory or, for a backed object, onto the disk of its store.
 
-    n_genes, shape
-        Channels, and (height, width) in raster pixels.
+    n_genes, shape, chunk_px
+        Channels, (height, width) in raster pixels, and the side of a chunk, on which depends how many coarser levels a
+        raster in a store has. Nothing is reckoned for compression.
     """
     store = open_store(sdata)
-    need = n_genes * shape[0] * shape[1] * np.dtype(dtype).itemsize
+    levels = 1 if store is None else n_levels(shape, chunk_px)
+    need = n_genes * sum((shape[0] >> k) * (shape[1] >> k) for k in range(levels)) * np.dtype(dtype).itemsize
     free = psutil.virtual_memory().available if store is None else shutil.disk_usage(store.path).free
     if need > free:
         where = "memory" if store is None else f"the disk of {store.path}"
@@ -98,7 +100,8 @@ class RasterTarget:
             raise ValueError(f"the genes of a raster must be unique and at least one; twice there: {twins[:5]}.")
         if np.dtype(dtype).kind != "f" or chunk_px < 1 or min(shape) < 1:
             raise ValueError(f"a raster has a float dtype, chunks and pixels; got {dtype}, {chunk_px} and {shape}.")
-        check_raster_size(sdata, len(genes), shape, dtype=dtype)
+        if folder is None or not (folder / BUILT).is_dir():  # an interrupted one has taken its place already
+            check_raster_size(sdata, len(genes), shape, dtype=dtype, chunk_px=chunk_px)
         self.key, self.genes, self.shape, self.chunk_px = key, [str(gene) for gene in genes], shape, chunk_px
         self.dtype, self._transformations = np.dtype(dtype), dict(transformations)
         self._store = open_store(sdata)
