@@ -168,6 +168,39 @@ def genes(rounds: int) -> str:
     return f"- 18,000 genes / {len(small.genes)} genes, {where.n_shapes:,} spots of 4 Mpx: {many / few:.2f}x the time"
 
 
+def monai(rounds: int) -> str:
+    """MONAI's sliding window with the same windows and steps, which has no read-out, against ours, which has."""
+    from monai.inferers import sliding_window_inference  # uv run --with monai
+
+    model = load(MODEL)
+    c, lines = model.config, []
+    roi = c.core_px + 2 * c.halo_px
+    with tempfile.TemporaryDirectory() as folder:
+        slide(Path(folder) / "s.zarr", 2048)
+        where = section(Path(folder) / "s.zarr", model.mpp)
+
+        def latent(window: torch.Tensor) -> torch.Tensor:
+            return model.latent(Batch(window.to(torch.uint8), None, None, (), np.empty((0, 2), dtype=np.int64))).float()
+
+        def theirs() -> None:
+            image = torch.from_numpy(where.image.read(where.image.window)).movedim(-1, 0)[None].float()
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+                sliding_window_inference(image, roi, 1, latent, overlap=2 * c.halo_px / roi)
+
+        def ours() -> None:
+            _infer.predict(model, where, model.genes, runtime=runtime("bf16"))
+
+        for name, scope in (("glibc's own rule", contextlib.nullcontext), ("freed memory kept", keep_freed_memory)):
+
+            def scoped(scope: Callable[[], contextlib.AbstractContextManager] = scope) -> None:
+                with scope():
+                    theirs()
+
+            one, other = interleaved(rounds, scoped, ours)
+            lines.append(f"- MONAI's sliding_window_inference, bf16, {name} / predict: {one / other:.2f}x")
+    return "\n".join(lines)
+
+
 def seams() -> str:
     """Tiles against one pass over the whole image, in standard deviations of a gene over spots."""
     model, lines = load(MODEL), []

@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py                    # everything: prints Markdown, takes about half an hour on 2 threads
     python benchmarks/speed.py readout raster     # some parts
-    python benchmarks/speed.py --help
+    uv run --with monai python benchmarks/speed.py monai
 
 Only the ratios mean anything on a processor whose speed changes.
 """
@@ -29,6 +29,7 @@ PARTS: dict[str, tuple[str, Callable[[int], str]]] = {
     "predict": ("Prediction", _part("_speed_predict", "ratios")),
     "crops": ("Dense once against a crop for every shape", _part("_speed_predict", "crops")),
     "genes": ("More genes", _part("_speed_predict", "genes")),
+    "monai": ("MONAI", _part("_speed_predict", "monai")),
     "seams": ("Seams", lambda _: importlib.import_module("_speed_predict").seams()),
     "raster": ("Writing a raster", _part("_speed_raster", "table")),
     "memory": ("Peak memory", _part("_speed_predict", "memory", MEGAPIXELS)),
@@ -37,10 +38,10 @@ PARTS: dict[str, tuple[str, Callable[[int], str]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[*PARTS], help="default: all")
+    parser.add_argument("parts", nargs="*", choices=PARTS, help="default: all but monai")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    for name in args.parts:
+    for name in args.parts or (name for name in PARTS if name != "monai"):
         title, part = PARTS[name]
         print(f"### {title}\n\n{part(args.rounds)}\n", flush=True)
 
