@@ -186,12 +186,16 @@ def test_several_processes_share_the_windows_of_one():
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(build, sections):
+@pytest.mark.parametrize("encoder_lr", [0.0, 1e-4])
+def test_two_processes_train_as_one_does(build, sections, encoder_lr):
+    from dataclasses import replace
+
     from stpredict._train import fit
 
     histories, models = [], []
     for devices in (1, 2):
         models.append(build("PixNet"))
+        models[-1].recipe = replace(models[-1].recipe, encoder_lr=encoder_lr)
         histories.append(fit(models[-1], sections, [sections[0]], _plan(max_epochs=3, devices=devices)))
     one, two = histories
     assert two["epoch"].tolist() == [0, 1, 2]

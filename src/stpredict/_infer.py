@@ -152,7 +152,7 @@ def _pieces(
 ) -> Pieces:  # fmt: skip
     if raster is not None and model.output != "raster":
         raise ValueError(f"{type(model).__name__} predicts shapes one by one and has no raster; use output='layer'.")
-    n = int(settled(runtime, model.output).batch_size)
+    n = runtime.batch_size if isinstance(runtime.batch_size, int) else int(settled(runtime, model.output).batch_size)
     if model.output == "raster":
         return Tiles(model, section, batch_size=n, device=device, progress=runtime.progress, raster=raster, query=query)
     return Patches(model, section, batch_size=n, device=device, progress=runtime.progress)

@@ -116,6 +116,11 @@ class Tiles(Pieces):
         geometry, radius = _coverage.clip(section.geometry, section.radius, image)
         self.geometry, self.radius = _coverage.transform(geometry, radius, to_cells(model.stride))
         self.bounds = _coverage.bounds(self.geometry, self.radius)
+        self.there = np.flatnonzero(np.isfinite(self.bounds[:, 0]))
+        y0, x0, y1, x1 = self.bounds[self.there].T
+        self.tree = shapely.STRtree(shapely.box(x0, y0, x1, y1))
+        if section.tissue is not None:
+            shapely.prepare(section.tissue)
         c = model.config
         every = tiles(section.image.height, section.image.width, core_px=c.core_px, halo_px=c.halo_px)
         wanted = [tile for tile in every if len(self._hits(tile.core)) or (raster is not None and self._seen(tile))]
@@ -151,8 +156,9 @@ class Tiles(Pieces):
     def _hits(self, core: Window) -> NDArray[np.int64]:
         """Shapes that reach into this core."""
         y0, x0, y1, x1 = (at / self.model.stride for at in (core.y0, core.x0, core.y1, core.x1))
-        b = self.bounds
-        return np.flatnonzero((b[:, 0] < y1) & (b[:, 2] > y0) & (b[:, 1] < x1) & (b[:, 3] > x0))
+        near = np.sort(self.there[self.tree.query(shapely.box(x0, y0, x1, y1))])
+        b = self.bounds[near]
+        return near[(b[:, 0] < y1) & (b[:, 2] > y0) & (b[:, 1] < x1) & (b[:, 3] > x0)]
 
     def _seen(self, tile: Tile) -> bool:
         """Whether there may be tissue in a core."""

@@ -82,6 +82,8 @@ def array_of(pixels: Any, what: str) -> NDArray[Any]:
     """
     try:
         return pixels.compute(scheduler="threads") if hasattr(pixels, "compute") else np.asarray(pixels)
+    except MemoryError:
+        raise
     except Exception as error:  # codecs raise whatever they like
         raise OSError(
             f"{what} cannot be read ({type(error).__name__}: {error}): a chunk of the store is damaged, or its files "

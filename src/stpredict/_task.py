@@ -74,6 +74,8 @@ class Task(L.LightningModule):
         super().__init__()
         self.model, self.recipe, self.samples, self.val_samples, self.seed = model, recipe, samples, val, seed
         self.batch_size = max(1, min(recipe.batch_size, len(samples) // MIN_STEPS))
+        if recipe.encoder_lr == 0 and (encoder := getattr(model, "encoder", None)) is not None:
+            encoder.requires_grad_(False)  # before other processes are told which gradients to expect
         self.history: list[dict[str, float]] = []
         self.kept: Path | None = None  # where other processes leave it
         self._seen: list[tuple[float, int]] = []
@@ -126,8 +128,6 @@ class Task(L.LightningModule):
         recipe = self.recipe
         encoder = getattr(self.model, "encoder", None)
         slow = {id(p) for p in encoder.parameters()} if encoder is not None else set()
-        if recipe.encoder_lr == 0 and encoder is not None:
-            encoder.requires_grad_(False)
         groups = [
             {
                 "params": [p for p in self.model.parameters() if id(p) in slow and p.requires_grad],

@@ -82,6 +82,7 @@ def fit(model: Model, train: Sequence[Section], val: Sequence[Section], plan: Pl
         model.finish(train)
         model.eval()
         val_pcc = _reliability(model, val) if val else {}
+    model.loaded_from = None  # no folder has these weights
     model.card = new_card(model, seed=plan.seed, val_pcc=val_pcc, **card)
     return history
 

@@ -58,9 +58,18 @@ def test_a_norm_alone_behind_a_convolution_is_folded_and_others_are_not():
     twin = folded(model, lambda m: m(image))
     assert _count(twin) == 3
     torch.testing.assert_close(twin(image), wanted, rtol=1e-4, atol=1e-5)
-    assert twin.tail is model.tail
     for key, value in model.state_dict().items():
         assert torch.equal(value, weights[key])
+
+
+def test_direct_children_stay_as_they_are_too():
+    model, image = _with_statistics(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))), torch.randn(2, 3, 8, 8)
+    wanted = model(image)
+    for _ in range(2):
+        twin = folded(model, lambda m: m(image))
+        assert _count(twin) == 0
+        torch.testing.assert_close(twin(image), wanted, rtol=1e-4, atol=1e-5)
+        assert torch.equal(model(image), wanted)
 
 
 def test_a_convolution_that_something_else_reads_too_is_noticed(caplog):

@@ -354,7 +354,7 @@ def test_a_damaged_part_is_named(large, pixnet, tmp_path, monkeypatch):
         _stop_after(patch, 1, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             _predict(sdata, pixnet)
-    part = tmp_path / ".slide.zarr.stpredict-run-pixnet" / "parts" / "0.npz"
+    part = next(tmp_path.glob(".slide.zarr.stpredict-run-pixnet/work-*/parts/0.npz"))
     part.write_bytes(part.read_bytes()[:100])
     with pytest.raises(
         ValueError, match=r"0.npz, part of an interrupted run, is damaged .* the store itself is as it was"
@@ -468,6 +468,14 @@ def test_tiles_without_tissue_stay_nan_in_the_raster(make, pixnet):
     half = whole.shape[2] // 2
     np.testing.assert_array_equal(cut[:, :, :half], whole[:, :, :half])
     assert np.isnan(cut[:, :, half:]).all()
+
+
+def test_a_raster_of_tissue_that_lies_elsewhere_is_refused(sdata, pixnet):
+    from geopandas import GeoDataFrame
+
+    sdata.shapes["tissue"] = ShapesModel.parse(GeoDataFrame(geometry=[shapely.box(5000, 60, 5400, 1000)]))
+    with pytest.raises(ValueError, match="the tissue 'tissue' lies outside image 'image'"):
+        _predict(sdata, pixnet, output="raster", shapes_key="spots", tissue_key="tissue")
 
 
 def test_labels_are_shapes(sdata, pixnet):

@@ -92,6 +92,42 @@ def test_what_workers_cannot_open_is_refused(client, pixnet, saved, sdata, store
     assert "pixnet" not in read_zarr(stores["one"][0]).tables["table"].layers
 
 
+def test_a_slide_that_fails_does_not_stop_the_others(client, saved, stores):
+    import stpredict as stp
+
+    other = read_zarr(stores["many"][0])
+    shapes = other.shapes["spots"].copy()
+    shapes.geometry = shapes.geometry.translate(10_000, 0)
+    del other.shapes["spots"]
+    other.delete_element_from_disk("spots")
+    other.shapes["spots"] = shapes
+    other.write_element("spots")
+    with pytest.raises(ValueError, match="all 30 shapes of 'spots' lie outside image 'image'") as caught:
+        stp.tl.predict(stores["many"], saved, client=client, **RUN)
+    assert "many7.zarr. The other 1 slides are done" in caught.value.__notes__[-1]
+    assert "pixnet" in read_zarr(stores["many"][1]).tables["table"].layers
+    with pytest.raises(ValueError, match=r"these stores are named twice: \['.*one7.zarr'\]"):
+        stp.tl.predict([stores["one"][0]] * 2, saved, client=client, **RUN)
+
+
+def test_the_client_needs_no_device_of_the_workers(pixnet, sdata):
+    from stpredict import _infer, _sdata
+    from stpredict.tl._record import record_of
+
+    runtime = _infer.Runtime("cuda", "bf16-mixed", 4)
+    assert record_of(pixnet, ["red"], runtime)["device"] == "cuda"
+    section = _sdata.section(sdata, at_mpp=1.0)
+    assert _infer.n_pieces(pixnet, section, runtime=runtime, raster=True) == 1
+
+
+def test_orders_of_other_texts_are_other_orders():
+    from stpredict.tl._workers import Order
+
+    one, other = (Order("s", "m", "f", None, None, "i", "w", texts, embeddings=texts) for texts in "ab")
+    assert one != other
+    assert len({one, other}) == 2
+
+
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced_and_nothing_counts_twice(saved, stores):
     from dask.distributed import Client, LocalCluster
@@ -104,10 +140,10 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_counts_twice(saved, sto
         Client(cluster) as client,
     ):
         victim = next(iter(client.run(os.getpid).values()))
-        folder = stores["many"][0].parent / ".many7.zarr.stpredict-run-pixnet" / "parts"
+        folder = stores["many"][0].parent
 
         def kill() -> None:
-            while not any(folder.glob("*.npz")):
+            while not any(folder.glob(".many7.zarr.stpredict-run-pixnet/work-*/parts/*.npz")):
                 time.sleep(0.01)
             os.kill(victim, signal.SIGKILL)
             killed.set()

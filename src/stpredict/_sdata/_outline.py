@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import shapely
 
+from stpredict._section import array_of
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from shapely.geometry.base import BaseGeometry
@@ -65,7 +67,7 @@ def _steps(labels: Any, *, mask: bool) -> tuple[Steps, Steps]:
     upright: list[Steps] = []
     above = np.zeros((1, labels.shape[1]), dtype=np.int64)
     for first in range(0, labels.shape[0] + 1, ROWS):
-        read = np.asarray(labels[first : first + ROWS])
+        read = array_of(labels[first : first + ROWS], f"the labels, rows {first} and after,")
         band = (read != 0).astype(np.int64) if mask else read.astype(np.int64)
         if first + ROWS > labels.shape[0]:
             band = np.concatenate([band, np.zeros_like(above)])  # glass below the last row

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+import shapely
 
 from stpredict import _coverage
 from stpredict._sdata._genes import match_genes
@@ -49,6 +50,12 @@ def image_section(
     """
     image_key = resolve_image(sdata, image_key)
     view, step = _view(sdata, image_key, shapes_key, at_mpp, mpp)
+    region = tissue(sdata, tissue_key, image_key, step=step)
+    if region is not None and not shapely.intersects(region, shapely.box(0, 0, view.width, view.height)):
+        raise ValueError(
+            f"the tissue {tissue_key!r} lies outside image {image_key!r}. Check the transformations of both with "
+            "spatialdata.transformations.get_transformation."
+        )
     none = np.empty(0)
     return Section(
         name=name or section_name(sdata, image_key),
@@ -57,7 +64,7 @@ def image_section(
         radius=none,
         ids=np.empty(0, dtype=object),
         area=none,
-        tissue=tissue(sdata, tissue_key, image_key, step=step),
+        tissue=region,
     )
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import socket
+import uuid
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,6 +72,9 @@ class Run:
     resume
         Whether to go on with an earlier one; otherwise that is deleted.
 
+    `work`, within the folder, is where parts and raster are built. Its name is that of the run, so that what a worker
+    still writes for a run that was given up does not get into the next.
+
     Raises ValueError for a run of something else, RuntimeError where another process is at work on the same name.
     """
 
@@ -84,13 +88,14 @@ class Run:
         self.folder = real.parent / f".{real.name}.stpredict-run-{key}"
 
     def __enter__(self) -> Self:
-        if self.folder.is_dir():
-            self._check_earlier()
+        token = self._earlier() if self.folder.is_dir() else None
         if not self.folder.is_dir():
             scratch = self.store.scratch()  # says so where one may not write there
-            (scratch / "parts").mkdir()
             os.rename(scratch, self.folder)
-        manifest = {"made_of": self.made_of, "host": socket.gethostname(), "pid": os.getpid()}
+        token = token or uuid.uuid4().hex[:12]
+        self.work = self.folder / f"work-{token}"
+        (self.work / "parts").mkdir(parents=True, exist_ok=True)
+        manifest = {"made_of": self.made_of, "host": socket.gethostname(), "pid": os.getpid(), "token": token}
         new = self.folder / f"{MANIFEST}.new"
         new.write_text(json.dumps(manifest, indent=2), encoding="utf-8")
         os.replace(new, self.folder / MANIFEST)
@@ -99,7 +104,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        finished = len(list((self.folder / "parts").glob("*.npz")))
+        finished = len(list((self.work / "parts").glob("*.npz")))
         if error is None or isinstance(error, ValueError | TypeError) or not finished:
             remove(self.folder)
         else:
@@ -110,14 +115,18 @@ class Run:
 
     def parts(self, make: type) -> KeptParts:
         """The parts of its pieces; `make` is their class."""
-        return KeptParts(self.folder / "parts", make)
+        return KeptParts(self.work / "parts", make)
 
-    def _check_earlier(self) -> None:
-        """Raise for an earlier run that cannot be gone on with, and delete one that shall not be."""
+    def _earlier(self) -> str | None:
+        """The token of an earlier run that is gone on with; one that shall not be is deleted.
+
+        Raises for one that cannot be gone on with.
+        """
         try:
             manifest = json.loads((self.folder / MANIFEST).read_bytes())
-        except (OSError, json.JSONDecodeError):
-            manifest = {"made_of": None, "host": None, "pid": None}  # killed before it had one
+        except (OSError, json.JSONDecodeError):  # killed before it had one, or a late writer made its folder anew
+            remove(self.folder)
+            return None
         at_work = manifest["host"] == socket.gethostname() and manifest["pid"] != os.getpid()
         if at_work and psutil.pid_exists(int(manifest["pid"])):
             raise RuntimeError(
@@ -128,13 +137,14 @@ class Run:
         if not self.resume:
             _log.info("starting afresh: %s, left by an interrupted run, is deleted", self.folder)
             remove(self.folder)
-        elif manifest["made_of"] != self.made_of:
-            old = manifest["made_of"] or {}
+            return None
+        if manifest["made_of"] != self.made_of:
+            old = manifest["made_of"]
             wrong = sorted(name for name in {*old, *self.made_of} if old.get(name) != self.made_of.get(name))
             raise ValueError(
                 f"the interrupted run of {self.key!r} in {self.folder} differs from this call in {wrong}. Call as you "
                 "did then, or without resume=True, which starts afresh."
             )
-        else:
-            done = len(list((self.folder / "parts").glob("*.npz")))
-            _log.info("going on with the interrupted run in %s: %d pieces are finished", self.folder, done)
+        done = len(list((self.folder / f"work-{manifest.get('token')}" / "parts").glob("*.npz")))
+        _log.info("going on with the interrupted run in %s: %d pieces are finished", self.folder, done)
+        return manifest.get("token")

@@ -29,7 +29,7 @@ LOCAL_CORNERS, LOCAL_SHAPES = 512, 32  # below these a region is used whole
 BORDER_PX = 1e-6  # rounding of an affine does not push a shape off the image
 
 
-_last: list[Any] = []  # the labels that were outlined last, and their frame
+_last: tuple[Any, GeoDataFrame] | None = None  # the labels that were outlined last, and their frame
 
 
 def shapes_of(sdata: SpatialData, shapes_key: str) -> GeoDataFrame:
@@ -41,13 +41,14 @@ def shapes_of(sdata: SpatialData, shapes_key: str) -> GeoDataFrame:
         return sdata.shapes[shapes_key]
     from geopandas import GeoDataFrame
 
-    labels = sdata.labels[shapes_key]
-    if not _last or _last[0] is not labels:
+    global _last
+    labels, known = sdata.labels[shapes_key], _last
+    if known is None or known[0] is not labels:
         ids, geometry = outlines(finest(labels).data)
         if len(ids) == 0:
             raise ValueError(f"labels {shapes_key!r} hold no instance: every pixel is 0.")
-        _last[:] = labels, GeoDataFrame(geometry=geometry, index=pd.Index(ids))
-    return _last[1]
+        known = _last = labels, GeoDataFrame(geometry=geometry, index=pd.Index(ids))
+    return known[1]
 
 
 def rows_of(sdata: SpatialData, shapes_key: str) -> Rows:

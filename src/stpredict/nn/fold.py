@@ -19,17 +19,19 @@ def folded[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> M:
     """The same function with fewer steps: a copy whose batch norms are part of the convolutions that feed them.
 
     model
-        In eval mode; it stays as it is, and the copy shares what has no batch norm.
+        In eval mode; it stays as it is, and the copy shares what has neither norms nor convolutions.
     probe
         Runs a model on some image. Which norm follows which convolution is seen by running it, and the folded copy
         must give the same, else the model itself comes back.
     """
-    parts = {name: child for name, child in model.named_children() if _norms(child)}
-    if not parts or model.training:
+    kinds = (nn.Conv2d, nn.BatchNorm2d)
+    parts = {n: child for n, child in model.named_children() if any(isinstance(m, kinds) for m in child.modules())}
+    if not _norms(model) or model.training:
         return model
     twin = copy.copy(model)
     twin._modules = dict(model._modules) | {name: copy.deepcopy(child) for name, child in parts.items()}
-    with torch.inference_mode(False), torch.no_grad():
+    exact = torch.backends.cudnn.flags(allow_tf32=False)
+    with torch.inference_mode(False), torch.no_grad(), exact:
         before, pairs = _watched(twin, probe)
         for norm, conv in pairs.items():
             _fold(conv, norm)
@@ -39,9 +41,7 @@ def folded[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> M:
     if not apart <= TOLERANCE:
         logger.warning("batch norms are not folded: the output would differ by %.1e of its spread", apart)
         return model
-    logger.info(
-        "folded %d of %d batch norms into convolutions", len(pairs), sum(len(_norms(p)) for p in parts.values())
-    )
+    logger.info("folded %d of %d batch norms into convolutions", len(pairs), len(_norms(model)))
     return twin
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from stpredict._sdata import check_counts, matrix_of, missing_key, table_rows, totals
+from stpredict._sdata import check_counts, matrix_of, missing_key, shapes_of, table_rows, totals
 from stpredict.metrics import MIN_COUNTS, log1p_cp10k
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def on_shapes(
 ) -> NDArray[np.float64]:
     """Values of table rows (n_obs,) in the order of the shapes (n_shapes,), by instance id; NaN where no row is."""
     rows, positions = table_rows(sdata, table_name, shapes_key)
-    out = np.full(len(sdata.shapes[shapes_key]), np.nan)
+    out = np.full(len(shapes_of(sdata, shapes_key)), np.nan)
     out[positions] = values[rows]
     return out
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ class Job:
             self._image = None if self.sdata.path is None else image_digest(self.section)
             self.record = record_of(asked.model, asked.genes, asked.runtime)
             self.run = self._run(stack)
-            folder = None if self.run is None else self.run.folder
+            folder = None if self.run is None else self.run.work
             self.raster = raster_of(self.sdata, self.section, asked, stack, folder)
             self._stack = stack.pop_all()
         return self
@@ -121,8 +122,13 @@ class Job:
             "raster_mpp": asked.raster_mpp, "image and shapes": fingerprint(self.section),
         }  # fmt: skip
         if asked.model.answers_text:
-            made_of["texts"] = hashlib.sha256(asked.model.text_vectors(asked.genes).tobytes()).hexdigest()[:16]
+            made_of["texts"] = texts_digest(asked.model, asked.genes)
         return stack.enter_context(_sdata.Run(self.sdata, asked.key, made_of, resume=asked.resume))
+
+
+def texts_digest(model: Model, genes: Sequence[str]) -> str:
+    """A short hash of what a model knows of genes; "" for one that does not answer by text."""
+    return hashlib.sha256(model.text_vectors(genes).tobytes()).hexdigest()[:16] if model.answers_text else ""
 
 
 def _place(sdata: SpatialData, asked: Asked) -> Place | None:

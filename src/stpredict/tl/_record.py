@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from stpredict import __version__
 from stpredict.models._base import weights_sha256
@@ -23,7 +24,8 @@ def record_of(model: Model, genes: Sequence[str], runtime: Runtime) -> dict[str,
     """Plain values that say which model, weights, resolution, units, tiling and versions made a result."""
     card, config = model.card, model.config
     assert card is not None
-    device = resolve_device(runtime.device)
+    # of a settled runtime neither is looked for here: it may be that of a worker
+    device = resolve_device("auto") if runtime.device == "auto" else torch.device(runtime.device)
     panel = set(model.genes)
     unseen = [gene for gene in genes if gene not in panel]
     return {

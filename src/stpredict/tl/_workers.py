@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -15,7 +17,7 @@ from stpredict._section import Section, fingerprint
 from stpredict.models import load, shipped
 from stpredict.models._base import weights_sha256
 from stpredict.tl._asked import tell
-from stpredict.tl._job import Asked, Job, raster_of, section_of
+from stpredict.tl._job import Asked, Job, raster_of, section_of, texts_digest
 
 if TYPE_CHECKING:
     from dask.distributed import Client, Future
@@ -25,7 +27,13 @@ if TYPE_CHECKING:
     from stpredict.models import Model
 
 TASKS_A_WORKER = 8  # of a slide: few enough to be cheap, enough for workers of unlike speed
+SLIDES = 4  # under way at once: few enough for the memory of the client
+WAIT_S = 60
 GPU = "GPU"  # the name of the resource by which workers offer their devices
+
+
+_here = threading.Lock()  # what is done by the client is done for one slide after the other
+_under_way: list[Future] = []  # of all slides, to be cancelled by an interrupt
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Order:
         The slide, the saved model, and the folder where parts and chunks go.
     asked
         What `predict` was asked, without the model.
-    image_and_shapes, weights
+    image_and_shapes, weights, texts
         What slide and model must still be.
     """
 
@@ -47,31 +55,66 @@ class Order:
     shapes_key: str | None
     image_and_shapes: str
     weights: str
-    embeddings: Any = field(hash=False, compare=False)
+    texts: str
+    embeddings: Any = field(hash=False, compare=False)  # `texts` tells them apart
     which: tuple[int, ...] = ()
 
 
 def settled_on(client: Client, runtime: _infer.Runtime, output: str) -> _infer.Runtime:
-    """The runtime as a worker settles it: device and precision are its own."""
+    """The runtime as a worker settles it: device and precision are its own. Raises RuntimeError without any worker."""
+    try:
+        client.wait_for_workers(1, timeout=WAIT_S)
+    except TimeoutError as error:
+        raise RuntimeError(
+            f"the cluster at {client.scheduler.address if client.scheduler else client} has no worker after {WAIT_S} "
+            "seconds. Start some with `dask worker <address of the scheduler>`."
+        ) from error
     return client.submit(_infer.settled, runtime, output, pure=False, resources=_resources(client)).result()
 
 
 def predict_on(
     client: Client, sdatas: Sequence[SpatialData], asked: Asked, embeddings: GeneEmbeddings | str | Path | None
 ) -> None:
-    """Predict into objects in stores; all slides are under way at once, and each is written when its pieces are done.
+    """Predict into objects in stores; several slides are under way at once, and each is written when it is done.
 
-    Raises ValueError for an object in memory and a model that is not saved, RuntimeError where a worker failed.
+    A slide that fails does not stop the others.
+
+    Raises ValueError for an object in memory, a store that is named twice and a model that is not saved; what the first
+    slide that failed raised, with a note on the others.
     """
     _check_paths(sdatas, asked.model)
-    here = replace(asked, runtime=replace(asked.runtime, device="cpu"))  # what is left: sums and the genes' head
+    if isinstance(embeddings, str | Path):
+        embeddings = Path(embeddings).resolve()
+    with ThreadPoolExecutor(SLIDES) as pool:
+        slides = [pool.submit(_slide, client, sdata, asked, embeddings) for sdata in sdatas]
+        try:
+            errors = [slide.exception() for slide in slides]
+        except BaseException:  # an interrupt: slides that wait are not begun, those under way end with it
+            client.cancel(_under_way)
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    failed = [(str(sdata.path), error) for sdata, error in zip(sdatas, errors, strict=True) if error is not None]
+    if failed:
+        (path, first), *others = failed
+        more = f", and {len(others)} more failed: {[each for each, _ in others]}" if others else ""
+        first.add_note(f"This was {path}{more}. The other {len(sdatas) - len(failed)} slides are done.")
+        raise first
+
+
+def _slide(client: Client, sdata: SpatialData, asked: Asked, embeddings: GeneEmbeddings | Path | None) -> None:
+    """One slide: its pieces by the workers, the rest here."""
     with ExitStack() as stack:
-        jobs = [stack.enter_context(Job(sdata, asked)) for sdata in sdatas]
-        futures = [_submitted(client, job, embeddings) for job in jobs]
-        stack.callback(client.cancel, [future for each in futures for future in each])
-        for job, waiting in zip(jobs, futures, strict=True):
+        with _here:
+            job = stack.enter_context(Job(sdata, asked))
+            waiting = _submitted(client, job, embeddings)
+        _under_way.extend(waiting)
+        try:
             _wait(waiting)
-            job.asked = here
+        finally:
+            client.cancel(waiting)
+            _under_way[:] = [future for future in _under_way if future not in waiting]
+        job.asked = replace(asked, runtime=replace(asked.runtime, device="cpu"))  # sums, and the genes' head
+        with _here:
             job.finish()
 
 
@@ -102,6 +145,11 @@ def _prepared(order: Order) -> tuple[Model, SpatialData, Section]:
     if weights_sha256(model) != order.weights:
         raise ValueError(f"the model in {order.model!r} has changed since the prediction began; predict again.")
     tell(model, order.embeddings)
+    if texts_digest(model, order.asked.genes) != order.texts:
+        raise ValueError(
+            f"the model in {order.model!r} knows other texts of the genes than the one that was passed. Pass "
+            "embeddings= of all genes that are asked for, or save the model again."
+        )
     sdata = read_zarr(order.store)
     section = section_of(sdata, replace(order.asked, model=model), order.shapes_key)
     if fingerprint(section) != order.image_and_shapes:
@@ -123,6 +171,9 @@ def _check_paths(sdatas: Sequence[SpatialData], model: Model) -> None:
             f"client= needs objects in stores, which workers can open; objects {in_memory} are in memory. Write them "
             "with sdata.write(...)."
         )
+    paths = [str(Path(sdata.path).resolve()) for sdata in sdatas]
+    if twice := sorted({path for path in paths if paths.count(path) > 1}):
+        raise ValueError(f"these stores are named twice: {twice}. Name each once.")
     if model.loaded_from is None:
         raise ValueError(
             f"client= needs a model that workers can load, and this {type(model).__name__} was never saved. Call "
@@ -130,7 +181,7 @@ def _check_paths(sdatas: Sequence[SpatialData], model: Model) -> None:
         )
 
 
-def _submitted(client: Client, job: Job, embeddings: GeneEmbeddings | str | Path | None) -> list[Future]:
+def _submitted(client: Client, job: Job, embeddings: GeneEmbeddings | Path | None) -> list[Future]:
     """The tasks of a slide, for the pieces that are not finished."""
     asked, run = job.asked, job.run
     assert run is not None and asked.model.loaded_from is not None
@@ -139,10 +190,11 @@ def _submitted(client: Client, job: Job, embeddings: GeneEmbeddings | str | Path
     n_workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
     step = -(-len(missing) // (TASKS_A_WORKER * n_workers)) or 1
     order = Order(
-        store=str(Path(job.sdata.path).resolve()), model=asked.model.loaded_from, folder=str(run.folder),
+        store=str(Path(job.sdata.path).resolve()), model=asked.model.loaded_from, folder=str(run.work),
         asked=replace(asked, model=None),  # type: ignore[arg-type]  # workers load their own
         shapes_key=None if job.place is None else job.place.shapes_key,
-        image_and_shapes=fingerprint(job.section), weights=job.record["weights_sha256"], embeddings=embeddings,
+        image_and_shapes=fingerprint(job.section), weights=job.record["weights_sha256"],
+        texts=texts_digest(asked.model, asked.genes), embeddings=embeddings,
     )  # fmt: skip
     orders = [replace(order, which=tuple(missing[k : k + step])) for k in range(0, len(missing), step)]
     return client.map(work, orders, pure=False, resources=_resources(client))
