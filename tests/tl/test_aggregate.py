@@ -70,15 +70,36 @@ def test_means_are_those_of_exactextract(raster_sdata):
         np.testing.assert_allclose(got[:, j], theirs, rtol=1e-5)
 
 
-def test_strips_and_blocks_of_genes_do_not_show(raster_sdata, monkeypatch):
+@pytest.mark.parametrize("chunks", [(3, 128, 128), (2, 32, 48)])
+def test_blocks_of_pixels_and_genes_do_not_show(raster_sdata, monkeypatch, chunks):
     from stpredict.tl import _read as module
 
     sdata, _values, _cells = raster_sdata
     whole = _aggregate(sdata).X
-    monkeypatch.setattr(module, "STRIP_CELLS", 128 * 7)
+    sdata.images["maps"].data = sdata.images["maps"].data.rechunk(chunks)
+    monkeypatch.setattr(module, "BLOCK_CELLS", 128 * 7)
     monkeypatch.setattr(module, "MOST_CELLS", 1)
     monkeypatch.setattr(module, "VALUE_BYTES", 8)
     np.testing.assert_allclose(_aggregate(sdata, key_added="strips").layers["strips"], whole, rtol=1e-6)
+
+
+@pytest.mark.parametrize("block_cells", [2**20, 32 * 48 * 3, 1])
+@pytest.mark.parametrize("value_bytes", [2**27, 4 * 2 * 32 * 48])
+def test_every_chunk_is_read_once(raster_sdata, monkeypatch, block_cells, value_bytes):
+    from stpredict.tl import _read as module
+
+    sdata, _values, _cells = raster_sdata
+    sdata.shapes["all"] = ShapesModel.parse(GeoDataFrame(geometry=[shapely.box(0, 0, 512, 512)]))
+    read = []
+    data = sdata.images["maps"].data.rechunk((2, 32, 48))
+    counted = data.map_blocks(lambda block: (read.append(1), block)[1], meta=np.empty((0, 0, 0), np.float32))
+    sdata.images["maps"].data = counted
+    monkeypatch.setattr(module, "BLOCK_CELLS", block_cells)
+    monkeypatch.setattr(module, "VALUE_BYTES", value_bytes)
+    import stpredict as stp
+
+    stp.tl.aggregate(sdata, "maps", shapes_key="all")
+    assert len(read) == 2 * 4 * 3
 
 
 def test_nan_pixels_do_not_count(raster_sdata):
@@ -108,7 +129,7 @@ def test_pixels_that_are_nan_in_some_genes_do_not_count_in_those(raster_sdata, m
     sdata.images["maps"] = Image2DModel.parse(
         holed, dims=("c", "y", "x"), c_coords=["red", "green", "blue"], transformations=systems
     )
-    monkeypatch.setattr(module, "STRIP_CELLS", 128 * 7)
+    monkeypatch.setattr(module, "BLOCK_CELLS", 128 * 7)
     monkeypatch.setattr(module, "MOST_CELLS", most_cells)
     monkeypatch.setattr(module, "VALUE_BYTES", value_bytes)
     weights = _weights(cells)[:, None] * ~np.isnan(holed)
@@ -124,10 +145,10 @@ def test_pixels_that_are_nan_in_some_genes_do_not_count_in_those(raster_sdata, m
 
 def test_what_lies_inside_is_worked_out_once(raster_sdata, monkeypatch):
     from stpredict import _coverage
-    from stpredict.tl import _strips
+    from stpredict.tl import _blocks
 
     sdata, _, cells = raster_sdata
-    _strips.forget()
+    _blocks.forget()
     calls = []
     true = _coverage.coverage
     monkeypatch.setattr(_coverage, "coverage", lambda *args, **kwargs: (calls.append(1), true(*args, **kwargs))[1])
@@ -143,8 +164,8 @@ def test_what_lies_inside_is_worked_out_once(raster_sdata, monkeypatch):
     other = _aggregate(sdata, key_added="moved").layers["moved"]
     assert len(calls) == 2 * first
     assert (other[0] != one[0]).all()
-    monkeypatch.setattr(_strips, "KEPT_BYTES", 0)
-    _strips.forget()
+    monkeypatch.setattr(_blocks, "KEPT_BYTES", 0)
+    _blocks.forget()
     _aggregate(sdata, key_added="unkept")
     _aggregate(sdata, key_added="unkept2")
     assert len(calls) == 4 * first

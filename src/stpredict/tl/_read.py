@@ -11,7 +11,7 @@ import numpy as np
 
 from stpredict import _sdata
 from stpredict._section import array_of
-from stpredict.tl._strips import Strips, strips_of
+from stpredict.tl._blocks import Blocks, blocks_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from stpredict._coverage import Weights
     from stpredict._window import Window
 
-STRIP_CELLS = 2**20  # cells of the raster that are looked at together: a plane of them stays in a processor's cache
-MOST_CELLS = 2**24  # of a strip that follows the chunks of a raster
-VALUE_BYTES = 2**27  # of a strip's genes that are read together, as float32
+BLOCK_CELLS = 2**20  # cells of the raster that are looked at together: a plane of them stays in a processor's cache
+MOST_CELLS = 2**24  # of a chunk that is read whole
+EXACT_BYTES = 2**28  # of sums in float64
+VALUE_BYTES = 2**27  # of a block's genes that are read together, as float32
 
 
 def raster_of(sdata: SpatialData, raster_key: str, *, argument: str = "raster_key") -> Any:
@@ -40,7 +41,7 @@ def read_inside(
     *,
     stat: Literal["mean", "sum"],
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Channels of a raster read inside shapes, in element order, strip by strip and some channels at a time.
+    """Channels of a raster read inside shapes, in element order, block by block and some channels at a time.
 
     Which cells lie inside is worked out once for these shapes on this grid, and kept for the next call.
 
@@ -58,12 +59,13 @@ def read_inside(
     geometry, radius, area, _ = _sdata.place(sdata, raster_key, shapes_key)
     _sdata.check_some_inside(geometry, shapes_key=shapes_key, image_key=raster_key, tissue_key=None)
     height, width = raster.sizes["y"], raster.sizes["x"]
-    strips = strips_of(geometry, radius, height=height, width=width, rows=_strip_rows(raster))
-    step = _n_together(raster, len(channels), min(strips.rows, height) * width)
+    shape = _block_shape(raster)
+    step = _n_together(raster, len(channels), min(shape[0], height) * min(shape[1], width))
     totals = _Totals(len(geometry), len(channels), step)
-    for hit, weights, start, block in _blocks(raster, channels, strips, step):
-        sums, areas = weights.of_planes(block)
-        totals.add(hit, start, sums, weights.area if areas is None else areas)
+    with blocks_of(geometry, radius, grid=(height, width), block=shape) as blocks:
+        for hit, weights, start, values in _values(raster, channels, blocks, step):
+            sums, areas = weights.of_planes(values)
+            totals.add(hit, start, sums, weights.area if areas is None else areas)
     return totals.values(stat), np.clip(totals.covered() / area, 0.0, 1.0)
 
 
@@ -77,12 +79,14 @@ def warn_of_empty(n_empty: int, n_shapes: int, *, where: str, drop: str, stackle
         )
 
 
-def _strip_rows(raster: Any) -> int:
-    """Rows of a strip: whole rows of the raster's chunks, so that each is read once, unless those are very high."""
-    width, chunk = raster.sizes["x"], raster.data.chunks[1][0]
-    if chunk * width > MOST_CELLS:
-        return max(1, STRIP_CELLS // width)
-    return chunk * max(1, STRIP_CELLS // (chunk * width))
+def _block_shape(raster: Any) -> tuple[int, int]:
+    """Rows and columns of a block: whole chunks of the raster, so that each is read once, but for very large ones."""
+    width, (genes, high, wide) = raster.sizes["x"], (sizes[0] for sizes in raster.data.chunks)
+    if high * wide > MOST_CELLS:
+        return max(1, BLOCK_CELLS // width), width
+    n = max(1, min(BLOCK_CELLS, VALUE_BYTES // (4 * genes)) // (high * wide))  # chunks of a block
+    across = min(n, -(-width // wide))
+    return high * max(1, n // across), wide * across
 
 
 def _n_together(raster: Any, n_channels: int, n_cells: int) -> int:
@@ -91,29 +95,29 @@ def _n_together(raster: Any, n_channels: int, n_cells: int) -> int:
     return min(n_channels, most // chunk * chunk or most) or 1
 
 
-def _blocks(
-    raster: Any, channels: NDArray[np.int64], strips: Strips, step: int
+def _values(
+    raster: Any, channels: NDArray[np.int64], blocks: Blocks, step: int
 ) -> Iterator[tuple[NDArray[np.int64], Weights, int, NDArray[Any]]]:
-    """Shapes, their weights, the first of `step` channels, and these on one strip (g, cells).
+    """Shapes, their weights, the first of `step` channels, and these on one block (g, cells).
 
     The next block is read while one is used.
     """
 
-    def read(strip: Window, start: int) -> NDArray[Any]:
-        lazy = raster.data[channels[start : start + step], strip.y0 : strip.y1]
-        block = array_of(lazy, f"the raster, rows {strip.y0} to {strip.y1},")
-        return block.reshape(len(block), -1)
+    def read(block: Window, start: int) -> NDArray[Any]:
+        lazy = raster.data[channels[start : start + step], block.y0 : block.y1, block.x0 : block.x1]
+        values = array_of(lazy, f"the raster, rows {block.y0} to {block.y1},")
+        return values.reshape(len(values), -1)
 
     with ThreadPoolExecutor(1) as reader:
         ahead: list[tuple[NDArray[np.int64], Weights, int, Future]] = []
-        for strip, hit, weights in strips:
+        for block, hit, weights in blocks:
             for start in range(0, len(channels), step):
-                ahead.append((hit, weights, start, reader.submit(read, strip, start)))
+                ahead.append((hit, weights, start, reader.submit(read, block, start)))
                 if len(ahead) == 2:
-                    *what, block = ahead.pop(0)
-                    yield *what, block.result()
-        for *what, block in ahead:
-            yield *what, block.result()
+                    *what, values = ahead.pop(0)
+                    yield *what, values.result()
+        for *what, values in ahead:
+            yield *what, values.result()
 
 
 class _Totals:
@@ -123,12 +127,14 @@ class _Totals:
     """
 
     def __init__(self, n_shapes: int, n_genes: int, step: int) -> None:
-        self.sums, self.step = np.zeros((n_shapes, n_genes), dtype=np.float32), step
+        # many small sums lose digits in float32; where the result is large, its shapes are small
+        exact = 8 * n_shapes * n_genes <= EXACT_BYTES
+        self.sums, self.step = np.zeros((n_shapes, n_genes), dtype=np.float64 if exact else np.float32), step
         self._area = np.zeros((n_shapes, -(-n_genes // step)))  # (n, blocks of genes), or (n, g)
         self._by_gene = False
 
     def add(self, hit: NDArray[np.int64], start: int, sums: NDArray[np.float32], area: NDArray[np.floating]) -> None:
-        """What a strip adds to the shapes `hit`; area (k,), or (k, genes) where cells without a value differ."""
+        """What a block adds to the shapes `hit`; area (k,), or (k, genes) where cells without a value differ."""
         genes = slice(start, start + self.step)
         self.sums[hit, genes] += sums
         if area.ndim == 2 and (area == area[:, :1]).all():
@@ -147,9 +153,9 @@ class _Totals:
         for k, area in enumerate(self._area.T):
             block = self.sums[:, k * step : (k + 1) * step]
             if stat == "mean":
-                block /= np.where(area > 0, area, 1.0).astype(np.float32)[:, None]
+                block /= np.where(area > 0, area, 1.0).astype(block.dtype)[:, None]
             block[area <= 0] = np.nan
-        return self.sums
+        return self.sums.astype(np.float32, copy=False)
 
     def covered(self) -> NDArray[np.float64]:
         """(n,) the largest area over genes."""
