@@ -362,6 +362,20 @@ def test_a_damaged_part_is_named(large, pixnet, tmp_path, monkeypatch):
         _predict(sdata, pixnet, resume=True)
 
 
+@pytest.mark.parametrize("output", ["layer", "both"])
+def test_of_a_list_what_is_done_is_left_as_it_is(large, pixnet, tmp_path, monkeypatch, output):
+    paths = [large(name).path for name in ("one", "two")]
+    _predict(paths[0], pixnet, output=output)
+    before = _files(paths[0])
+    seen = _stop_after(monkeypatch, 99, KeyboardInterrupt())
+    _predict(paths, pixnet, output=output, resume=True)
+    assert seen == [0, 1, 2, 3]
+    assert _files(paths[0]) == before
+    assert "pixnet" in read_zarr(paths[1]).tables["table"].layers
+    with pytest.raises(ValueError, match="called 'pixnet' already"):
+        _predict(paths, pixnet, output=output, resume=True, genes=["red"])
+
+
 def test_resume_needs_a_store(sdata, pixnet):
     with pytest.raises(ValueError, match="resume=True needs an object in a store"):
         _predict(sdata, pixnet, resume=True)

@@ -59,6 +59,12 @@ class KeptParts:
         return self.folder / f"{piece}.npz"
 
 
+def run_folder(sdata: SpatialData, key: str) -> Path:
+    """Where the run of a name into the store of an object is kept, if there is one."""
+    real = Path(str(sdata.path)).resolve()
+    return real.parent / f".{real.name}.stpredict-run-{key}"
+
+
 class Run:
     """The folder of one prediction into a store, a context manager.
 
@@ -82,10 +88,9 @@ class Run:
         store = open_store(sdata)
         if store is None:
             raise ValueError("resume= needs an object in a store; write it with sdata.write(...) first.")
-        real = store.path.resolve()
         self.store, self.key, self.resume = store, key, resume
         self.made_of = json.loads(json.dumps(dict(made_of)))
-        self.folder = real.parent / f".{real.name}.stpredict-run-{key}"
+        self.folder = run_folder(sdata, key)
 
     def __enter__(self) -> Self:
         token = self._earlier() if self.folder.is_dir() else None

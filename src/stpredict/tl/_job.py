@@ -126,6 +126,26 @@ class Job:
         return stack.enter_context(_sdata.Run(self.sdata, asked.key, made_of, resume=asked.resume))
 
 
+SAME = ("weights_sha256", "genes", "core_px", "halo_px", "mpp", "precision")  # of a result that is there already
+
+
+def is_done(sdata: SpatialData, asked: Asked) -> bool:
+    """Whether an earlier call wrote all of this, so that resuming has nothing to do: said, and left as it is."""
+    if not asked.resume or sdata.path is None or _sdata.run_folder(sdata, asked.key).is_dir():
+        return False
+    wanted = record_of(asked.model, asked.genes, asked.runtime)
+    found = []
+    if asked.output != "layer":
+        found.append(sdata.attrs.get("stpredict", {}).get(f"images/{asked.key}"))
+    if asked.output in ("layer", "both"):
+        every = [table.uns.get("stpredict", {}).get(asked.key) for table in sdata.tables.values()]
+        found.append(next((record for record in every if record is not None), None))
+    done = all(r is not None and all(np.array_equal(r.get(k), wanted[k]) for k in SAME) for r in found)
+    if done:
+        logger.info("%s has %r of this model already", sdata.path, asked.key)
+    return done
+
+
 def texts_digest(model: Model, genes: Sequence[str]) -> str:
     """A short hash of what a model knows of genes; "" for one that does not answer by text."""
     return hashlib.sha256(model.text_vectors(genes).tobytes()).hexdigest()[:16] if model.answers_text else ""

@@ -17,7 +17,7 @@ from stpredict._section import Section, fingerprint
 from stpredict.models import load, shipped
 from stpredict.models._base import weights_sha256
 from stpredict.tl._asked import tell
-from stpredict.tl._job import Asked, Job, raster_of, section_of, texts_digest
+from stpredict.tl._job import Asked, Job, is_done, raster_of, section_of, texts_digest
 
 if TYPE_CHECKING:
     from dask.distributed import Client, Future
@@ -103,6 +103,8 @@ def predict_on(
 
 def _slide(client: Client, sdata: SpatialData, asked: Asked, embeddings: GeneEmbeddings | Path | None) -> None:
     """One slide: its pieces by the workers, the rest here."""
+    if is_done(sdata, asked):
+        return
     with ExitStack() as stack:
         with _here:
             job = stack.enter_context(Job(sdata, asked))

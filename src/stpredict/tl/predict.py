@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from stpredict import _infer
 from stpredict.models import load
 from stpredict.tl._asked import asked_genes, tell
-from stpredict.tl._job import Asked, Job, Output
+from stpredict.tl._job import Asked, Job, Output, is_done
 from stpredict.tl._workers import predict_on, settled_on
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ def predict(
         Of further genes, for a model that answers by text: what `stp.tl.embed_genes` returns, or its file.
     resume
         Go on with an interrupted prediction of the same name into the same store: what it had finished is not done
-        again, and the result is the same to the bit. Another model, other genes or other shapes are refused.
+        again, and the result is the same to the bit. Another model, other genes or other shapes are refused. Stores of
+        a list that have the result already are left as they are.
     client
         A `dask.distributed.Client`: pieces of slides (tiles, or rows of shapes) go to its workers, which must see the
         stores and the folder of the model under the same paths. Workers that offer a resource "GPU" take one piece of
@@ -124,7 +125,10 @@ def predict(
         predict_on(client, [_opened(each) for each in many], asked, embeddings)
         return
     for each in tqdm(many, desc="sections", disable=not progress or len(many) == 1):
-        with Job(_opened(each), asked) as job:
+        opened = _opened(each)
+        if is_done(opened, asked):
+            continue
+        with Job(opened, asked) as job:
             job.finish()
 
 
