@@ -133,10 +133,15 @@ class Tiles(Pieces):
             ahead = [reader.submit(self._images, i) for i in which[:2]]
             behind: Future[Part] | None = None
             for k, i in enumerate(tqdm(which, desc="tiles", disable=not self.progress, leave=False)):
-                images = ahead.pop(0).result()
-                if k + 2 < len(which):
-                    ahead.append(reader.submit(self._images, which[k + 2]))
-                maps = self._maps(images)
+                try:
+                    images = ahead.pop(0).result()
+                    if k + 2 < len(which):
+                        ahead.append(reader.submit(self._images, which[k + 2]))
+                    maps = self._maps(images)
+                except Exception:
+                    if behind is not None:
+                        yield behind.result()  # what is finished is not lost
+                    raise
                 if behind is not None:
                     yield behind.result()
                 behind = reader_out.submit(self._part, self.groups[i], maps)

@@ -10,7 +10,8 @@ import pytest
 COMMANDS = ["demo", "train", "predict", "evaluate", "benchmark", "models", "doctor"]
 HEAVY = ["anndata", "lightning", "matplotlib", "pandas", "scipy", "spatialdata", "timm", "torch"]
 # what a verb takes and its command does not: objects in memory, and what the command builds from other options
-OWN = {"train": {"sdatas", "model"}, "predict": {"sdata", "model"}, "evaluate": {"sdatas", "key"}}
+# a command takes stores for objects, and the address of a scheduler for a client
+OWN = {"train": {"sdatas", "model"}, "predict": {"sdata", "model", "client"}, "evaluate": {"sdatas", "key"}}
 
 
 @pytest.fixture

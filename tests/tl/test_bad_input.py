@@ -150,14 +150,14 @@ def test_a_failure_in_the_middle_changes_nothing(sdata, pixnet, tmp_path, monkey
     files, memory = _files(tmp_path / "s.zarr"), _memory(sdata)
     seen = []
 
-    def fail(section, group):
-        seen.append(group)
+    def fail(self, piece):
+        seen.append(piece)
         if len(seen) > 2:
             raise OSError("the disk is gone")
-        return read(section, group)
+        return read(self, piece)
 
-    read = _pieces._read
-    monkeypatch.setattr(_pieces, "_read", fail)
+    read = _pieces.Tiles._images
+    monkeypatch.setattr(_pieces.Tiles, "_images", fail)
     with pytest.raises(OSError, match="the disk is gone") as caught:
         stp.tl.predict(sdata, pixnet, output="both", **RUN)
     assert _memory(sdata) == memory
@@ -182,7 +182,7 @@ def test_a_raster_too_large_names_the_ways_out(sdata, pixnet, monkeypatch):
     free = psutil.virtual_memory()._replace(available=1000)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     with pytest.raises(
-        ValueError, match=r"(?s)takes .* GB, and memory has .*genes=, a larger raster_mpp=, or output='latent'"
+        ValueError, match=r"(?s)takes .* MB, and memory has .*genes=, a larger raster_mpp=, or output='latent'"
     ):
         stp.tl.predict(sdata, pixnet, output="raster", **RUN)
 

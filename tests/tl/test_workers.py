@@ -136,7 +136,7 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_counts_twice(saved, sto
 
     stp.tl.predict(stores["one"], saved, output="both", device="cpu", **RUN)
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         victim = next(iter(client.run(os.getpid).values()))

@@ -29,17 +29,25 @@ BUILT = "raster"  # the store within the folder
 
 
 def check_raster_size(
-    sdata: SpatialData, n_genes: int, shape: tuple[int, int], *, dtype: DTypeLike = "float16", chunk_px: int = 128
+    sdata: SpatialData,
+    n_genes: int,
+    shape: tuple[int, int],
+    *,
+    dtype: DTypeLike = "float16",
+    chunk_px: int = 128,
+    done: int = 0,
 ) -> None:
     """Raise ValueError if a raster does not fit into memory or, for a backed object, onto the disk of its store.
 
     n_genes, shape, chunk_px
         Channels, (height, width) in raster pixels, and the side of a chunk, on which depends how many coarser levels a
         raster in a store has. Nothing is reckoned for compression.
+    done
+        Bytes of it that an interrupted run has written.
     """
     store = open_store(sdata)
     levels = 1 if store is None else n_levels(shape, chunk_px)
-    need = n_genes * sum((shape[0] >> k) * (shape[1] >> k) for k in range(levels)) * np.dtype(dtype).itemsize
+    need = n_genes * sum((shape[0] >> k) * (shape[1] >> k) for k in range(levels)) * np.dtype(dtype).itemsize - done
     free = psutil.virtual_memory().available if store is None else shutil.disk_usage(store.path).free
     if need > free:
         where = "memory" if store is None else f"the disk of {store.path}"
@@ -100,8 +108,9 @@ class RasterTarget:
             raise ValueError(f"the genes of a raster must be unique and at least one; twice there: {twins[:5]}.")
         if np.dtype(dtype).kind != "f" or chunk_px < 1 or min(shape) < 1:
             raise ValueError(f"a raster has a float dtype, chunks and pixels; got {dtype}, {chunk_px} and {shape}.")
-        if folder is None or not (folder / BUILT).is_dir():  # an interrupted one has taken its place already
-            check_raster_size(sdata, len(genes), shape, dtype=dtype, chunk_px=chunk_px)
+        built = [] if folder is None else (folder / BUILT).rglob("*")
+        done = sum(path.stat().st_size for path in built if path.is_file())
+        check_raster_size(sdata, len(genes), shape, dtype=dtype, chunk_px=chunk_px, done=done)
         self.key, self.genes, self.shape, self.chunk_px = key, [str(gene) for gene in genes], shape, chunk_px
         self.dtype, self._transformations = np.dtype(dtype), dict(transformations)
         self._store = open_store(sdata)
