@@ -96,6 +96,7 @@ def test_a_damaged_chunk_is_named(store, pixnet):
     assert [path.name for path in store.parent.iterdir()] == ["slide.zarr"]
 
 
+@pytest.mark.slow
 def test_an_image_that_changes_under_the_run_is_noticed(store, pixnet, monkeypatch):
     import zarr
 
@@ -115,6 +116,7 @@ def test_an_image_that_changes_under_the_run_is_noticed(store, pixnet, monkeypat
     assert [path.name for path in store.parent.iterdir()] == ["slide.zarr"]
 
 
+@pytest.mark.slow
 def test_a_table_that_changes_under_the_run_is_noticed(store, pixnet, monkeypatch):
     from stpredict import _sdata
 

@@ -362,6 +362,7 @@ def test_a_damaged_part_is_named(large, pixnet, tmp_path, monkeypatch):
         _predict(sdata, pixnet, resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["layer", "both"])
 def test_of_a_list_what_is_done_is_left_as_it_is(large, pixnet, tmp_path, monkeypatch, output):
     paths = [large(name).path for name in ("one", "two")]

@@ -64,6 +64,7 @@ def test_workers_write_what_one_process_writes(client, saved, stores, tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_rows_of_spot_models_go_to_workers_too(client, ridge, stores, tmp_path, monkeypatch):
     import stpredict as stp
     from stpredict import _pieces
@@ -92,6 +93,7 @@ def test_what_workers_cannot_open_is_refused(client, pixnet, saved, sdata, store
     assert "pixnet" not in read_zarr(stores["one"][0]).tables["table"].layers
 
 
+@pytest.mark.slow
 def test_a_slide_that_fails_does_not_stop_the_others(client, saved, stores):
     import stpredict as stp
 
