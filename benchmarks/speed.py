@@ -1,6 +1,6 @@
 """Speed and memory, as ratios of what is measured side by side in one run.
 
-    python benchmarks/speed.py                    # everything: prints Markdown, takes about half an hour on 2 threads
+    python benchmarks/speed.py                    # everything but monai: prints Markdown
     python benchmarks/speed.py readout raster     # some parts
     uv run --with monai python benchmarks/speed.py monai
 
