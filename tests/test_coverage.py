@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import shapely
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import integrate
 
@@ -13,10 +16,20 @@ from stpredict import _coverage
 from stpredict._coverage import areas, bounds, clip, coverage, inside, transform
 from stpredict._window import Window
 
-few = settings(max_examples=25, deadline=None, derandomize=True)
+few = settings(
+    max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 BOWTIE = shapely.Polygon([(0, 0), (2, 2), (2, 0), (0, 2)])
 DONUT = shapely.Polygon(shapely.box(1.3, 2.1, 9.7, 11.2).exterior, [shapely.box(3.5, 4.0, 6.25, 8.5).exterior])
 PAIR = shapely.MultiPolygon([DONUT, shapely.box(10.5, 1.5, 14.5, 3.25), shapely.Point(4.9, 6.2).buffer(1.1)])
+
+
+@pytest.fixture(autouse=True, params=["compiled", "numpy"])
+def way(request, monkeypatch):
+    """Everything here holds with a compiler and without."""
+    assert _coverage._compiled.COMPILED  # numba comes with spatialdata
+    monkeypatch.setattr(_coverage._compiled, "COMPILED", request.param == "compiled")
+    return request.param
 
 
 def disk(x, y, r, *, corners=40_000):
@@ -149,7 +162,7 @@ def test_rows_are_independent_and_keep_their_order(monkeypatch):
     whole = coverage(geometry, radius, window).toarray()
     order = np.random.default_rng(2).permutation(80)
     np.testing.assert_allclose(coverage(geometry[order], radius[order], window).toarray(), whole[order], atol=1e-13)
-    monkeypatch.setattr(_coverage._grid, "BLOCK_CELLS", 100)
+    monkeypatch.setattr(_coverage._boxes, "BLOCK_CELLS", 100)
     np.testing.assert_allclose(coverage(geometry, radius, window).toarray(), whole, atol=1e-13)
 
 
@@ -165,6 +178,20 @@ def test_an_upright_rectangle_equals_the_same_with_a_tooth_that_is_no_rectangle(
     tooth = shapely.Polygon([(x, y), (x + w, y), (x + w, y + h), (x + w / 2, y + h * (1 + 1e-9)), (x, y + h)])
     one, other = coverage([shapely.box(x, y, x + w, y + h), tooth], nan, window).toarray()
     np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_loops_and_numpy_find_the_same(seed, monkeypatch):
+    geometry, radius = scattered(400, seed=seed)
+    window = Window(11, 7, 40, 36)  # many cross its border or miss it
+    one, other = [], []
+    for found, compiled in ((one, True), (other, False)):
+        monkeypatch.setattr(_coverage._compiled, "COMPILED", compiled)
+        found.extend(coverage(geometry, radius, window, cell_px=cell_px) for cell_px in (1, 4))
+    for compiled, numpy in zip(one, other, strict=True):
+        assert np.array_equal(compiled.indptr, numpy.indptr)
+        assert np.array_equal(compiled.indices, numpy.indices)
+        np.testing.assert_allclose(compiled.data, numpy.data, atol=1e-12)
 
 
 def test_rectangles_circles_and_polygons_keep_their_rows():
@@ -478,3 +505,18 @@ def test_a_singular_map_raises():
 def test_regions_that_are_none_raise(region, message):
     with pytest.raises(ValueError, match=message):
         clip([DONUT], [np.nan], region)
+
+
+@pytest.mark.parametrize("where", ["os.environ['NUMBA_DISABLE_JIT'] = '1'", "sys.modules['numba'] = None"])
+def test_no_compiler_is_no_error(where):
+    code = f"""
+import os, sys
+{where}
+import shapely
+from stpredict import _coverage
+from stpredict._window import Window
+assert not _coverage._compiled.COMPILED
+print(_coverage.coverage([shapely.Point(5, 5).buffer(2)], [float("nan")], Window(0, 0, 10, 10)).sum())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) == pytest.approx(shapely.Point(5, 5).buffer(2).area)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import shapely
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
+from stpredict._coverage import _edges
+from stpredict._coverage._boxes import Boxes, Floats, Integers, blocks, boxes_of
+from stpredict._coverage._fill import Filled, fill
 from stpredict._coverage._rectangles import products, upright
-from stpredict._coverage._shapes import Floats, Geometries, areas_of, bounds, check_valid, checked
+from stpredict._coverage._shapes import areas_of, bounds, check_valid, checked
 from stpredict._coverage._threads import in_threads
 from stpredict._window import Window
 
-Integers = NDArray[np.int64]
+Part = tuple[NDArray[Any], Floats, Integers]  # as `Filled`, in square pixels
 
-BLOCK_CELLS = 2**18  # cells held dense at a time: what stays in a processor's cache
 NOISE = 1e-12  # of a cell, or of the shape where that is smaller; rounding leaves 1e-16 to 1e-15
 
 
@@ -46,35 +45,35 @@ def coverage(geometry: ArrayLike, radius: ArrayLike, window: Window, *, cell_px:
     geometry, radius, circle = checked(geometry, radius)
     shape = window.height // cell_px, window.width // cell_px
     around = bounds(geometry, radius)
-    boxes = _boxes(around, window, int(cell_px), shape)
+    boxes = boxes_of(around, window, int(cell_px), shape)
     check_valid(geometry[boxes.row], boxes.row)
     floor = NOISE * np.minimum(areas_of(geometry, radius, circle)[boxes.row] / cell_px**2, 1.0)
     flat = ~circle[boxes.row] & upright(geometry[boxes.row], around[boxes.row])
 
-    def part(which: Integers) -> tuple[Integers, Floats, Integers]:
+    wide = np.int64 if shape[0] * shape[1] >= 2**31 else np.int32
+
+    def part(which: Integers) -> Part:
         block, row = boxes.take(which), boxes.row[which]
         if flat[which[0]]:
-            return _products(around[row], block, floor=floor[which], n_cols=shape[1])
-        edges = [_arcs(geometry[row], radius[row], circle[row], block), _lines(geometry[row], circle[row], block)]
-        return _fill(edges, block, floor=floor[which], n_cols=shape[1])
+            cells, share, count = _products(around[row], block, floor=floor[which], n_cols=shape[1])
+        else:
+            arcs = _edges.arcs(geometry[row], radius[row], circle[row], block)
+            lines = _edges.lines(geometry[row], circle[row], block)
+            cells, share, count = fill(arcs, lines, block, floor=floor[which], n_cols=shape[1])
+        return cells.astype(wide), share * cell_px**2, count
 
-    parts = [np.flatnonzero(kind)[some] for kind in (flat, ~flat) for some in _blocks(boxes.size[:, kind])]
-    return _matrix(boxes.row, parts, list(in_threads(part, parts)), (len(geometry), shape[0] * shape[1]), cell_px**2)
+    parts = [np.flatnonzero(kind)[some] for kind in (flat, ~flat) for some in blocks(boxes.size[:, kind])]
+    return _matrix(boxes.row, parts, list(in_threads(part, parts)), (len(geometry), shape[0] * shape[1]))
 
 
-def _matrix(
-    rows: Integers,
-    parts: list[Integers],
-    filled: list[tuple[Integers, Floats, Integers]],
-    shape: tuple[int, int],
-    unit: float,
-) -> sparse.csr_array:
-    """The rows of the boxes of every part, from the cells, values and counts that it was filled with."""
-    wide = np.int64 if shape[1] >= 2**31 else np.int32
+def _matrix(rows: Integers, parts: list[Integers], filled: list[Part], shape: tuple[int, int]) -> sparse.csr_array:
+    """The rows of the boxes of every part, from the cells, areas and counts that it was filled with."""
     which = np.concatenate([np.empty(0, np.int64), *parts])
     n = np.concatenate([np.empty(0, np.int64), *(count for _, _, count in filled)])
-    indices = np.concatenate([np.empty(0, wide), *(cells.astype(wide) for cells, _, _ in filled)])
-    data = np.concatenate([np.empty(0), *(values * unit for _, values, _ in filled)])
+    indices, data = (
+        _joined([cells for cells, _, _ in filled], np.int32),
+        _joined([area for _, area, _ in filled], np.float64),
+    )
     counts = np.zeros(shape[0], np.int64)
     counts[rows[which]] = n
     indptr = np.concatenate([[0], np.cumsum(counts)])
@@ -86,226 +85,20 @@ def _matrix(
     return sparse.csr_array((data, indices, indptr), shape=shape)
 
 
-@dataclass(frozen=True)
-class _Boxes:
-    """The part of the grid that each shape can reach; one box for each shape that meets the window.
+def _joined(pieces: list[NDArray[Any]], empty: type) -> NDArray[Any]:
+    """Pieces one after the other, copied in threads; no piece has type `empty`."""
+    out = np.empty(sum(map(len, pieces)), pieces[0].dtype if pieces else empty)
+    stop = np.cumsum([len(piece) for piece in pieces])
 
-    row
-        (m,) rows of the shapes, ascending.
-    first, size
-        (2, m) first cell and number of cells, along (y, x).
-    origin
-        (2, m) pixel coordinates (y, x) of the corner of the first cell.
-    cell_px
-        Side of a cell.
-    """
+    def copy(i: int) -> None:
+        out[stop[i] - len(pieces[i]) : stop[i]] = pieces[i]
 
-    row: Integers
-    first: Integers
-    size: Integers
-    origin: Integers
-    cell_px: int
-
-    def take(self, part: Integers) -> _Boxes:
-        """Some of the boxes."""
-        return _Boxes(self.row[part], self.first[:, part], self.size[:, part], self.origin[:, part], self.cell_px)
+    list(in_threads(copy, range(len(pieces))))
+    return out
 
 
-@dataclass(frozen=True)
-class _Edges(ABC):
-    """Pieces of boundary that run in one direction of y and one of x, in cells from the corner of their box.
-
-    box, sign
-        (e,) box of the piece; +1 where the shape lies to its right (larger x), -1 where it lies to its left.
-    ends
-        (2, 2, e): (y, x) of the two ends, the one of smaller y first.
-    """
-
-    box: Integers
-    sign: Floats
-    ends: Floats
-
-    @abstractmethod
-    def cross(self, i: Integers, at: Floats, axis: int) -> Floats:
-        """Where edges `i` cross lines: x on horizontals y = `at` (axis 0), or y on verticals x = `at` (axis 1)."""
-
-    @abstractmethod
-    def bulge(self, i: Integers, ends: Floats) -> Floats:
-        """Area between edges `i` and their chords from ends[:, 0] to ends[:, 1], which the shape has beside them."""
-
-
-@dataclass(frozen=True)
-class _Lines(_Edges):
-    """Sides of polygons."""
-
-    def cross(self, i: Integers, at: Floats, axis: int) -> Floats:
-        along, other = self.ends[axis][:, i], self.ends[1 - axis][:, i]
-        return other[0] + (at - along[0]) / (along[1] - along[0]) * (other[1] - other[0])
-
-    def bulge(self, i: Integers, ends: Floats) -> Floats:
-        return np.zeros(len(i))
-
-
-@dataclass(frozen=True)
-class _Arcs(_Edges):
-    """Quarters of circles.
-
-    centre, side
-        (2, e) centre, and the side of it on which the quarter lies (-1 or 1), along (y, x).
-    radius
-        (e,) in cells.
-    """
-
-    centre: Floats
-    side: Floats
-    radius: Floats
-
-    def cross(self, i: Integers, at: Floats, axis: int) -> Floats:
-        away, radius = np.abs(at - self.centre[axis, i]), self.radius[i]
-        # the product keeps its digits near the pole, where r^2 - d^2 loses them
-        reach = np.sqrt(np.maximum(radius - away, 0.0) * (radius + away))
-        return self.centre[1 - axis, i] + self.side[1 - axis, i] * reach
-
-    def bulge(self, i: Integers, ends: Floats) -> Floats:
-        radius = self.radius[i]
-        half = np.hypot(*(ends[:, 1] - ends[:, 0])) / (2 * radius)  # sine of half the angle
-        half = np.minimum(half, 1.0)
-        return radius**2 * (np.arcsin(half) - half * np.sqrt(1.0 - half**2))
-
-
-def _boxes(around: Floats, window: Window, cell_px: int, shape: tuple[int, int]) -> _Boxes:
-    """The boxes of shapes from their bounds, (n, 4)."""
-    corner, n_cells = np.array([[window.y0], [window.x0]]), np.array(shape)[:, None]
-    low, high = (around[:, :2].T - corner) / cell_px, (around[:, 2:].T - corner) / cell_px
-    meets = ((high > 0) & (low < n_cells) & (n_cells > 0)).all(axis=0)  # NaN, an empty shape, meets nothing
-    first = np.clip(np.floor(low[:, meets]), 0, n_cells - 1).astype(np.int64)
-    last = np.clip(np.ceil(high[:, meets]), first + 1, n_cells).astype(np.int64)
-    return _Boxes(np.flatnonzero(meets), first, last - first, corner + first * cell_px, cell_px)
-
-
-def _blocks(size: Integers) -> Iterator[slice]:
-    """Runs of boxes of these sizes (2, m) that have about BLOCK_CELLS cells together."""
-    block = np.cumsum(size.prod(axis=0)) // BLOCK_CELLS
-    starts = np.flatnonzero(np.diff(block, prepend=-1))
-    for start, stop in zip(starts, np.append(starts, len(block))[1:], strict=True):
-        yield slice(int(start), int(stop))
-
-
-def _arcs(geometry: Geometries, radius: Floats, circle: NDArray[np.bool_], boxes: _Boxes) -> _Arcs:
-    """The quarters of the circles among some shapes, one box per shape."""
-    box = np.tile(np.flatnonzero(circle), 4)
-    around = np.array([[-1.0, -1.0, 1.0, 1.0], [-1.0, 1.0, -1.0, 1.0]])
-    side = np.repeat(around, circle.sum(), axis=1)
-    centre = (shapely.get_coordinates(geometry[box])[:, ::-1].T - boxes.origin[:, box]) / boxes.cell_px
-    reach = radius[box] / boxes.cell_px
-    pole = np.stack([centre[0] + side[0] * reach, centre[1]])
-    flank = np.stack([centre[0], centre[1] + side[1] * reach])
-    upper = side[0] < 0
-    ends = np.stack([np.where(upper, pole, flank), np.where(upper, flank, pole)], axis=1)
-    return _Arcs(box, -side[1], ends, centre, side, reach)
-
-
-def _lines(geometry: Geometries, circle: NDArray[np.bool_], boxes: _Boxes) -> _Lines:
-    """The sides of the polygons among some shapes, one box per shape; horizontal ones bound nothing to their right."""
-    polygon = np.flatnonzero(~circle)
-    parts, part_of = geometry[polygon], np.arange(len(polygon))
-    if (shapely.get_type_id(parts) == shapely.GeometryType.MULTIPOLYGON).any():
-        parts, part_of = shapely.get_parts(parts, return_index=True)
-    rings, ring_of = shapely.get_rings(parts, return_index=True)
-    xy, owner = shapely.get_coordinates(rings, return_index=True)
-    shell = np.diff(ring_of, prepend=-1) != 0  # of a part's rings the first is its shell, the others are holes
-    # a shell that runs from x to y (counter-clockwise) has the shape to the left of its sides, a hole to the right
-    turn = np.where(shapely.is_ccw(rings) == shell, -1.0, 1.0)
-    box = polygon[part_of[ring_of[owner]]]
-    yx = (xy.T[::-1] - boxes.origin[:, box]) / boxes.cell_px
-    side = np.flatnonzero((owner[1:] == owner[:-1]) & (yx[0, 1:] != yx[0, :-1]))
-    ends = np.stack([yx[:, side], yx[:, side + 1]], axis=1)
-    down = ends[0, 0] < ends[0, 1]
-    sign = turn[owner[side]] * np.where(down, 1.0, -1.0)
-    return _Lines(box[side], sign, np.where(down, ends, ends[:, ::-1]))
-
-
-def _split(edges: _Edges, i: Integers, ends: Floats, axis: int, size: Integers) -> tuple[Integers, Floats, Integers]:
-    """Pieces of edges cut where y (axis 0) or x (axis 1) is one of the whole numbers 0 .. size.
-
-    i, ends, size
-        (p,) edge of each piece; (2, 2, p) its ends (y, x), in rising order along `axis`; (p,) cells of its box.
-    Returns, for the q >= p pieces of the pieces: (q,) which it was cut from; (2, 2, q) ends; (q,) the cell along the
-    axis, -1 before the box and `size` after it.
-    """
-    low, high = ends[axis]
-    first = np.clip(np.floor(low), -1, size).astype(np.int64)
-    last = np.clip(np.ceil(high) - 1, first, size).astype(np.int64)
-    count = last - first + 1
-    piece = np.repeat(np.arange(len(count)), count)
-    cell = np.arange(len(piece)) - np.repeat(np.cumsum(count) - count - first, count)
-    out = ends[:, :, piece]
-    for end, is_cut in enumerate([cell > first[piece], cell < last[piece]]):
-        cut = np.flatnonzero(is_cut)
-        whole = piece[cut]
-        at = (cell[cut] + end).astype(np.float64)
-        one, two = ends[1 - axis][:, whole]
-        out[axis, end, cut] = at
-        out[1 - axis, end, cut] = np.clip(edges.cross(i[whole], at, axis), np.minimum(one, two), np.maximum(one, two))
-    return piece, out, cell
-
-
-def _deposit(edges: _Edges, boxes: _Boxes, start: Integers) -> tuple[Integers, Floats]:
-    """What each piece of boundary adds, in cells, to the running sum along x: position and value.
-
-    start
-        (m,) position of the first cell of each box. A row of a box takes its width and one position more.
-
-    A piece of height dy adds dy to every cell right of it, and to its own cell the part to its right. Pieces left of
-    the box count at its left border, and those right of it in the position more: so the values of a row sum to 0.
-    """
-    height, width = boxes.size
-    i = np.arange(len(edges.box))
-    piece, ends, row = _split(edges, i, edges.ends, 0, height[edges.box])
-    within = np.flatnonzero((row >= 0) & (row < height[edges.box[piece]]))
-    i, ends, row = piece[within], ends[:, :, within], row[within]
-    ends = np.where(ends[1, 0] <= ends[1, 1], ends, ends[:, ::-1])
-    piece, ends, column = _split(edges, i, ends, 1, width[edges.box[i]])
-    i, row = i[piece], row[piece]
-    box = edges.box[i]
-    outside = (column < 0) | (column >= width[box])
-    cover = edges.sign[i] * np.abs(ends[0, 1] - ends[0, 0])
-    left = np.where(outside, 0.0, cover * ((ends[1, 0] + ends[1, 1]) / 2 - column) - edges.bulge(i, ends))
-    at = start[box] + row * (width[box] + 1) + np.maximum(column, 0)
-    return np.concatenate([at, at + 1]), np.concatenate([cover - left, left])
-
-
-def _fill(edges: list[_Edges], boxes: _Boxes, *, floor: Floats, n_cols: int) -> tuple[Integers, Floats, Integers]:
-    """The covered cells of some boxes.
-
-    floor
-        (m,) areas, in cells, up to which a value is rounding noise.
-    n_cols
-        Columns of the window.
-    Returns (k,) index of the cell in the window, (k,) covered area in cells in (0, 1], (m,) how many of them each box
-    has; sorted by box and index.
-    """
-    height, width = boxes.size
-    stop = np.cumsum(height * (width + 1))
-    start = stop - height * (width + 1)
-    deposits = [_deposit(some, boxes, start) for some in edges if len(some.box)]
-    at, value = (np.concatenate(column) for column in zip(*deposits, strict=True))
-    total = np.cumsum(np.bincount(at, value, minlength=stop[-1] + 1)[:-1])
-    box = np.repeat(np.arange(len(height)), height)  # of each row, as all that follows
-    row = np.arange(len(box)) - np.repeat(np.cumsum(height) - height, height)
-    begin = start[box] + row * (width[box] + 1)
-    before = np.where(begin > 0, total[begin - 1], 0.0)
-    area = total - np.repeat(before, width[box] + 1)
-    area[begin + width[box]] = 0.0
-    kept = np.flatnonzero(area > np.repeat(floor[box], width[box] + 1))
-    counts = np.diff(np.searchsorted(kept, np.append(begin, stop[-1])))
-    shift = (boxes.first[0, box] + row) * n_cols + boxes.first[1, box] - begin
-    per_box = np.bincount(box, counts, minlength=len(height)).astype(np.int64)
-    return kept + np.repeat(shift, counts), np.minimum(area[kept], 1.0), per_box
-
-
-def _products(around: Floats, boxes: _Boxes, *, floor: Floats, n_cols: int) -> tuple[Integers, Floats, Integers]:
-    """As `_fill`, for upright rectangles of these bounds (m, 4)."""
+def _products(around: Floats, boxes: Boxes, *, floor: Floats, n_cols: int) -> Filled:
+    """As `fill`, for upright rectangles of these bounds (m, 4)."""
     low, high = ((around[:, ends].T - boxes.origin) / boxes.cell_px for ends in (slice(0, 2), slice(2, 4)))
     box, row, column, share = products(low, high, boxes.size)
     kept = np.flatnonzero(share > floor[box])

@@ -6,11 +6,13 @@ import numpy as np
 import shapely
 from numpy.typing import ArrayLike, NDArray
 
+from stpredict._coverage._threads import in_threads
 from stpredict._window import Window
 
 Geometries = NDArray[np.object_]
 Floats = NDArray[np.float64]
 
+RUN = 2**13  # geometries that a thread looks at
 POLYGONAL = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
 
 
@@ -157,7 +159,8 @@ def areas_of(geometry: Geometries, radius: Floats, circle: NDArray[np.bool_]) ->
 
 def check_valid(geometry: Geometries, rows: NDArray[np.int64] | None = None) -> None:
     """ValueError for the first geometry that is not valid; `rows` are the names of the rows if not 0, 1, 2, ..."""
-    broken = np.flatnonzero(~shapely.is_valid(geometry))
+    runs = [geometry[i : i + RUN] for i in range(0, len(geometry), RUN)]
+    broken = np.flatnonzero(~np.concatenate([np.empty(0, bool), *in_threads(shapely.is_valid, runs)]))
     if len(broken):
         row = broken[0] if rows is None else rows[broken[0]]
         raise ValueError(
