@@ -77,7 +77,7 @@ def predict(
         values = np.full((section.n_shapes, len(genes)), np.nan, dtype=np.float32)
         on = np.flatnonzero(share > 0)
         if len(on) and query is not None:
-            values[on] = _headed(model, rows[on], query)
+            _head(model, rows, on, query, values)
         return values, share
 
 
@@ -181,9 +181,13 @@ def _rows(pieces: Pieces, parts: Parts | None) -> tuple[NDArray[np.float32], NDA
     return pieces.read(total)
 
 
-def _headed(model: Model, rows: NDArray[np.float32], query: Tensor) -> NDArray[np.float32]:
-    """(n, g) values in target units; models that see a whole section get all its rows at once."""
-    step = len(rows) if model.context == "section" else HEAD_ROWS
+def _head(
+    model: Model, rows: NDArray[np.float32], on: NDArray[np.int64], query: Tensor, values: NDArray[np.float32]
+) -> None:
+    """Fill `values` (n, g) in target units at rows `on`; models that see a whole section get all of these at once."""
+    step = len(on) if model.context == "section" else HEAD_ROWS
     with torch.autocast(query.device.type, enabled=False):
-        parts = [torch.from_numpy(rows[k : k + step]).to(query.device) for k in range(0, len(rows), step)]
-        return np.concatenate([model.link(model.head(part, query)).float().cpu().numpy() for part in parts])
+        for k in range(0, len(on), step):
+            some = on[k : k + step]
+            latent = torch.from_numpy(rows[some]).to(query.device)
+            values[some] = model.link(model.head(latent, query)).float().cpu().numpy()

@@ -154,7 +154,10 @@ class Tiles(Pieces):
         area = total[:, -1:]
         with np.errstate(invalid="ignore", divide="ignore"):
             weight = 1 / area if model.config.reduction == "mean" else (model.stride * section.mpp) ** 2
-            pooled = np.where(area > 0, total * weight, 0.0).astype(np.float32)
+            pooled = np.multiply(
+                total, weight, dtype=np.float64, out=np.empty(total.shape, np.float32), casting="same_kind"
+            )
+        pooled[area[:, 0] <= 0] = 0.0
         share = area[:, 0] * model.stride**2 / np.where(section.area > 0, section.area, np.inf)
         return pooled, np.clip(share, 0.0, 1.0)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -97,3 +100,48 @@ def test_encoders_of_timm(name):
     assert n > 15
     assert _count(twin) < n
     torch.testing.assert_close(twin.net(image)[2], model.net(image)[2], rtol=1e-3, atol=1e-3)
+
+
+def test_a_model_is_probed_once_until_its_weights_change():
+    model, image = _with_statistics(OnlyPairs()), torch.randn(2, 3, 8, 8)
+    runs = []
+
+    def probe(m):
+        runs.append(m)
+        return m(image)
+
+    first = folded(model, probe)
+    model.note = "new"
+    second = folded(model, probe)
+    assert len(runs) == 2  # before and after, once
+    assert _count(first) == _count(second) == 3
+    assert second.note == "new"
+    assert second.tail.weight is model.tail.weight  # what was not folded takes no memory of its own
+    model.body["a"].weight.data.mul_(2.0)
+    third = folded(model, probe)
+    assert len(runs) == 4
+    torch.testing.assert_close(third(image), model(image), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_set_in_a_part_after_the_probe_counts():
+    class Scaled(OnlyPairs):
+        def __init__(self):
+            super().__init__()
+            self.body.register_buffer("by", torch.ones(()))
+
+        def forward(self, x):
+            return super().forward(x) * self.body.by
+
+    model, image = _with_statistics(Scaled()), torch.randn(2, 3, 8, 8)
+    once = folded(model, lambda m: m(image))(image)
+    model.body.by = torch.tensor(3.0)
+    torch.testing.assert_close(folded(model, lambda m: m(image))(image), 3 * once)
+
+
+def test_nothing_is_kept_of_a_model_that_is_gone():
+    model, image = _with_statistics(OnlyPairs()), torch.randn(2, 3, 8, 8)
+    gone = weakref.ref(model)
+    folded(model, lambda m: m(image))
+    del model
+    gc.collect()
+    assert gone() is None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -12,37 +14,77 @@ import torch
 from torch import Tensor, nn
 
 logger = logging.getLogger("stpredict")
+KINDS = (nn.Conv2d, nn.BatchNorm2d)
+Pairs = list[tuple[str, str]]
+
 TOLERANCE = 1e-3  # of the output's standard deviation; folding leaves 1e-6
+
+# by model: its state when it was probed, and the (convolution, norm) to fold; None where the output would differ
+_seen: weakref.WeakKeyDictionary[nn.Module, tuple[bytes, Pairs | None]] = weakref.WeakKeyDictionary()
 
 
 def folded[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> M:
     """The same function with fewer steps: a copy whose batch norms are part of the convolutions that feed them.
 
     model
-        In eval mode; it stays as it is, and the copy shares what has neither norms nor convolutions.
+        In eval mode; it stays as it is, and the copy shares all weights that are not folded.
     probe
         Runs a model on some image. Which norm follows which convolution is seen by running it, and the folded copy
-        must give the same, else the model itself comes back.
+        must give the same, else the model itself comes back. Not run again for a model with the same weights.
     """
-    kinds = (nn.Conv2d, nn.BatchNorm2d)
-    parts = {n: child for n, child in model.named_children() if any(isinstance(m, kinds) for m in child.modules())}
     if not _norms(model) or model.training:
         return model
-    twin = copy.copy(model)
-    twin._modules = dict(model._modules) | {name: copy.deepcopy(child) for name, child in parts.items()}
+    state, known = _state(model), _seen.get(model)
+    if known is None or known[0] != state:
+        known = _seen[model] = state, _pairs(model, probe)
+    return model if known[1] is None else _fold_all(_copy(model), known[1])
+
+
+def _copy[M: nn.Module](model: M, made: dict[nn.Module, nn.Module] | None = None) -> M:
+    """The model and its parts anew, with the same weights."""
+    made = {} if made is None else made  # a part that is used twice stays one
+    twin = made[model] = copy.copy(model)
+    twin._parameters, twin._buffers = dict(model._parameters), dict(model._buffers)
+    twin._modules = {
+        name: child if child is None else made[child] if child in made else _copy(child, made)
+        for name, child in model._modules.items()
+    }
+    return twin
+
+
+def _pairs[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> Pairs | None:
     exact = torch.backends.cudnn.flags(allow_tf32=False)
     with torch.inference_mode(False), torch.no_grad(), exact:
-        before, pairs = _watched(twin, probe)
-        for norm, conv in pairs.items():
-            _fold(conv, norm)
-        _take_out(twin, set(pairs))
-        after = probe(twin)
+        before, found = _watched(model, probe)
+        names = {module: name for name, module in model.named_modules()}
+        pairs = [(names[conv], names[norm]) for norm, conv in found.items()]
+        after = probe(_fold_all(_copy(model), pairs))
     apart = float((after - before).abs().max() / before.std().clamp_min(1e-12))
     if not apart <= TOLERANCE:
         logger.warning("batch norms are not folded: the output would differ by %.1e of its spread", apart)
-        return model
+        return None
     logger.info("folded %d of %d batch norms into convolutions", len(pairs), len(_norms(model)))
+    return pairs
+
+
+@torch.no_grad()
+def _fold_all[M: nn.Module](twin: M, pairs: Pairs) -> M:
+    norms = {twin.get_submodule(norm) for _, norm in pairs}
+    for conv, norm in pairs:
+        _fold(twin.get_submodule(conv), twin.get_submodule(norm))
+    _take_out(twin, norms)
     return twin
+
+
+def _state(model: nn.Module) -> bytes:
+    """What folding depends on: weights of convolutions and norms, and where they lie."""
+    found = hashlib.blake2b()
+    for module in model.modules():
+        if isinstance(module, KINDS):
+            for tensor in module.state_dict().values():
+                found.update(f"{tensor.device} {tensor.dtype}".encode())
+                found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return found.digest()
 
 
 def _norms(module: nn.Module) -> list[nn.BatchNorm2d]:
@@ -75,7 +117,8 @@ def _watched[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> tuple[Tens
     return out, {n: c for n, c in read.items() if runs[n] == runs[c] == shared[c] == 1 and not n.training}
 
 
-def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+def _fold(conv: nn.Module, norm: nn.Module) -> None:
+    assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None and norm.running_var is not None
     scale = torch.rsqrt(norm.running_var + norm.eps)
     scale = scale if norm.weight is None else scale * norm.weight
@@ -85,7 +128,7 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     conv.bias = nn.Parameter((bias - norm.running_mean) * scale + shift)
 
 
-def _take_out(model: nn.Module, norms: set[nn.BatchNorm2d]) -> None:
+def _take_out(model: nn.Module, norms: set[nn.Module]) -> None:
     """Put what a norm does besides in its place: nothing, or the activation that timm's norms have."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
