@@ -271,6 +271,6 @@ def test_a_new_table_beyond_memory_is_refused_with_its_size():
 
     check_table_size(1000, 100)
     with pytest.raises(
-        ValueError, match=r"a new table of 1000000 shapes x 1000000 genes needs 12000.0 GB .* Pass fewer"
+        ValueError, match=r"a new table of 1000000 shapes x 1000000 genes needs 8000.0 GB .* Pass fewer"
     ):
         check_table_size(10**6, 10**6)

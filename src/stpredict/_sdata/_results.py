@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import anndata
 import numpy as np
 import pandas as pd
 import psutil
@@ -51,7 +52,9 @@ def commit(sdata: SpatialData, changes: Sequence[Change], *, overwrite: bool = F
             ordered = sorted(changes, key=lambda change: isinstance(change, Entry))
             for i, change in enumerate(ordered):
                 (journal.folder / str(i)).mkdir()
-                change.build(journal.folder / str(i))
+                # shards of a gigabyte, its default, are held in memory while they are written
+                with anndata.settings.override(auto_shard_zarr_v3=False):
+                    change.build(journal.folder / str(i))
             hide(journal, store, [_name(change) for change in ordered if not isinstance(change, Entry)])
             for i, change in enumerate(ordered):
                 change.move(journal, store, journal.folder / str(i))
@@ -91,9 +94,9 @@ def check_layer_size(n_obs: int, n_vars: int, n_panel: int, *, limit_bytes: int 
 def check_table_size(n_shapes: int, n_genes: int) -> None:
     """Raise ValueError if a new table of float32 values does not fit into memory.
 
-    It is held three times while it is made: the values, X, and the layer.
+    It is held twice: as X and as the layer.
     """
-    need, free = 3 * 4 * n_shapes * n_genes, psutil.virtual_memory().available
+    need, free = 2 * 4 * n_shapes * n_genes, psutil.virtual_memory().available
     if need > free:
         raise ValueError(
             f"a new table of {n_shapes} shapes x {n_genes} genes needs {need / 1e9:.1f} GB while it is made, and "
@@ -146,7 +149,7 @@ def new_table(
     """A table of predicted values that annotates shapes, rows in element order.
 
     values
-        (n, g): ``X`` and, as a copy of its own, ``layers[key]``, float32.
+        (n, g): ``X``, which takes float32 over as it is, and, as a copy of its own, ``layers[key]``.
     genes
         (g,) unique names.
     region, instance_ids
@@ -169,11 +172,12 @@ def new_table(
     var[key] = np.ones(g, bool)
     if val_pcc is not None:
         var[f"{key}_val_pcc"] = np.asarray(val_pcc)
+    taken = np.asarray(values, np.float32)
     table = AnnData(
-        np.asarray(values, np.float32).copy(),
+        taken,
         obs=obs,
         var=var,
-        layers={key: np.asarray(values, np.float32).copy()},
+        layers={key: taken.copy()},
         uns={NAMESPACE: {key: dict(record or {})}},
     )
     table.obsm["spatial"] = np.asarray(centroids, np.float64)

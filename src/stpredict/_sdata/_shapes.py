@@ -61,7 +61,9 @@ def rows_of(sdata: SpatialData, shapes_key: str) -> Rows:
     """
     shapes = shapes_of(sdata, shapes_key)
     _check_index(shapes, shapes_key)
-    geometry = shapely.force_2d(shapes.geometry.to_numpy())
+    geometry = shapes.geometry.to_numpy()
+    if shapely.has_z(geometry).any():
+        geometry = shapely.force_2d(geometry)
     kinds = shapely.get_type_id(geometry)
     wrong = ~np.isin(kinds, (POINT, POLYGON, MULTIPOLYGON))
     if wrong.any():

@@ -146,14 +146,14 @@ class RasterTarget:
         if self._written[chunks].any():
             raise ValueError(f"the region {y.start}:{y.stop}, {x.start}:{x.stop} was written before, at least in part.")
         with np.errstate(over="ignore"):
-            cast = np.asarray(values).astype(self.dtype)
+            cast = np.asarray(values).astype(self.dtype, copy=False)
         if np.isinf(cast).any() and np.isfinite(values[np.isinf(cast)]).any():
             raise ValueError(
                 f"values up to {np.nanmax(np.abs(values)):.4g} do not fit {self.dtype} (at most "
                 f"{np.finfo(self.dtype).max:.4g}). Use float32."
             )
         if self._levels is not None:
-            self._levels.write(y, x, values)
+            self._levels.write(y, x, values, cast)
         else:
             self._values[:, y, x] = cast
         self._written[chunks] = True

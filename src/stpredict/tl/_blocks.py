@@ -19,6 +19,8 @@ from stpredict._window import Window
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+OBJECT_BYTES = 350  # of a polygon besides its corners
+RUN = 2**16  # shapes that are hashed together
 KEPT_BYTES = 2**28  # of shapes and weights that stay in memory after a call, all together
 
 
@@ -58,7 +60,7 @@ class Blocks:
     @property
     def nbytes(self) -> int:
         """What is kept."""
-        shapes = 16 * int(shapely.get_num_coordinates(self.geometry).sum()) + 100 * len(self.geometry)
+        shapes = 16 * int(shapely.get_num_coordinates(self.geometry).sum()) + OBJECT_BYTES * len(self.geometry)
         return shapes + sum(hit.nbytes + weights.nbytes for hit, weights in list(self._made.values()))
 
 
@@ -93,12 +95,7 @@ def forget() -> None:
 
 def _digest(geometry: NDArray[np.object_], radius: NDArray[np.float64], grid: tuple[int, ...]) -> str:
     found = hashlib.sha256(repr(grid).encode())
-    structure = (shapely.get_type_id, shapely.get_num_geometries, shapely.get_num_interior_rings)
-    parts, part_of = shapely.get_parts(geometry, return_index=True)
-    rings, ring_of = shapely.get_rings(parts, return_index=True)
-    for column in (
-        radius, shapely.get_coordinates(geometry), part_of, ring_of, shapely.get_num_coordinates(rings),
-        *(each(geometry) for each in structure),
-    ):  # fmt: skip
-        found.update(np.ascontiguousarray(column))
+    found.update(np.ascontiguousarray(radius))
+    for k in range(0, len(geometry), RUN):
+        found.update(b"".join(shapely.to_wkb(geometry[k : k + RUN])))
     return found.hexdigest()
