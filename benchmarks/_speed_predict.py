@@ -29,6 +29,7 @@ from stpredict.models._samples import Batch
 from stpredict.nn.allocator import SWITCH, keep_freed_memory
 
 MODEL = "pixnet-her2st"
+SIDES = (1774, 4096, 8192, 14142)  # of 3, 17, 67 and 200 Mpx
 
 
 def slide(path: Path, side: int) -> None:
@@ -77,7 +78,7 @@ def forward(model: Model, images: list[torch.Tensor], precision: str) -> None:
 def tile_images(where: Section, model: Model) -> list[torch.Tensor]:
     c = model.config
     every = tiles(where.image.height, where.image.width, core_px=c.core_px, halo_px=c.halo_px)
-    return [torch.from_numpy(where.image.read(tile.read)).movedim(-1, 0)[None] for tile in every]
+    return [torch.from_numpy(where.image.read(tile.read)[None]).permute(0, 3, 1, 2) for tile in every]
 
 
 def interleaved(rounds: int, *calls: Callable[[], object]) -> np.ndarray:
@@ -88,7 +89,7 @@ def interleaved(rounds: int, *calls: Callable[[], object]) -> np.ndarray:
 
 def ratios(rounds: int) -> str:
     """Prediction inside spots, end to end, against the same forward passes and against plain PyTorch."""
-    model = load(MODEL)
+    model = load(MODEL).eval()
     with tempfile.TemporaryDirectory() as folder:
         slide(Path(folder) / "s.zarr", 2048)
         where = section(Path(folder) / "s.zarr", model.mpp)
@@ -128,8 +129,8 @@ def ratios(rounds: int) -> str:
 
 def crops(rounds: int, *, n_crops: int = 64, crop_um: float = 112.0) -> str:
     """Dense once, end to end, against a crop around every shape through the same encoder and decoder, on 2 x 2 mm."""
-    model = load(MODEL)
-    folded, unit = _infer._folded(model), 32  # pixels that the encoder and the attention windows go into
+    model = load(MODEL).eval()
+    folded, unit = _infer._folded(model), 128  # pixels: the coarsest attention window has 8 x 8 cells of 16
     side = -(-round(crop_um / model.mpp) // unit) * unit
     images = torch.randint(0, 256, (n_crops, 3, side, side), dtype=torch.uint8)
 
@@ -203,23 +204,32 @@ def monai(rounds: int) -> str:
 
 def seams() -> str:
     """Tiles against one pass over the whole image, in standard deviations of a gene over spots."""
-    model, lines = load(MODEL), []
+    model, found = load(MODEL), {}
+    tiled = model.config
     with tempfile.TemporaryDirectory() as folder:
         slide(Path(folder) / "s.zarr", 2048)
         where = section(Path(folder) / "s.zarr", model.mpp)
-        tiled = model.config
-        model.config = dataclasses.replace(tiled, core_px=2048)
-        whole, _ = _infer.predict(model, where, model.genes, runtime=runtime("32"))
-        model.config = dataclasses.replace(tiled, core_px=512)
-        for precision in ("32", "bf16"):
-            parts, _ = _infer.predict(model, where, model.genes, runtime=runtime(precision))
-            apart = np.abs(parts - whole) / whole.std(axis=0)
-            rms = np.sqrt(np.mean(((parts - whole) / whole.std(axis=0)) ** 2))
-            lines.append(
-                f"- {precision}, cores of 512 px with a halo of {tiled.halo_px} px against one pass over 2048 px in "
-                f"float32: rms {rms:.1e}, largest {apart.max():.1e} standard deviations of the gene"
-            )
-    return "\n".join(lines)
+        for core in (2048, 512):
+            model.config = dataclasses.replace(tiled, core_px=core)
+            for precision in ("32", "bf16"):
+                found[core, precision], _ = _infer.predict(model, where, model.genes, runtime=runtime(precision))
+    whole = found[2048, "32"]
+
+    def apart(one: np.ndarray, other: np.ndarray) -> str:
+        error = (one - other) / whole.std(axis=0)
+        return f"rms {np.sqrt(np.mean(error**2)):.1e}, largest {np.abs(error).max():.1e}"
+
+    return "\n".join(
+        [
+            "In standard deviations of the gene over spots:\n",
+            *(
+                f"- {p}, cores of 512 px with a halo of {tiled.halo_px} px against one pass over 2048 px: "
+                + apart(found[512, p], found[2048, p])
+                for p in ("32", "bf16")
+            ),
+            f"- one pass in bf16 against one in float32 (rounding, no seam): {apart(found[2048, 'bf16'], whole)}",
+        ]
+    )
 
 
 def peak(path: Path) -> None:
@@ -232,19 +242,22 @@ def peak(path: Path) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, values.nbytes / 2**20, len(values), took)
 
 
-def memory(sides: tuple[int, ...]) -> str:
-    """Peak memory and time against the area of the slide, a fresh process each."""
+def memory(rounds: int) -> str:
+    """Peak memory and time against the area of the slide: medians over processes."""
+    rounds = min(rounds, 3)
     lines = [
-        "| slide, Mpx | spots | peak RSS, MB | of which the result, MB | time / that of the first, per Mpx |",
+        f"Medians of {rounds} processes.\n",
+        "| slide, Mpx | spots | peak RSS, MB | of which the result | time / that of the first, per Mpx |",
         "|---|---|---|---|---|",
     ]
     first = 0.0
     with tempfile.TemporaryDirectory() as folder:
-        for side in sides:
+        for side in SIDES:
             path = Path(folder) / f"{side}.zarr"
             slide(path, side)
-            done = subprocess.run([sys.executable, __file__, str(path)], capture_output=True, text=True, check=True)
-            top, result, n, took = map(float, done.stdout.split())
+            command = [sys.executable, __file__, str(path)]
+            done = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(rounds)]
+            top, result, n, took = np.median([[float(x) for x in each.stdout.split()] for each in done], axis=0)
             first = first or took / side**2
             lines.append(
                 f"| {side**2 / 1e6:.0f} | {n:,.0f} | {top:.0f} | {result:.1f} | {took / side**2 / first:.2f} |"

@@ -4,25 +4,42 @@ from __future__ import annotations
 
 import tempfile
 import timeit
+from functools import cache
 from pathlib import Path
 
 import dask.array as da
 import numpy as np
+from _speed_predict import MODEL, runtime, section, slide
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
 from spatialdata.transformations import Identity
 
-from stpredict import _sdata
+from stpredict import _infer, _sdata
+from stpredict.models import load
 
 SIDE, N_GENES, CHUNK = 2560, 100, 256
 
 
+@cache
+def predicted() -> np.ndarray:
+    """(genes, height, width) float16: whole chunks of the map that `pixnet-her2st` makes of a section."""
+    model = load(MODEL)
+    found = np.empty((N_GENES, 2 * CHUNK, 2 * CHUNK), np.float16)
+
+    def keep(y: slice, x: slice, part: np.ndarray) -> None:
+        found[:, y, x] = part
+
+    with tempfile.TemporaryDirectory() as folder:
+        slide(Path(folder) / "s.zarr", round(2 * CHUNK * model.stride))
+        where = section(Path(folder) / "s.zarr", model.mpp)
+        _infer.predict(model, where, model.genes[:N_GENES], runtime=runtime("32"), raster=keep)
+    return found
+
+
 def values(y: int, x: int) -> np.ndarray:
-    """A smooth field with the digits of a prediction, the same for both sides."""
-    at = np.arange(CHUNK) / 40
-    field = np.sin(at[:, None] + y) * np.cos(at + x)
-    noise = np.random.default_rng([y, x]).normal(0, 0.05, (N_GENES, CHUNK, CHUNK))
-    return (field * np.linspace(0.2, 2, N_GENES)[:, None, None] + noise).astype(np.float16)
+    """One chunk, the same for both sides."""
+    y, x = y % 2 * CHUNK, x % 2 * CHUNK
+    return predicted()[:, y : y + CHUNK, x : x + CHUNK]
 
 
 def ours(folder: Path) -> None:
@@ -52,6 +69,7 @@ def theirs(folder: Path) -> None:
 
 def table(rounds: int) -> str:
     seconds, sizes = [], []
+    predicted()
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -60,9 +78,7 @@ def table(rounds: int) -> str:
             sizes.append(stored)
     one, other = np.median(seconds, axis=0)
     size = np.median(sizes, axis=0) / 2**20
-    making = timeit.timeit(lambda: [values(y, x) for y in range(10) for x in range(10)], number=1)
     return (
-        f"- {N_GENES} genes x {SIDE} x {SIDE} float16 and two more levels: SpatialData's write / ours "
-        f"{other / one:.2f}x, making the values included in both ({making / one:.0%} of ours); on disk {size[0]:.0f} "
-        f"against {size[1]:.0f} MB"
+        f"- {N_GENES} genes x {SIDE} x {SIDE} float16, made before, and two more levels: SpatialData's write / ours "
+        f"{other / one:.2f}x; on disk {size[0]:.0f} against {size[1]:.0f} MB"
     )

@@ -13,8 +13,6 @@ import argparse
 import importlib
 from collections.abc import Callable
 
-MEGAPIXELS = (1774, 4096, 8192, 14142)  # sides of 3, 17, 67 and 200 Mpx
-
 
 def _part(module: str, name: str, *given: object) -> Callable[[int], str]:
     def run(rounds: int) -> str:
@@ -32,7 +30,7 @@ PARTS: dict[str, tuple[str, Callable[[int], str]]] = {
     "monai": ("MONAI", _part("_speed_predict", "monai")),
     "seams": ("Seams", lambda _: importlib.import_module("_speed_predict").seams()),
     "raster": ("Writing a raster", _part("_speed_raster", "table")),
-    "memory": ("Peak memory", _part("_speed_predict", "memory", MEGAPIXELS)),
+    "memory": ("Peak memory", _part("_speed_predict", "memory")),
 }
 
 

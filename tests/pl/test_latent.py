@@ -82,6 +82,7 @@ def test_thousands_of_rows_have_neighbours_too() -> None:
     np.testing.assert_allclose(np.sort(graph.obsp["distances"][[7]].data), wanted, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_every_shape_has_the_colour_of_its_own_row(three: SpatialData) -> None:
     table = three.tables["table"]
     assert list(table.obs["instance_id"]) != list(three.shapes["spots"].index)

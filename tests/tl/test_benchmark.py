@@ -333,6 +333,7 @@ def test_weights_to_start_from_are_part_of_a_run(sections, build, tmp_path):
         assert result["error"].notna().sum() == refused
 
 
+@pytest.mark.slow
 def test_seeds_may_differ_between_models(sections, models):
     result = benchmark(sections, models, seeds={"Ridge": [0, 1], "Mean": [0]})
     seeds = result.groupby("model")["seed"].unique()

@@ -320,6 +320,7 @@ def test_an_interrupted_prediction_goes_on_and_ends_with_the_same_bytes(large, p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.zarr", "whole.zarr"]
 
 
+@pytest.mark.slow
 def test_another_prediction_does_not_go_on(large, pixnet, ridge, tmp_path, monkeypatch):
     sdata = large("slide")
     with monkeypatch.context() as patch:
@@ -438,6 +439,7 @@ def test_a_killed_process_is_gone_on_with_to_the_same_bytes(large, pixnet, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.zarr", "model", "whole.zarr"]
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_halved_and_the_result_stays(large, pixnet, monkeypatch, caplog):
     import torch
 

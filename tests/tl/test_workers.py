@@ -52,6 +52,7 @@ def _same(one, other, *, raster):
         np.testing.assert_allclose(maps[0], maps[1], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_workers_write_what_one_process_writes(client, saved, stores, tmp_path):
     import stpredict as stp
 
@@ -77,6 +78,7 @@ def test_rows_of_spot_models_go_to_workers_too(client, ridge, stores, tmp_path, 
         _same(one, many, raster=False)
 
 
+@pytest.mark.slow
 def test_what_workers_cannot_open_is_refused(client, pixnet, saved, sdata, stores, tmp_path):
     import stpredict as stp
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from stpredict._coverage._grid import coverage
 from stpredict._coverage._shapes import areas, bounds, clip, inside, transform
-from stpredict._coverage._threads import in_threads
 from stpredict._coverage._weights import Weights
 
-__all__ = ["Weights", "areas", "bounds", "clip", "coverage", "in_threads", "inside", "transform"]
+__all__ = ["Weights", "areas", "bounds", "clip", "coverage", "inside", "transform"]
