@@ -156,17 +156,32 @@ def crops(rounds: int, *, n_crops: int = 64, crop_um: float = 112.0) -> str:
 
 
 def genes(rounds: int) -> str:
-    """18,000 genes against 250, spots only."""
+    """More genes, and more shapes, on 4 Mpx: the time against that of the first row."""
     small = load(MODEL)
-    config = dataclasses.replace(small.config, genes=tuple(f"g{i}" for i in range(18_000)), context_rank=0)
-    plain = dataclasses.replace(small.config, context_rank=0)
-    models = [PixNet(config=c).eval() for c in (plain, config)]
+
+    def asked(n: int) -> PixNet:
+        config = dataclasses.replace(small.config, genes=tuple(f"g{i}" for i in range(n)), context_rank=0)
+        return PixNet(config=config).eval()
+
+    lines = ["| spots | genes | time | result, MB |", "|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as folder:
         slide(Path(folder) / "s.zarr", 2048)
         where = section(Path(folder) / "s.zarr", small.mpp)
+        models = [asked(n) for n in (250, 50, 2_000, 18_000)]
         calls = [lambda m=m: _infer.predict(m, where, m.genes, runtime=runtime("auto")) for m in models]
-        few, many = interleaved(rounds, *calls)
-    return f"- 18,000 genes / {len(small.genes)} genes, {where.n_shapes:,} spots of 4 Mpx: {many / few:.2f}x the time"
+        took = interleaved(rounds, *calls)
+        for model, each in zip(models, took, strict=True):
+            n, g = where.n_shapes, len(model.genes)
+            lines.append(f"| {n:,} | {g:,} | {each / took[0]:.2f} | {4 * n * g / 2**20:.0f} |")
+        side_um, plain = 2048 * small.mpp, asked(250)
+        for n in (1_000, 10_000, 100_000, 1_000_000):
+            step = side_um / (np.sqrt(n) + 1)
+            where = section(Path(folder) / "s.zarr", small.mpp, step_um=step, radius_um=step / 2)
+            (each,) = interleaved(
+                min(rounds, 3), lambda w=where: _infer.predict(plain, w, plain.genes, runtime=runtime("auto"))
+            )
+            lines.append(f"| {where.n_shapes:,} | 250 | {each / took[0]:.2f} | {where.n_shapes * 1000 / 2**20:.0f} |")
+    return "\n".join(lines)
 
 
 def monai(rounds: int) -> str:

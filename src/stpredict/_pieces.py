@@ -116,9 +116,11 @@ class Tiles(Pieces):
         geometry, radius = _coverage.clip(section.geometry, section.radius, image)
         self.geometry, self.radius = _coverage.transform(geometry, radius, to_cells(model.stride))
         self.bounds = _coverage.bounds(self.geometry, self.radius)
-        self.there = np.flatnonzero(np.isfinite(self.bounds[:, 0]))
-        y0, x0, y1, x1 = self.bounds[self.there].T
-        self.tree = shapely.STRtree(shapely.box(x0, y0, x1, y1))
+        there = np.flatnonzero(np.isfinite(self.bounds[:, 0]))
+        middle = (self.bounds[there, 0] + self.bounds[there, 2]) / 2
+        order = np.argsort(middle)
+        self.there, self.middle = there[order], middle[order]  # from top to bottom
+        self.reach = np.max(self.bounds[there, 2] - self.bounds[there, 0], initial=0.0) / 2 + 1
         if section.tissue is not None:
             shapely.prepare(section.tissue)
         c = model.config
@@ -164,7 +166,8 @@ class Tiles(Pieces):
     def _hits(self, core: Window) -> NDArray[np.int64]:
         """Shapes that reach into this core."""
         y0, x0, y1, x1 = (at / self.model.stride for at in (core.y0, core.x0, core.y1, core.x1))
-        near = np.sort(self.there[self.tree.query(shapely.box(x0, y0, x1, y1))])
+        first, last = np.searchsorted(self.middle, (y0 - self.reach, y1 + self.reach))
+        near = np.sort(self.there[first:last])
         b = self.bounds[near]
         return near[(b[:, 0] < y1) & (b[:, 2] > y0) & (b[:, 1] < x1) & (b[:, 3] > x0)]
 

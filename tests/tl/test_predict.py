@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -510,3 +512,24 @@ def test_labels_are_shapes(sdata, pixnet):
     wanted = [raster.repeat(step, axis=1).repeat(step, axis=2)[:, labels == label].mean(axis=1) for label in (3, 8)]
     np.testing.assert_allclose(table.X, wanted, atol=4e-3)
     np.testing.assert_allclose(table.obs["pixnet_coverage"], 1.0)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_gives_the_same_and_stays_as_it_was(large, pixnet, tmp_path):
+    """In a process without the types' hook, which the compiler does not take."""
+    sdata = large("slide")
+    pixnet.save(tmp_path / "model")
+    code = f"""
+import stpredict as stp
+from stpredict.models import load
+model = load({str(tmp_path / "model")!r})
+for key, compiled in (("eager", False), ("compiled", True)):
+    stp.tl.predict({str(sdata.path)!r}, model, key_added=key, compile=compiled, device="cpu", precision="32")
+assert all(part._compiled_call_impl is None for part in model.modules())
+import torch
+print(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 0  # something was compiled
+    layers = read_zarr(sdata.path).tables["table"].layers
+    np.testing.assert_allclose(layers["compiled"], layers["eager"], rtol=1e-4, atol=1e-5)

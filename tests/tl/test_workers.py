@@ -43,6 +43,10 @@ def stores(make, tmp_path):
     return paths
 
 
+def _files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 def _same(one, other, *, raster):
     tables = [read_zarr(path).tables["table"] for path in (one, other)]
     np.testing.assert_allclose(tables[0].layers["pixnet"], tables[1].layers["pixnet"], rtol=1e-6)
@@ -108,7 +112,7 @@ def test_a_slide_that_fails_does_not_stop_the_others(client, saved, stores):
     other.write_element("spots")
     with pytest.raises(ValueError, match="all 30 shapes of 'spots' lie outside image 'image'") as caught:
         stp.tl.predict(stores["many"], saved, client=client, **RUN)
-    assert "many7.zarr. The other 1 slides are done" in caught.value.__notes__[-1]
+    assert "many7.zarr, which is as it was. The other 1 slides are done." in caught.value.__notes__[-1]
     assert "pixnet" in read_zarr(stores["many"][1]).tables["table"].layers
     with pytest.raises(ValueError, match=r"these stores are named twice: \['.*one7.zarr'\]"):
         stp.tl.predict([stores["one"][0]] * 2, saved, client=client, **RUN)
@@ -160,3 +164,40 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_counts_twice(saved, sto
         assert killed.is_set()
     for one, many in zip(stores["one"], stores["many"], strict=True):
         _same(one, many, raster=True)
+
+
+@pytest.mark.slow
+def test_workers_out_of_memory_are_told_and_the_store_is_as_it_was(saved, stores):
+    import dask
+    from dask.distributed import Client, LocalCluster
+
+    import stpredict as stp
+
+    def starve() -> None:
+        import time
+
+        import numpy as np
+
+        from stpredict import _infer
+
+        def work(*_, **__):
+            held = np.ones(2**29)  # 4 GB
+            time.sleep(60)
+            return held
+
+        _infer.work = work
+
+    path = stores["many"][0]
+    before = _files(path)
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        LocalCluster(n_workers=1, threads_per_worker=1, memory_limit="2GB", dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        client.run(starve)
+        with pytest.raises(RuntimeError, match=r"workers died .* out of memory: give each more, start fewer") as caught:
+            stp.tl.predict(path, saved, client=client, **RUN)
+    assert "is as it was" in " ".join(caught.value.__notes__)
+    assert _files(path) == before
+    stp.tl.predict(path, saved, device="cpu", resume=True, **RUN)
+    assert "pixnet" in read_zarr(path).tables["table"].layers

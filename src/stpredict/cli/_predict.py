@@ -71,6 +71,9 @@ def predict(
             group=DATA, help="Embeddings of further genes, for a model that answers by text: a .safetensors file."
         ),
     ] = None,
+    compile: Annotated[
+        bool, Parameter(group=RUN, help="Compile a dense model first: for slides of many tiles.", negative="")
+    ] = False,
     resume: Annotated[
         bool, Parameter(group=RUN, help="Go on with an interrupted prediction of the same name.", negative="")
     ] = False,
@@ -96,7 +99,8 @@ def predict(
             list(stores), model, image_key=image_key, shapes_key=shapes_key, table_name=table_name,
             genes=gene_names(genes), mpp=mpp, tissue_key=tissue_key, output=output, raster_mpp=raster_mpp,
             key_added=key_added, table_added=table_added, overwrite=overwrite, device=device, precision=precision,
-            batch_size=batch_size, embeddings=embeddings, resume=resume, client=client, progress=progress,
+            batch_size=batch_size, compile=compile, embeddings=embeddings, resume=resume, client=client,
+            progress=progress,
         )  # fmt: skip
     print(f"predicted: {', '.join(map(str, stores))}")
 

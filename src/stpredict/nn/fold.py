@@ -37,16 +37,16 @@ def folded[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> M:
     state, known = _state(model), _seen.get(model)
     if known is None or known[0] != state:
         known = _seen[model] = state, _pairs(model, probe)
-    return model if known[1] is None else _fold_all(_copy(model), known[1])
+    return model if known[1] is None else _fold_all(copied(model), known[1])
 
 
-def _copy[M: nn.Module](model: M, made: dict[nn.Module, nn.Module] | None = None) -> M:
+def copied[M: nn.Module](model: M, made: dict[nn.Module, nn.Module] | None = None) -> M:
     """The model and its parts anew, with the same weights."""
     made = {} if made is None else made  # a part that is used twice stays one
     twin = made[model] = copy.copy(model)
     twin._parameters, twin._buffers = dict(model._parameters), dict(model._buffers)
     twin._modules = {
-        name: child if child is None else made[child] if child in made else _copy(child, made)
+        name: child if child is None else made[child] if child in made else copied(child, made)
         for name, child in model._modules.items()
     }
     return twin
@@ -58,7 +58,7 @@ def _pairs[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> Pairs | None
         before, found = _watched(model, probe)
         names = {module: name for name, module in model.named_modules()}
         pairs = [(names[conv], names[norm]) for norm, conv in found.items()]
-        after = probe(_fold_all(_copy(model), pairs))
+        after = probe(_fold_all(copied(model), pairs))
     apart = float((after - before).abs().max() / before.std().clamp_min(1e-12))
     if not apart <= TOLERANCE:
         logger.warning("batch norms are not folded: the output would differ by %.1e of its spread", apart)

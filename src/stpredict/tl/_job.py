@@ -118,8 +118,8 @@ class Job:
             return None
         asked = self.asked
         made_of = {
-            **self.record, "batch_size": asked.runtime.batch_size, "output": asked.output,
-            "raster_mpp": asked.raster_mpp, "image and shapes": fingerprint(self.section),
+            **self.record, "batch_size": asked.runtime.batch_size, "compile": asked.runtime.compile,
+            "output": asked.output, "raster_mpp": asked.raster_mpp, "image and shapes": fingerprint(self.section),
         }  # fmt: skip
         if asked.model.answers_text:
             made_of["texts"] = texts_digest(asked.model, asked.genes)

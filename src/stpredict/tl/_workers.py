@@ -96,8 +96,9 @@ def predict_on(
     failed = [(str(sdata.path), error) for sdata, error in zip(sdatas, errors, strict=True) if error is not None]
     if failed:
         (path, first), *others = failed
-        more = f", and {len(others)} more failed: {[each for each, _ in others]}" if others else ""
-        first.add_note(f"This was {path}{more}. The other {len(sdatas) - len(failed)} slides are done.")
+        more = f"; {len(others)} more failed: {[each for each, _ in others]}" if others else ""
+        done = f" The other {len(sdatas) - len(failed)} slides are done." if len(sdatas) > 1 else ""
+        first.add_note(f"This was {path}, which is as it was{more}.{done}")
         raise first
 
 

@@ -42,6 +42,7 @@ def predict(
     device: str = "auto",
     precision: str = "auto",
     batch_size: int | Literal["auto"] = "auto",
+    compile: bool = False,
     embeddings: GeneEmbeddings | str | Path | None = None,
     resume: bool = False,
     client: Client | None = None,
@@ -79,7 +80,9 @@ def predict(
     device, precision, batch_size
         "auto" takes CUDA if it is there and bf16 where the processor has it, and logs both; precision="32" computes in
         float32. `batch_size` is in tiles (dense models) or patches.
-
+    compile
+        Dense models: let `torch.compile` compile encoder and decoder first. Results differ by rounding. Whether it pays
+        for the time that compiling takes depends on device, model and number of tiles: try it on one slide.
     embeddings
         Of further genes, for a model that answers by text: what `stp.tl.embed_genes` returns, or its file.
     resume
@@ -116,7 +119,9 @@ def predict(
             f"this {type(model).__name__} was never trained. Call tl.train first, or load a trained model."
         )
     tell(model, embeddings)
-    runtime = _infer.Runtime(device=device, precision=precision, batch_size=batch_size, progress=progress)
+    runtime = _infer.Runtime(
+        device=device, precision=precision, batch_size=batch_size, progress=progress, compile=compile
+    )
     asked = Asked(
         model, asked_genes(model, genes), key_added or type(model).__name__.lower(), output, image_key, shapes_key,
         table_name, table_added, mpp, raster_mpp, tissue_key, overwrite,
