@@ -14,6 +14,7 @@ from pathlib import Path
 import exactextract
 import numpy as np
 import pandas as pd
+import psutil
 import shapely
 import spatialdata as sd
 import torch
@@ -153,7 +154,7 @@ def bins(n_side: int, n_genes: int) -> None:
                     values = rng.random((n_genes, 250, 250), dtype=np.float32)
                     target.write(slice(y, y + 250), slice(x, x + 250), values)
             _sdata.commit(sdata, [target.image({})], overwrite=False)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        before = psutil.Process().memory_info().rss / 2**20
         took = seconds(1, partial(stp.tl.aggregate, sdata, "maps", shapes_key="bins"))
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         table = sdata.tables["bins_maps"]

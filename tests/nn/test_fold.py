@@ -145,3 +145,13 @@ def test_nothing_is_kept_of_a_model_that_is_gone():
     del model
     gc.collect()
     assert gone() is None
+
+
+def test_a_norm_that_goes_back_to_training_is_folded_no_more():
+    model, image = _with_statistics(OnlyPairs()), torch.randn(2, 3, 8, 8)
+    assert _count(folded(model, lambda m: m(image))) == 3
+    model.body["a_norm"].train()
+    model.body["a_norm"].momentum = 0.0  # its statistics stay
+    twin = folded(model, lambda m: m(image))
+    assert _count(twin) == 4
+    torch.testing.assert_close(twin(image), model(image), rtol=1e-4, atol=1e-5)

@@ -15,11 +15,13 @@ RUN = {"precision": "32", "progress": False}
 
 
 @pytest.fixture(scope="module")
-def client():
+def client(tmp_path_factory):
     """Two workers that are threads of this process."""
     from dask.distributed import Client
 
-    with Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=None) as client:
+    scratch = tmp_path_factory.mktemp("dask")  # clusters of other processes tidy up in the usual one
+    settings = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "local_directory": str(scratch)}
+    with Client(processes=False, **settings) as client:
         yield client
 
 
@@ -112,7 +114,7 @@ def test_a_slide_that_fails_does_not_stop_the_others(client, saved, stores):
     other.write_element("spots")
     with pytest.raises(ValueError, match="all 30 shapes of 'spots' lie outside image 'image'") as caught:
         stp.tl.predict(stores["many"], saved, client=client, **RUN)
-    assert "many7.zarr, which is as it was. The other 1 slides are done." in caught.value.__notes__[-1]
+    assert "many7.zarr. The other 1 slides are done." in caught.value.__notes__[-1]
     assert "pixnet" in read_zarr(stores["many"][1]).tables["table"].layers
     with pytest.raises(ValueError, match=r"these stores are named twice: \['.*one7.zarr'\]"):
         stp.tl.predict([stores["one"][0]] * 2, saved, client=client, **RUN)
@@ -197,7 +199,7 @@ def test_workers_out_of_memory_are_told_and_the_store_is_as_it_was(saved, stores
         client.run(starve)
         with pytest.raises(RuntimeError, match=r"workers died .* out of memory: give each more, start fewer") as caught:
             stp.tl.predict(path, saved, client=client, **RUN)
-    assert "is as it was" in " ".join(caught.value.__notes__)
+    assert "Nothing was written into the store" in str(caught.value)
     assert _files(path) == before
     stp.tl.predict(path, saved, device="cpu", resume=True, **RUN)
     assert "pixnet" in read_zarr(path).tables["table"].layers

@@ -14,7 +14,7 @@ Floats = NDArray[np.float64]
 
 try:
     import numba
-except ImportError as error:  # no compiler for this platform
+except (ImportError, OSError) as error:  # no compiler for this platform
     numba = None  # type: ignore[assignment]
     logging.getLogger("stpredict").info("coverage is worked out in NumPy, some times slower: %s", error)
 
@@ -46,17 +46,18 @@ def add_piece(low: float, high: float, cover: float, at: int, n_columns: int, to
         total[at + column] += cover - part
         total[at + column + 1] += part
         return
-    share, done = cover / (high - low), max(low, 0.0)
-    total[at] += share * (done - low)
+    width, done = high - low, max(low, 0.0)
+    total[at] += cover * ((done - low) / width)
     for c in range(max(column, 0), n_columns):
         to = min(high, c + 1.0)
-        part = share * (to - done) * ((done + to) / 2 - c)
-        total[at + c] += share * (to - done) - part
+        share = cover * ((to - done) / width)
+        part = share * ((done + to) / 2 - c)
+        total[at + c] += share - part
         total[at + c + 1] += part
         done = to
         if done >= high:
             return
-    total[at + n_columns] += share * (high - done)
+    total[at + n_columns] += cover * ((high - done) / width)
 
 
 @_compiled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 type Change = Entry | Image | Table
 
 LAYER_LIMIT_BYTES = 4_000_000_000
+
+
+_writing = threading.Lock()  # the setting of anndata is that of the whole process
 
 
 def commit(sdata: SpatialData, changes: Sequence[Change], *, overwrite: bool = False) -> None:
@@ -53,7 +57,7 @@ def commit(sdata: SpatialData, changes: Sequence[Change], *, overwrite: bool = F
             for i, change in enumerate(ordered):
                 (journal.folder / str(i)).mkdir()
                 # shards of a gigabyte, its default, are held in memory while they are written
-                with anndata.settings.override(auto_shard_zarr_v3=False):
+                with _writing, anndata.settings.override(auto_shard_zarr_v3=False):
                     change.build(journal.folder / str(i))
             hide(journal, store, [_name(change) for change in ordered if not isinstance(change, Entry)])
             for i, change in enumerate(ordered):

@@ -62,7 +62,7 @@ def rows_of(sdata: SpatialData, shapes_key: str) -> Rows:
     shapes = shapes_of(sdata, shapes_key)
     _check_index(shapes, shapes_key)
     geometry = shapes.geometry.to_numpy()
-    if shapely.has_z(geometry).any():
+    if (shapely.get_coordinate_dimension(geometry) > 2).any():
         geometry = shapely.force_2d(geometry)
     kinds = shapely.get_type_id(geometry)
     wrong = ~np.isin(kinds, (POINT, POLYGON, MULTIPOLYGON))

@@ -19,8 +19,8 @@ Pairs = list[tuple[str, str]]
 
 TOLERANCE = 1e-3  # of the output's standard deviation; folding leaves 1e-6
 
-# by model: its state when it was probed, and the (convolution, norm) to fold; None where the output would differ
-_seen: weakref.WeakKeyDictionary[nn.Module, tuple[bytes, Pairs | None]] = weakref.WeakKeyDictionary()
+# by model: its state when it was probed, and the (convolution, norm) to fold
+_seen: weakref.WeakKeyDictionary[nn.Module, tuple[bytes, Pairs]] = weakref.WeakKeyDictionary()
 
 
 def folded[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> M:
@@ -30,14 +30,17 @@ def folded[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> M:
         In eval mode; it stays as it is, and the copy shares all weights that are not folded.
     probe
         Runs a model on some image. Which norm follows which convolution is seen by running it, and the folded copy
-        must give the same, else the model itself comes back. Not run again for a model with the same weights.
+        must give the same, else the model itself comes back. Not run again as long as the model's parts and weights
+        stay.
     """
     if not _norms(model) or model.training:
         return model
     state, known = _state(model), _seen.get(model)
-    if known is None or known[0] != state:
-        known = _seen[model] = state, _pairs(model, probe)
-    return model if known[1] is None else _fold_all(copied(model), known[1])
+    pairs = known[1] if known is not None and known[0] == state else _pairs(model, probe)
+    if pairs is None:
+        return model
+    _seen[model] = state, pairs
+    return _fold_all(copied(model), pairs)
 
 
 def copied[M: nn.Module](model: M, made: dict[nn.Module, nn.Module] | None = None) -> M:
@@ -77,12 +80,15 @@ def _fold_all[M: nn.Module](twin: M, pairs: Pairs) -> M:
 
 
 def _state(model: nn.Module) -> bytes:
-    """What folding depends on: weights of convolutions and norms, and where they lie."""
-    found = hashlib.blake2b()
-    for module in model.modules():
-        if isinstance(module, KINDS):
-            for tensor in module.state_dict().values():
-                found.update(f"{tensor.device} {tensor.dtype}".encode())
+    """What folding depends on: the parts and their settings, and every weight, where it lies, and its version."""
+    found = hashlib.blake2b(repr(model).encode())
+    for name, module in model.named_modules():
+        found.update(f"{name} {module.training}".encode())
+        folds = isinstance(module, KINDS)
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            version = "" if tensor.is_inference() else tensor._version
+            found.update(f"{id(tensor)} {version} {tensor.device} {tensor.dtype}".encode())
+            if folds:  # what is written into `.data` has no version
                 found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return found.digest()
 

@@ -97,5 +97,5 @@ def _digest(geometry: NDArray[np.object_], radius: NDArray[np.float64], grid: tu
     found = hashlib.sha256(repr(grid).encode())
     found.update(np.ascontiguousarray(radius))
     for k in range(0, len(geometry), RUN):
-        found.update(b"".join(shapely.to_wkb(geometry[k : k + RUN])))
+        found.update(b"".join(shapely.to_wkb(geometry[k : k + RUN], output_dimension=2)))
     return found.hexdigest()

@@ -98,7 +98,7 @@ def predict_on(
         (path, first), *others = failed
         more = f"; {len(others)} more failed: {[each for each, _ in others]}" if others else ""
         done = f" The other {len(sdatas) - len(failed)} slides are done." if len(sdatas) > 1 else ""
-        first.add_note(f"This was {path}, which is as it was{more}.{done}")
+        first.add_note(f"This was {path}{more}.{done}")
         raise first
 
 
@@ -217,5 +217,5 @@ def _wait(futures: Sequence[Future]) -> None:
     except KilledWorker as error:
         raise RuntimeError(
             f"workers died several times at the same work ({error}). Often they were out of memory: give each more, "
-            "start fewer on a machine, or pass a smaller batch_size."
+            "start fewer on a machine, or pass a smaller batch_size. Nothing was written into the store."
         ) from error

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from stpredict import _sdata
+from stpredict.nn.allocator import give_back
 from stpredict.tl._place import choose_place, table_change
 from stpredict.tl._read import raster_of, read_inside
 
@@ -64,6 +65,7 @@ def aggregate(
     )  # fmt: skip
     record = dict(sdata.attrs.get("stpredict", {}).get(f"images/{raster_key}", {}))
     values, share = read_inside(sdata, raster_key, shapes_key, positions, stat=stat)
+    give_back()  # the shapes in pixels
     if stat == "mean" and record.get("link") == "log1p" and not record.get("latent"):  # genes alone have a link
         np.log1p(values, out=values)
     record |= {"genes": wanted, "raster": raster_key, "stat": stat}

@@ -87,8 +87,8 @@ def predict(
         Of further genes, for a model that answers by text: what `stp.tl.embed_genes` returns, or its file.
     resume
         Go on with an interrupted prediction of the same name into the same store: what it had finished is not done
-        again, and the result is the same to the bit. Another model, other genes or other shapes are refused. Stores of
-        a list that have the result already are left as they are.
+        again, and the result is the same to the bit (with `compile`, to rounding). Another model, other genes or other
+        shapes are refused. Stores of a list that have the result already are left as they are.
     client
         A `dask.distributed.Client`: pieces of slides (tiles, or rows of shapes) go to its workers, which must see the
         stores and the folder of the model under the same paths. Workers that offer a resource "GPU" take one piece of
