@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 
 import numpy as np
@@ -59,7 +58,7 @@ def test_a_disk_that_fills_leaves_the_store_and_says_so(make, pixnet, small_disk
     def filled(self, piece, part):
         keep(self, piece, part)
         if not (small_disk / "other").exists():
-            _fill(small_disk, leave=8192)
+            _fill(small_disk, leave=0)  # a chunk may be smaller than anything else
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left on device") as caught:
         patch.setattr(_sdata.KeptParts, "keep", filled)
@@ -69,8 +68,7 @@ def test_a_disk_that_fills_leaves_the_store_and_says_so(make, pixnet, small_disk
     assert [each.name for each in small_disk.iterdir() if each.name.startswith(".")] == [
         ".slide.zarr.stpredict-run-pixnet"
     ]
-    # the second piece is written while the first is kept
-    assert re.search(r"is as it was\. [12] finished pieces are kept", caught.value.__notes__[0])
+    assert "is as it was. 1 finished pieces are kept" in caught.value.__notes__[0]
     (small_disk / "other").unlink()
     _predict(sdata, pixnet, output="raster", shapes_key="spots", resume=True)
     assert np.isfinite(read_zarr(path).images["pixnet"].to_numpy()).all()

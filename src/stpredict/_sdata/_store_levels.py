@@ -54,8 +54,8 @@ def halved(values: NDArray[Any]) -> NDArray[Any]:
     """(g, h // 2, w // 2) means of 2 x 2 pixels; an odd last row or column is left out, as SpatialData does."""
     _, h, w = values.shape
     values = values[:, : h // 2 * 2, : w // 2 * 2].astype(np.float32, copy=False)
-    rows = values[:, ::2] + values[:, 1::2]
-    out = rows[:, :, ::2] + rows[:, :, 1::2]
+    pairs = values[:, :, ::2] + values[:, :, 1::2]
+    out = pairs[:, ::2] + pairs[:, 1::2]
     out *= np.float32(0.25)
     return out
 
