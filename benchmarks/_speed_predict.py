@@ -185,7 +185,7 @@ def genes(rounds: int) -> str:
 
 
 def monai(rounds: int) -> str:
-    """MONAI's sliding window with the same windows and steps, which has no read-out, against ours, which has."""
+    """MONAI's sliding window with as many windows of the same size and no read-out, against ours, which has one."""
     from monai.inferers import sliding_window_inference  # uv run --with monai
 
     model = load(MODEL)

@@ -106,10 +106,10 @@ def predict(
 
     Raises ValueError for keys that are missing, not unique or taken, no mpp, an image too coarse or not RGB, shapes
     that all lie off image or tissue, genes the model or the table lacks, results too large (with the ways out), and an
-    interrupted run of something else; FileNotFoundError for an unknown model or store; OSError where a chunk of the
-    image cannot be read, the disk is full or the store is read-only; MemoryError where one tile does not fit into
-    memory; RuntimeError where another process is predicting the same name, where the store was changed under the run,
-    and where workers fail or run out of memory.
+    interrupted run of something else, and where image, shapes or table were changed under the run; FileNotFoundError
+    for an unknown model or store; OSError where a chunk of the image cannot be read, the disk is full or the store is
+    read-only; MemoryError where one tile does not fit into memory; RuntimeError where another process is predicting
+    the same name, and where workers fail or run out of memory.
     """
     if output not in _OUTPUTS:
         raise ValueError(f"output={output!r} is unknown: use one of {_OUTPUTS}.")
