@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import shapely
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 WHITE = 255  # what lies outside the image: empty glass
+HASHED = 2**16  # shapes that are hashed together
 
 
 @dataclass(frozen=True)
@@ -211,12 +212,20 @@ def image_digest(section: Section, *, n_side: int = 4, side_px: int = 64) -> byt
     return digest.digest()
 
 
-def fingerprint(section: Section) -> str:
-    """A short hash of what a prediction sees of a section: its image (see `image_digest`), resolution and shapes."""
-    digest = hashlib.sha256(image_digest(section))
-    digest.update(np.float64(section.mpp).tobytes())
-    digest.update(b"".join(shapely.to_wkb(section.geometry)))
-    digest.update(np.ascontiguousarray(section.radius, dtype=np.float64).tobytes())
+class Fingerprint(NamedTuple):
+    """Short hashes of what a prediction sees: image (see `image_digest`) with resolution and tissue, and shapes."""
+
+    image: str
+    shapes: str
+
+
+def fingerprint(section: Section, image: bytes | None = None) -> Fingerprint:
+    """What tells this section from others; `image` is its `image_digest`, if that is known."""
+    seen = hashlib.sha256(image_digest(section) if image is None else image)
+    seen.update(np.float64(section.mpp).tobytes())
     if section.tissue is not None:
-        digest.update(shapely.to_wkb(section.tissue))
-    return digest.hexdigest()[:16]
+        seen.update(shapely.to_wkb(section.tissue))
+    shapes = hashlib.sha256(np.ascontiguousarray(section.radius, dtype=np.float64))
+    for k in range(0, section.n_shapes, HASHED):
+        shapes.update(b"".join(shapely.to_wkb(section.geometry[k : k + HASHED])))
+    return Fingerprint(seen.hexdigest()[:16], shapes.hexdigest()[:16])

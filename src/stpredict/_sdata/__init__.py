@@ -32,7 +32,7 @@ from stpredict._sdata._results import (
 )
 from stpredict._sdata._run import KeptParts, Run, run_folder
 from stpredict._sdata._shapes import check_some_inside, place, rows_of, shapes_of, tissue
-from stpredict._sdata._store import check_element_key, check_key
+from stpredict._sdata._store import check_element_key, check_key, check_stored
 from stpredict._sdata._store_raster import RasterTarget, check_raster_size, raster_transformations
 from stpredict._sdata._store_shapes import add_shapes
 from stpredict._sdata._target import Target, check_counts, check_target, sparse_target, target, totals, usable
@@ -54,6 +54,7 @@ __all__ = [
     "check_key",
     "check_layer",
     "check_layer_size",
+    "check_stored",
     "check_table_size",
     "check_obsm",
     "check_raster_size",

@@ -60,9 +60,12 @@ def resolve_shapes(
 
     Raises ValueError for a key that is not there, for an object without shapes, for several and no key.
     """
+    known = [*sdata.shapes, *sdata.labels]
+    if tissue_key is not None and tissue_key not in known:  # which would be taken for one of the candidates
+        raise missing_key(tissue_key, known, what="tissue shapes or labels", argument="tissue_key")
     if shapes_key is not None:
-        if shapes_key not in sdata.shapes and shapes_key not in sdata.labels:
-            raise missing_key(shapes_key, [*sdata.shapes, *sdata.labels], what="shapes", argument="shapes_key")
+        if shapes_key not in known:
+            raise missing_key(shapes_key, known, what="shapes", argument="shapes_key")
         return shapes_key
     candidates = [key for key in sdata.shapes if key != tissue_key]
     if not candidates:
@@ -78,10 +81,11 @@ def resolve_shapes(
     return candidates[0]
 
 
-def resolve_table(sdata: SpatialData, table_name: str | None, *, shapes_key: str) -> str | None:
+def resolve_table(sdata: SpatialData, table_name: str | None, *, shapes_key: str, or_else: str = "") -> str | None:
     """The name of the table of some shapes: the one given, else the only one that annotates them; None where none does.
 
-    A table that is named is not checked against the shapes here: `table_rows` does that.
+    A table that is named is not checked against the shapes here: `table_rows` does that. `or_else` ends the message
+    about several tables: what else the caller can do.
 
     Raises ValueError for a name that is not there, and where several tables annotate the shapes and none is named.
     """
@@ -92,7 +96,8 @@ def resolve_table(sdata: SpatialData, table_name: str | None, *, shapes_key: str
     candidates = [name for name, table in sdata.tables.items() if shapes_key in regions(table)]
     if len(candidates) > 1:
         raise ValueError(
-            f"several tables annotate the shapes {shapes_key!r}: {sorted(candidates)}. Choose one with table_name=."
+            f"several tables annotate the shapes {shapes_key!r}: {sorted(candidates)}. Choose one with "
+            f"table_name={or_else}."
         )
     return candidates[0] if candidates else None
 

@@ -76,6 +76,16 @@ def check_element_key(sdata: SpatialData, key: str, *, kind: str, overwrite: boo
             )
 
 
+def check_stored(sdata: SpatialData, shapes_key: str) -> None:
+    """Raise ValueError where the object has a store, which lacks these shapes: a table there would annotate nothing."""
+    store = open_store(sdata)
+    if store is not None and not any(store.has(kind, shapes_key) for kind in ("shapes", "labels")):
+        raise ValueError(
+            f"the shapes {shapes_key!r} are in memory only, and the new table would go into the store {store.path}, "
+            f"where it would annotate nothing. Call sdata.write_element({shapes_key!r}) first."
+        )
+
+
 @dataclass(frozen=True)
 class Store:
     """The Zarr folder of a backed SpatialData object, seen as files."""

@@ -21,7 +21,8 @@ RUN = Group("How it runs", sort_key=4)
 Stores = Annotated[list[Path], Parameter(help="SpatialData stores (.zarr), one a section.", negative=())]
 ImageKey = Annotated[str | None, Parameter(group=DATA, help="Which image; needed where a store has several.")]
 ShapesKey = Annotated[
-    str | None, Parameter(group=DATA, help="Which shapes (spots, bins, cells); needed where a store has several.")
+    str | None,
+    Parameter(group=DATA, help="Which shapes (spots, bins, cells) or labels; needed where a store has several."),
 ]
 TableName = Annotated[str, Parameter(group=DATA, help="Which table.")]
 Layer = Annotated[str | None, Parameter(group=DATA, help="Layer of the table that holds raw counts. Default: X.")]

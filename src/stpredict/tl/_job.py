@@ -23,6 +23,7 @@ from stpredict.tl._record import record_of, reliability
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
+    from stpredict._section import Fingerprint
     from stpredict.models import Model
 
 logger = logging.getLogger("stpredict")
@@ -65,8 +66,9 @@ class Job:
             asked = self.asked
             self.place = _place(self.sdata, asked)
             self.section = section_of(self.sdata, asked, None if self.place is None else self.place.shapes_key)
-            self._image = None if self.sdata.path is None else image_digest(self.section)
-            self.record = record_of(asked.model, asked.genes, asked.runtime)
+            self._image = image_digest(self.section)
+            self.seen = fingerprint(self.section, self._image)
+            self.record = provenance(asked, self.seen)
             self.run = self._run(stack)
             folder = None if self.run is None else self.run.work
             self.raster = raster_of(self.sdata, self.section, asked, stack, folder)
@@ -98,6 +100,7 @@ class Job:
             changes.append(table_change(self.sdata, self.place, values, share, asked.genes, quality, self.record))
         if self.raster is not None:
             record = self.record | {"raster_mpp": self.raster.mpp, "latent": asked.output == "latent"}
+            del record["shapes_digest"]  # a map is of no shapes
             changes.append(self.raster.target.image(record))
         _sdata.commit(self.sdata, changes, overwrite=asked.overwrite)
         self._stack.close()
@@ -105,7 +108,7 @@ class Job:
 
     def _check_unchanged(self) -> None:
         """Raise where another process has exchanged the image under the run, as far as a sample of it shows."""
-        if self._image is not None and image_digest(self.section) != self._image:
+        if self.sdata.path is not None and image_digest(self.section) != self._image:
             raise ValueError(
                 f"the image of {self.sdata.path} was changed by another process while it was predicted. Nothing was "
                 "written; read the object again, and predict when nothing else writes there."
@@ -119,31 +122,34 @@ class Job:
         asked = self.asked
         made_of = {
             **self.record, "batch_size": asked.runtime.batch_size, "compile": asked.runtime.compile,
-            "output": asked.output, "raster_mpp": asked.raster_mpp, "image and shapes": fingerprint(self.section),
+            "output": asked.output, "raster_mpp": asked.raster_mpp,
         }  # fmt: skip
-        if asked.model.answers_text:
-            made_of["texts"] = texts_digest(asked.model, asked.genes)
         return stack.enter_context(_sdata.Run(self.sdata, asked.key, made_of, resume=asked.resume))
 
 
-SAME = ("weights_sha256", "genes", "core_px", "halo_px", "mpp", "precision")  # of a result that is there already
+def path_of(sdata: SpatialData | str | Path) -> Path | None:
+    """The store of an object, or the one that is named; None for an object in memory."""
+    path = sdata if isinstance(sdata, str | Path) else sdata.path
+    return None if path is None else Path(path)
 
 
-def is_done(sdata: SpatialData, asked: Asked) -> bool:
-    """Whether an earlier call wrote all of this, so that resuming has nothing to do: said, and left as it is."""
-    if not asked.resume or sdata.path is None or _sdata.run_folder(sdata, asked.key).is_dir():
-        return False
-    wanted = record_of(asked.model, asked.genes, asked.runtime)
-    found = []
-    if asked.output != "layer":
-        found.append(sdata.attrs.get("stpredict", {}).get(f"images/{asked.key}"))
-    if asked.output in ("layer", "both"):
-        every = [table.uns.get("stpredict", {}).get(asked.key) for table in sdata.tables.values()]
-        found.append(next((record for record in every if record is not None), None))
-    done = all(r is not None and all(np.array_equal(r.get(k), wanted[k]) for k in SAME) for r in found)
-    if done:
-        logger.info("%s has %r of this model already", sdata.path, asked.key)
-    return done
+def opened(sdata: SpatialData | str | Path) -> SpatialData:
+    """The object, read from its store where a path is given. Raises ValueError for what is no store."""
+    if not isinstance(sdata, str | Path):
+        return sdata
+    from spatialdata import read_zarr
+
+    try:
+        return read_zarr(sdata)
+    except Exception as error:  # zarr, anndata and spatialdata each have their own
+        raise ValueError(f"{str(sdata)!r} cannot be read as a SpatialData store: {error}") from error
+
+
+def provenance(asked: Asked, seen: Fingerprint) -> dict[str, Any]:
+    """What a result says of how it was made: model and genes, image and shapes."""
+    record = record_of(asked.model, asked.genes, asked.runtime)
+    texts = {"texts_digest": texts_digest(asked.model, asked.genes)} if asked.model.answers_text else {}
+    return record | texts | {"image_digest": seen.image, "shapes_digest": seen.shapes}
 
 
 def texts_digest(model: Model, genes: Sequence[str]) -> str:
@@ -198,10 +204,8 @@ def raster_of(
     if asked.output == "layer":
         return None
     model = asked.model
-    if model.output != "raster":
-        raise ValueError(f"{type(model).__name__} predicts shapes one by one and has no map; use output='layer'.")
+    factor = raster_factor(model, asked.raster_mpp)
     step = model.stride * model.mpp
-    factor = _factor(model, asked.raster_mpp, step)
     height, width = _infer.raster_shape(model, section)
     image_key = _sdata.resolve_image(sdata, asked.image_key)
     pixel = step * factor / _sdata.image_mpp(sdata, image_key, asked.shapes_key, asked.mpp)
@@ -220,8 +224,11 @@ def raster_of(
     return Raster(stack.enter_context(target), factor, step * factor)
 
 
-def _factor(model: Model, raster_mpp: float | None, step: float) -> int:
-    cells = round(model.config.core_px / model.stride)
+def raster_factor(model: Model, raster_mpp: float | None) -> int:
+    """How many of a model's steps a pixel of its raster is wide. Raises ValueError for what is no such number."""
+    if model.output != "raster":
+        raise ValueError(f"{type(model).__name__} predicts shapes one by one and has no map; use output='layer'.")
+    cells, step = round(model.config.core_px / model.stride), model.stride * model.mpp
     factor = 1 if raster_mpp is None else raster_mpp / step
     allowed = [k for k in range(1, cells + 1) if cells % k == 0]
     close = min(allowed, key=lambda k: abs(k - factor))

@@ -40,7 +40,7 @@ def choose_place(
     """Decide, and check everything that can be checked before the work is done.
 
     Raises ValueError for tables that do not annotate the shapes or are several, keys that are taken, genes the table
-    lacks, and layers that are too large.
+    lacks, layers that are too large, and a new table in a store that lacks the shapes.
     """
     shapes_key = _sdata.resolve_shapes(sdata, shapes_key, table_name=table_name, tissue_key=tissue_key)
     if table_name is not None and table_added is not None:
@@ -48,9 +48,12 @@ def choose_place(
             f"table_name={table_name!r} asks for a layer of a table and table_added={table_added!r} for a new table; "
             "pass one of them."
         )
-    existing = None if table_added else _sdata.resolve_table(sdata, table_name, shapes_key=shapes_key)
+    existing = None if table_added else _sdata.resolve_table(
+        sdata, table_name, shapes_key=shapes_key, or_else=", or write a new one with table_added="
+    )  # fmt: skip
     if existing is None:
         new = table_added or f"{shapes_key}_{key}"
+        _sdata.check_stored(sdata, shapes_key)
         _sdata.check_element_key(sdata, new, kind="tables", overwrite=overwrite)
         _sdata.check_table_size(len(_sdata.shapes_of(sdata, shapes_key)), len(genes))
         return Place(shapes_key, new, key, None)
@@ -61,7 +64,8 @@ def choose_place(
     if missing:
         raise ValueError(
             f"table {existing!r} has {len(genes) - len(missing)} of the {len(genes)} genes to predict; it lacks "
-            f"{missing[:5]}. Pass table_added='...' to write all of them as a new table, or genes= with those in both."
+            f"{missing[:5]} ({len(missing)}). Pass table_added='...' to write all of them as a new table, or genes= "
+            "with those in both."
         )
     _sdata.check_layer_size(table.n_obs, table.n_vars, len(genes))
     return Place(shapes_key, existing, key, columns)

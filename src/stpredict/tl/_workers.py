@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stpredict import _infer
-from stpredict._section import Section, fingerprint
+from stpredict._section import Fingerprint, Section, fingerprint
 from stpredict.models import load, shipped
 from stpredict.models._base import weights_sha256
 from stpredict.tl._asked import tell
-from stpredict.tl._job import Asked, Job, is_done, raster_of, section_of, texts_digest
+from stpredict.tl._done import is_done
+from stpredict.tl._job import Asked, Job, opened, path_of, raster_of, section_of, texts_digest
 
 if TYPE_CHECKING:
     from dask.distributed import Client, Future
@@ -53,7 +54,7 @@ class Order:
     folder: str
     asked: Asked = field(hash=False)
     shapes_key: str | None
-    image_and_shapes: str
+    image_and_shapes: Fingerprint
     weights: str
     texts: str
     embeddings: Any = field(hash=False, compare=False)  # `texts` tells them apart
@@ -73,7 +74,10 @@ def settled_on(client: Client, runtime: _infer.Runtime, output: str) -> _infer.R
 
 
 def predict_on(
-    client: Client, sdatas: Sequence[SpatialData], asked: Asked, embeddings: GeneEmbeddings | str | Path | None
+    client: Client,
+    sdatas: Sequence[SpatialData | str | Path],
+    asked: Asked,
+    embeddings: GeneEmbeddings | str | Path | None,
 ) -> None:
     """Predict into objects in stores; several slides are under way at once, and each is written when it is done.
 
@@ -93,7 +97,7 @@ def predict_on(
             client.cancel(_under_way)
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    failed = [(str(sdata.path), error) for sdata, error in zip(sdatas, errors, strict=True) if error is not None]
+    failed = [(str(path_of(sdata)), error) for sdata, error in zip(sdatas, errors, strict=True) if error is not None]
     if failed:
         (path, first), *others = failed
         more = f"; {len(others)} more failed: {[each for each, _ in others]}" if others else ""
@@ -102,12 +106,15 @@ def predict_on(
         raise first
 
 
-def _slide(client: Client, sdata: SpatialData, asked: Asked, embeddings: GeneEmbeddings | Path | None) -> None:
+def _slide(
+    client: Client, sdata: SpatialData | str | Path, asked: Asked, embeddings: GeneEmbeddings | Path | None
+) -> None:
     """One slide: its pieces by the workers, the rest here."""
-    if is_done(sdata, asked):
-        return
     with ExitStack() as stack:
         with _here:
+            sdata = opened(sdata)
+            if is_done(sdata, asked):
+                return
             job = stack.enter_context(Job(sdata, asked))
             waiting = _submitted(client, job, embeddings)
         _under_way.extend(waiting)
@@ -167,14 +174,15 @@ def _parts(folder: str) -> Any:
     return _sdata.KeptParts(Path(folder) / "parts", Part)
 
 
-def _check_paths(sdatas: Sequence[SpatialData], model: Model) -> None:
-    in_memory = [i for i, sdata in enumerate(sdatas) if sdata.path is None]
+def _check_paths(sdatas: Sequence[SpatialData | str | Path], model: Model) -> None:
+    stores = [path_of(sdata) for sdata in sdatas]
+    in_memory = [i for i, path in enumerate(stores) if path is None]
     if in_memory:
         raise ValueError(
             f"client= needs objects in stores, which workers can open; objects {in_memory} are in memory. Write them "
             "with sdata.write(...)."
         )
-    paths = [str(Path(sdata.path).resolve()) for sdata in sdatas]
+    paths = [str(path.resolve()) for path in stores if path is not None]
     if twice := sorted({path for path in paths if paths.count(path) > 1}):
         raise ValueError(f"these stores are named twice: {twice}. Name each once.")
     if model.loaded_from is None:
@@ -196,7 +204,7 @@ def _submitted(client: Client, job: Job, embeddings: GeneEmbeddings | Path | Non
         store=str(Path(job.sdata.path).resolve()), model=asked.model.loaded_from, folder=str(run.work),
         asked=replace(asked, model=None),  # type: ignore[arg-type]  # workers load their own
         shapes_key=None if job.place is None else job.place.shapes_key,
-        image_and_shapes=fingerprint(job.section), weights=job.record["weights_sha256"],
+        image_and_shapes=job.seen, weights=job.record["weights_sha256"],
         texts=texts_digest(asked.model, asked.genes), embeddings=embeddings,
     )  # fmt: skip
     orders = [replace(order, which=tuple(missing[k : k + step])) for k in range(0, len(missing), step)]

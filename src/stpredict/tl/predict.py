@@ -11,7 +11,8 @@ from tqdm.auto import tqdm
 from stpredict import _infer
 from stpredict.models import load
 from stpredict.tl._asked import asked_genes, tell
-from stpredict.tl._job import Asked, Job, Output, is_done
+from stpredict.tl._done import is_done
+from stpredict.tl._job import Asked, Job, Output, opened, path_of
 from stpredict.tl._workers import predict_on, settled_on
 
 if TYPE_CHECKING:
@@ -127,23 +128,34 @@ def predict(
         table_name, table_added, mpp, raster_mpp, tissue_key, overwrite,
         _infer.settled(runtime, model.output) if client is None else settled_on(client, runtime, model.output), resume,
     )  # fmt: skip
-    many = list(sdata) if isinstance(sdata, Sequence) and not isinstance(sdata, str) else [sdata]
+    many = _listed(sdata)
     if client is not None:
-        predict_on(client, [_opened(each) for each in many], asked, embeddings)
+        predict_on(client, many, asked, embeddings)
         return
-    for each in tqdm(many, desc="sections", disable=not progress or len(many) == 1):
-        opened = _opened(each)
-        if is_done(opened, asked):
-            continue
-        with Job(opened, asked) as job:
-            job.finish()
+    for k, each in enumerate(tqdm(many, desc="sections", disable=not progress or len(many) == 1)):
+        try:
+            _predict_one(opened(each), asked)
+        except BaseException as error:
+            if len(many) > 1:
+                error.add_note(
+                    f"This was {path_of(each) or 'an object in memory'}, {k + 1} of {len(many)}; those before it are "
+                    "done. The same call with resume=True leaves what is done as it is."
+                )
+            raise
 
 
-def _opened(sdata: SpatialData | str | Path) -> SpatialData:
-    if not isinstance(sdata, str | Path):
-        return sdata
-    if not Path(sdata).exists():
-        raise FileNotFoundError(f"there is no store {str(sdata)!r}.")
-    from spatialdata import read_zarr
+def _predict_one(sdata: SpatialData, asked: Asked) -> None:
+    if is_done(sdata, asked):
+        return
+    with Job(sdata, asked) as job:
+        job.finish()
 
-    return read_zarr(sdata)
+
+def _listed(sdata: SpatialData | str | Path | Sequence[SpatialData | str | Path]) -> list[SpatialData | str | Path]:
+    """All that is to be predicted; stores that are not there are found before any work is done."""
+    many = list(sdata) if isinstance(sdata, Sequence) and not isinstance(sdata, str) else [sdata]
+    if not many:
+        raise ValueError("there is nothing to predict: the list of objects and stores is empty.")
+    if lacking := [str(each) for each in many if isinstance(each, str | Path) and not Path(each).exists()]:
+        raise FileNotFoundError(f"there is no store {', '.join(map(repr, lacking))}.")
+    return many

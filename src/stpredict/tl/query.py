@@ -144,7 +144,8 @@ def _model(model: Model | str | Path | None, made: Mapping[str, Any], latent_key
 def _record(model: Model, genes: Sequence[str], made: Mapping[str, Any]) -> dict[str, Any]:
     """What `stp.tl.predict` would say: of the genes it is asked now, of all else how the latent raster was made."""
     record = record_of(model, genes, _infer.Runtime(device="cpu", precision="32"))
-    return record | {name: made[name] for name in record if name in made and name not in ("genes", "unseen_genes")}
+    of_genes = ("genes", "unseen_genes")
+    return record | {name: made[name] for name in (*record, "image_digest") if name in made and name not in of_genes}
 
 
 def _warn_of_empty(values: NDArray[np.float32], latent_key: str, key: str) -> None:
