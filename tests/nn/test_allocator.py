@@ -63,6 +63,21 @@ def test_a_block_is_mapped_once_kept_inside_and_given_back_after_an_error():
     assert found["running"] == 0
 
 
+def test_what_dask_sets_for_its_workers_is_no_wish_of_the_user():
+    """Its nannies start every worker with this value, and leave it in the environment of the client."""
+    import dask
+    import distributed  # noqa: F401  # brings its settings
+
+    from stpredict.nn.allocator import DASKS
+
+    set_by_nannies = dask.config.get("distributed.nanny.pre-spawn-environ")
+    assert {name: str(value) for name, value in set_by_nannies.items() if name.startswith("MALLOC")} == DASKS
+    found = measured(**DASKS)
+    assert found["inside"] < 0.05 * found["outside"]
+    assert found["kept"] - found["before"] > 0.9 * BLOCK
+    assert found["after"] - found["before"] < 0.1 * BLOCK
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("STPREDICT_ALLOCATOR", "0"), ("MALLOC_TRIM_THRESHOLD_", "1000"), ("GLIBC_TUNABLES", "glibc.malloc.check=1")],
@@ -70,7 +85,7 @@ def test_a_block_is_mapped_once_kept_inside_and_given_back_after_an_error():
 def test_it_is_off_on_request_and_where_the_user_has_set_the_allocator(monkeypatch, name, value):
     from stpredict.nn import allocator
 
-    for each in ("STPREDICT_ALLOCATOR", "GLIBC_TUNABLES"):
+    for each in ("STPREDICT_ALLOCATOR", "GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_"):
         monkeypatch.delenv(each, raising=False)
     calls = []
     monkeypatch.setattr(allocator, "_set", lambda _, values: calls.append(values))

@@ -20,6 +20,9 @@ TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # malloc.h
 KEPT = {MMAP_MAX: 0, TRIM_THRESHOLD: -1}  # no block is mapped alone, and the heap never shrinks
 # What glibc's own rule arrives at after a block of 32 MiB was freed once; the rule itself cannot be switched on again.
 USUAL = {MMAP_MAX: 65536, MMAP_THRESHOLD: 32 * 2**20, TRIM_THRESHOLD: 64 * 2**20}
+# Dask's nannies start workers with this, whatever the user wants, and leave it in the environment of the client.
+DASKS = {"MALLOC_TRIM_THRESHOLD_": "65536"}
+USUAL_OF_DASK = {MMAP_MAX: 65536, MMAP_THRESHOLD: 128 * 2**10, TRIM_THRESHOLD: 65536}
 
 _lock = threading.Lock()
 _running = 0
@@ -31,6 +34,7 @@ def keep_freed_memory() -> Iterator[None]:
 
     It is a setting of the whole process, nests, and may be entered from several threads. Nothing is done on other
     systems, where the user has set glibc's allocator (`MALLOC_*_`, `GLIBC_TUNABLES`), and with STPREDICT_ALLOCATOR=0.
+    What dask sets for its workers is not the user's, and holds again after the block.
     """
     libc = _glibc() if _wanted() else None
     _enter(libc)
@@ -51,7 +55,8 @@ def _wanted() -> bool:
     value = os.environ.get(SWITCH, "1")
     if value not in ("0", "1"):
         raise ValueError(f"{SWITCH}={value!r} is neither 1 (freed memory is kept while a network runs) nor 0 (off).")
-    theirs = [name for name in os.environ if name.startswith("MALLOC_") and name.endswith("_")]
+    malloc = {name: each for name, each in os.environ.items() if name.startswith("MALLOC_") and name.endswith("_")}
+    theirs = malloc not in ({}, DASKS)
     return value == "1" and not theirs and "glibc.malloc" not in os.environ.get("GLIBC_TUNABLES", "")
 
 
@@ -80,7 +85,7 @@ def _leave(libc: ctypes.CDLL | None) -> None:
     with _lock:
         _running -= 1
         if _running == 0:
-            _set(libc, USUAL)
+            _set(libc, USUAL_OF_DASK if DASKS.items() <= os.environ.items() else USUAL)
             libc.malloc_trim(0)
 
 
