@@ -118,9 +118,16 @@ class Tiles(Pieces):
         self.bounds = _coverage.bounds(self.geometry, self.radius)
         there = np.flatnonzero(np.isfinite(self.bounds[:, 0]))
         middle = (self.bounds[there, 0] + self.bounds[there, 2]) / 2
-        order = np.argsort(middle)
-        self.there, self.middle = there[order], middle[order]  # from top to bottom
-        self.reach = np.max(self.bounds[there, 2] - self.bounds[there, 0], initial=0.0) / 2 + 1
+        height = self.bounds[there, 2] - self.bounds[there, 0]
+        tall = height > model.config.core_px / model.stride  # few, and looked at for every tile
+        order = np.argsort(middle[~tall])
+        self.tall, self.there, self.middle = (
+            there[tall],
+            there[~tall][order],
+            middle[~tall][order],
+        )  # from top to bottom
+        self.reach = np.max(height[~tall], initial=0.0) / 2 + 1
+        self._read: tuple[Window, NDArray[np.uint8]] | None = None
         if section.tissue is not None:
             shapely.prepare(section.tissue)
         c = model.config
@@ -167,7 +174,7 @@ class Tiles(Pieces):
         """Shapes that reach into this core."""
         y0, x0, y1, x1 = (at / self.model.stride for at in (core.y0, core.x0, core.y1, core.x1))
         first, last = np.searchsorted(self.middle, (y0 - self.reach, y1 + self.reach))
-        near = np.sort(self.there[first:last])
+        near = np.sort(np.concatenate([self.tall, self.there[first:last]]))
         b = self.bounds[near]
         return near[(b[:, 0] < y1) & (b[:, 2] > y0) & (b[:, 1] < x1) & (b[:, 3] > x0)]
 
@@ -177,20 +184,32 @@ class Tiles(Pieces):
         return tissue is None or bool(shapely.intersects(tissue, shapely.box(core.x0, core.y0, core.x1, core.y1)))
 
     def _images(self, piece: int) -> Tensor:
-        read = np.stack([self.section.image.read(tile.read) for tile in self.groups[piece]])
+        read = np.stack([self._pixels(tile.read) for tile in self.groups[piece]])
         images = torch.from_numpy(read).permute(0, 3, 1, 2)
         return images.pin_memory() if self.device.type == "cuda" else images
 
+    def _pixels(self, window: Window) -> NDArray[np.uint8]:
+        """A window of the image. What it shares with the one before, mostly its neighbour, is not read again."""
+        image, before = self.section.image, self._read
+        if before is not None and before[0].shape == window.shape and before[0].y0 == window.y0:
+            last, shared = before[0], before[0].x1 - window.x0
+            if 0 < shared < window.width:
+                rest = replace(window, x0=last.x1, width=window.width - shared)
+                self._read = window, np.concatenate([before[1][:, -shared:], image.read(rest)], axis=1)
+                return self._read[1]
+        self._read = window, image.read(window)
+        return self._read[1]
+
     def _maps(self, images: Tensor) -> Tensor:
         """The latent maps (b, d, h, w) of the cores of tiles."""
-        halo, core = (round(px / self.model.stride) for px in (self.model.config.halo_px, self.model.config.core_px))
 
         def forward(part: slice) -> Tensor:
             moved = images[part].to(self.device, non_blocking=True)
             batch = Batch(moved, None, None, (), np.empty((0, 2), np.int64))
-            return _turned_latent(self.model, batch)[..., halo : halo + core, halo : halo + core]
+            return _turned_latent(self.model, batch)
 
-        return torch.cat(self.computed(len(images), forward))
+        done = self.computed(len(images), forward)
+        return done[0] if len(done) == 1 else torch.cat(done)
 
     @torch.inference_mode()
     def _part(self, group: Sequence[Tile], maps: Tensor) -> Part:
@@ -214,7 +233,8 @@ class Tiles(Pieces):
             return hits, np.zeros((0, d))
         window = Window(round(core.y0 / self.model.stride), round(core.x0 / self.model.stride), h, w)
         weights = _coverage.Weights.of(_coverage.coverage(self.geometry[hits], self.radius[hits], window))
-        sums = weights.of_cells(latent.movedim(0, -1).reshape(h * w, d).cpu().numpy()).astype(np.float64)
+        cells = latent.movedim(0, -1).contiguous().reshape(h * w, d)
+        sums = weights.of_cells(cells.cpu().numpy()).astype(np.float64)
         sums[:, -1] = weights.area  # of the constant channel
         return hits, sums
 
@@ -274,16 +294,19 @@ def raster_shape(model: Model, section: Section) -> tuple[int, int]:
 
 
 def _turned_latent(model: Model, batch: Batch) -> Tensor:
-    """The latent maps (b, d, h, w) float32, averaged over the first `turns` symmetries of the square."""
+    """The latent maps (b, d, h, w) float32 of cores, averaged over the first `turns` symmetries of the square."""
+    halo, core = (round(px / model.stride) for px in (model.config.halo_px, model.config.core_px))
     total: Tensor | None = None
     for turn in range(model.config.turns):
-        flip = turn > 3
-        image = torch.rot90(batch.image.flip(-1) if flip else batch.image, turn, dims=(-2, -1))
-        maps = torch.rot90(model.latent(replace(batch, image=image)).float(), -turn, dims=(-2, -1))
+        flip, quarters = turn > 3, turn % 4
+        image = batch.image.flip(-1) if flip else batch.image
+        image = image.rot90(quarters, (-2, -1)) if quarters else image  # a turn of nothing copies
+        maps = model.latent(replace(batch, image=image))[..., halo : halo + core, halo : halo + core].float()
+        maps = maps.rot90(-quarters, (-2, -1)) if quarters else maps
         maps = maps.flip(-1) if flip else maps
         total = maps if total is None else total + maps
     assert total is not None
-    return total / model.config.turns
+    return total if model.config.turns == 1 else total / model.config.turns
 
 
 def _covered_share(section: Section) -> NDArray[np.float64]:
