@@ -220,6 +220,7 @@ def test_sums_are_right_to_1e_6_however_many_cells_and_threads(monkeypatch):
         monkeypatch.setenv("OMP_NUM_THREADS", n)
         weights = _coverage.Weights.of(found)
         sums.append(weights.of_cells(values))
+        np.testing.assert_array_equal(weights.one_by_one(values.T), sums[-1])
         planes, areas = weights.of_planes(values.T)
         assert areas is None
         np.testing.assert_allclose(planes, sums[-1], rtol=1e-6)

@@ -233,8 +233,10 @@ class Tiles(Pieces):
             return hits, np.zeros((0, d))
         window = Window(round(core.y0 / self.model.stride), round(core.x0 / self.model.stride), h, w)
         weights = _coverage.Weights.of(_coverage.coverage(self.geometry[hits], self.radius[hits], window))
-        cells = latent.movedim(0, -1).contiguous().reshape(h * w, d)
-        sums = weights.of_cells(cells.cpu().numpy()).astype(np.float64)
+        if latent.is_cuda:
+            sums = weights.of_cells(latent.movedim(0, -1).reshape(h * w, d).cpu().numpy()).astype(np.float64)
+        else:  # in this thread alone: more would be in the way of the network's
+            sums = weights.one_by_one(latent.reshape(d, h * w).cpu().numpy()).astype(np.float64)
         sums[:, -1] = weights.area  # of the constant channel
         return hits, sums
 

@@ -59,6 +59,10 @@ class Weights:
         cells = np.ascontiguousarray(cells, dtype=np.float32)
         return self._joined(np.concatenate(list(in_threads(lambda part: part @ cells, self.parts))))
 
+    def one_by_one(self, planes: NDArray[np.floating]) -> NDArray[np.float32]:
+        """The same of values (g, cells), to the bit, without threads."""
+        return np.stack([self._inside(plane.astype(np.float32, copy=False)) for plane in planes], axis=1)
+
     def of_planes(self, planes: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """The same of values (g, cells), in which NaN counts as not covered.
 
