@@ -265,19 +265,28 @@ class Patches(Pieces):
         self.n = len(self.groups)
 
     def stream(self, which: Sequence[int]) -> Iterator[Part]:
-        """Batch by batch within a piece."""
+        """Batch by batch within a piece; while one is computed, the next is cut out of the image."""
         samples = self.model.samples([self.section], train=False)
-        n_batches = sum(-(-len(self.groups[i]) // self.batch_size) for i in which)
-        with tqdm(total=n_batches, desc="patches", disable=not self.progress, leave=False) as bar:
-            for i in which:
-                group, rows, values = self.groups[i], [], []
-                for k in range(0, len(group), self.batch_size):
-                    cut = [samples[int(row)] for row in group[k : k + self.batch_size]]
-                    for latent, of in self.computed(len(cut), partial(self._latent, samples, cut)):
-                        values.append(latent)
-                        rows.append(of)
+        size, groups = self.batch_size, [self.groups[i] for i in which]
+        batches = [group[k : k + size] for group in groups for k in range(0, len(group), size)]
+
+        def cut(rows: NDArray[np.int64]) -> list[Any]:
+            return [samples[int(row)] for row in rows]
+
+        with (
+            ThreadPoolExecutor(1) as reader,
+            tqdm(total=len(batches), desc="patches", disable=not self.progress, leave=False) as bar,
+        ):
+            ahead = [reader.submit(cut, rows) for rows in batches[:1]]
+            done = 0
+            for group in groups:
+                found = []
+                for _ in range(0, len(group), size):
+                    patches, done = ahead.pop().result(), done + 1
+                    ahead = [reader.submit(cut, rows) for rows in batches[done : done + 1]]
+                    found += self.computed(len(patches), partial(self._latent, samples, patches))
                     bar.update()
-                yield Part(np.concatenate(rows), np.concatenate(values))
+                yield Part(np.concatenate([of for _, of in found]), np.concatenate([latent for latent, _ in found]))
 
     def _latent(self, samples: Samples, cut: list[Any], part: slice) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The latent of some samples, and their rows."""

@@ -26,8 +26,12 @@ _held: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
 
 def pooled(encoder: Encoder, image: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n f"]:
     """Mean and standard deviation over space of every channel of every tap, fine to coarse; f = 2 x sum of channels."""
-    maps = [x.float() for x in encoder(image)]
-    return torch.cat([x.mean((2, 3)) for x in maps] + [x.std((2, 3), correction=0) for x in maps], dim=1)
+    maps = [x.float().flatten(2) for x in encoder(image)]
+    means = [x.mean(2) for x in maps]
+    # a norm, not torch.std: in two passes as exact, faster, and of constant maps it has a gradient
+    apart = [x - mean[..., None] for x, mean in zip(maps, means, strict=True)]
+    spreads = [torch.linalg.vector_norm(x, dim=2) / x.shape[2] ** 0.5 for x in apart]
+    return torch.cat(means + spreads, dim=1)
 
 
 def averaged(encoder: Encoder, image: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n f"]:
