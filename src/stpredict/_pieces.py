@@ -317,7 +317,7 @@ def _turned_latent(model: Model, batch: Batch) -> Tensor:
         maps = maps.flip(-1) if flip else maps
         total = maps if total is None else total + maps
     assert total is not None
-    return total if model.config.turns == 1 else total / model.config.turns
+    return total.contiguous() if model.config.turns == 1 else total / model.config.turns  # no view: the halo goes
 
 
 def _covered_share(section: Section) -> NDArray[np.float64]:

@@ -202,13 +202,16 @@ def blocks(section: Section, n_side: int = 4) -> NDArray[np.int64]:
 
 
 def image_digest(section: Section, *, n_side: int = 4, side_px: int = 64) -> bytes:
-    """A hash of the size of a section's image and of 4 x 4 squares of it: parts of one section share it."""
+    """A hash of the size of a section's image and of 4 x 4 squares of it: parts of one section share it.
+
+    Saved models know their sections by it (`EGN`), so it must never change.
+    """
     height, width = section.image.height, section.image.width
     digest = hashlib.sha256(f"{height} {width}".encode())
     for i in range(n_side):
         for j in range(n_side):
             y, x = ((2 * at + 1) * size // (2 * n_side) for at, size in ((i, height), (j, width)))
-            digest.update(section.image.read(Window(y, x, side_px, side_px)).tobytes())  # mostly within one chunk
+            digest.update(section.image.read(Window(y - side_px // 2, x - side_px // 2, side_px, side_px)).tobytes())
     return digest.digest()
 
 

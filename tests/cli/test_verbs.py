@@ -56,6 +56,16 @@ def test_genes_are_names_or_a_file_of_names(run, stores, ridge, tmp_path, from_f
     assert set(table.var_names[table.var["some"]]) == set(names)
 
 
+def test_of_several_stores_the_one_that_failed_is_named(run, stores, ridge):
+    options = ["--model", ridge, "--shapes-key", "spots", "--key-added", "named", "--no-progress"]
+    assert run("predict", stores[0], *options)[0] == 0
+    status, _, err = run("predict", stores[1], stores[0], *options)
+    assert status == 1
+    said = err.splitlines()[-1]
+    assert said.startswith("error: ")
+    assert f"This was {stores[0]}, 2 of 2; those before it are done. The same call with resume=True leaves" in said
+
+
 def test_a_key_that_is_there_needs_overwrite(run, stores, ridge):
     arguments = ["predict", stores[1], "--model", ridge, "--shapes-key", "spots", "--no-progress"]
     assert run(*arguments)[0] == 0

@@ -315,6 +315,18 @@ def test_a_section_is_known_by_its_pixels(colour_section):
     assert 0 <= identity(a) < 2**63
 
 
+def test_the_number_of_a_section_never_changes():
+    """Saved models hold it, and a section that is not recognised would be shown its own measured values."""
+    from stpredict._section import ImageView, Section
+    from stpredict.models.egn import identity
+
+    y, x = np.mgrid[:300, :200]
+    pixels = np.stack([(3 * y + x) % 251, (y + 7 * x) % 241, (5 * y + 2 * x) % 239]).astype(np.uint8)
+    nothing = np.zeros(0)
+    section = Section("s", ImageView(pixels, (1.0, 1.0), 1.0), nothing.astype(object), nothing, nothing, nothing)
+    assert identity(section) == 745688655123814909
+
+
 def test_what_cannot_be_is_refused(colour_section, monkeypatch):
     from stpredict.models import EGN
 

@@ -78,6 +78,19 @@ def test_what_dask_sets_for_its_workers_is_no_wish_of_the_user():
     assert found["after"] - found["before"] < 0.1 * BLOCK
 
 
+def test_in_a_client_that_dask_told_too_late_glibc_goes_back_to_its_own_rule(monkeypatch):
+    from stpredict.nn import allocator
+
+    for each in ("STPREDICT_ALLOCATOR", "GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_"):
+        monkeypatch.delenv(each, raising=False)
+    calls = []
+    monkeypatch.setattr(allocator, "_set", lambda _, values: calls.append(values))
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
+    with allocator.keep_freed_memory():
+        pass
+    assert calls == [allocator.KEPT, allocator.USUAL]
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("STPREDICT_ALLOCATOR", "0"), ("MALLOC_TRIM_THRESHOLD_", "1000"), ("GLIBC_TUNABLES", "glibc.malloc.check=1")],

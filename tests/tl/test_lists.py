@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 import numpy as np
@@ -64,6 +65,7 @@ def test_the_store_that_failed_is_named_and_those_before_it_are_done(stored, rid
     with pytest.raises(ValueError, match=r"'.*empty.zarr' cannot be read as a SpatialData store") as caught:
         _predict(paths, ridge)
     assert "empty.zarr, 2 of 3; those before it are done" in caught.value.__notes__[-1]
+    assert "resume=True leaves what is done" in caught.value.__notes__[-1]
     layers = [read_zarr(path).tables["table"].layers for path in (paths[0], paths[2])]
     assert ["ridge" in each for each in layers] == [True, False]
 
@@ -115,6 +117,39 @@ def test_the_same_call_again_leaves_tissue_and_layer_as_they_are(stored, ridge, 
         _predict(path, ridge, tissue_key="left", resume=True)
     assert "has 'ridge' of this model already" in caplog.text
     assert _files(path) == before
+
+
+def test_a_record_without_its_result_is_no_result(stored, ridge):
+    import stpredict as stp
+
+    path = stored("slide")
+    sdata = read_zarr(path)
+    stp.tl.embed(sdata, ridge, shapes_key="spots", key_added="ridge", **RUN)
+    _predict(path, ridge, resume=True)
+    assert "ridge" in read_zarr(path).tables["table"].layers
+
+
+def test_a_raster_that_was_deleted_is_made_again(stored, pixnet):
+    path = stored("slide")
+    _predict(path, pixnet, output="raster")
+    sdata = read_zarr(path)
+    del sdata.images["pixnet"]  # its record stays
+    sdata.delete_element_from_disk("pixnet")
+    assert "images/pixnet" in read_zarr(path).attrs["stpredict"]
+    _predict(path, pixnet, output="raster", resume=True)
+    assert "pixnet" in read_zarr(path).images
+
+
+def test_a_model_of_other_settings_is_another(stored, pixnet):
+    path = stored("slide")
+    _predict(path, pixnet)
+    plain = pixnet.config
+    try:
+        pixnet.config = dataclasses.replace(plain, turns=2)
+        with pytest.raises(ValueError, match="called 'pixnet' already, which differs .* in: settings of the model"):
+            _predict(path, pixnet, resume=True)
+    finally:
+        pixnet.config = plain
 
 
 def test_a_mistyped_tissue_is_told_as_such(stored, ridge):

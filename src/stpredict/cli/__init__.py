@@ -52,7 +52,8 @@ def _launch(
         if debug:
             raise
         name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        print(f"error: {name}{' '.join(str(error).split())}", file=sys.stderr)
+        said = " ".join([str(error), *getattr(error, "__notes__", [])])  # notes say which store, and what is safe
+        print(f"error: {name}{' '.join(said.split())}", file=sys.stderr)
         return 1
 
 

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 SWITCH = "STPREDICT_ALLOCATOR"
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # malloc.h
@@ -68,6 +69,14 @@ def _glibc() -> ctypes.CDLL | None:
     return libc if hasattr(libc, "gnu_get_libc_version") else None
 
 
+@cache
+def _started_by_dask() -> bool:
+    """Whether glibc began with dask's value; what is put into the environment later, as in a client, it never reads."""
+    first = Path("/proc/self/environ")
+    given = first.read_bytes().split(b"\0") if first.is_file() else []
+    return all(f"{name}={value}".encode() in given for name, value in DASKS.items())
+
+
 def _enter(libc: ctypes.CDLL | None) -> None:
     global _running
     if libc is None:
@@ -85,7 +94,7 @@ def _leave(libc: ctypes.CDLL | None) -> None:
     with _lock:
         _running -= 1
         if _running == 0:
-            _set(libc, USUAL_OF_DASK if DASKS.items() <= os.environ.items() else USUAL)
+            _set(libc, USUAL_OF_DASK if _started_by_dask() else USUAL)
             libc.malloc_trim(0)
 
 

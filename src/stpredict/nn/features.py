@@ -29,9 +29,12 @@ def pooled(encoder: Encoder, image: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "
     maps = [x.float().flatten(2) for x in encoder(image)]
     means = [x.mean(2) for x in maps]
     # a norm, not torch.std: in two passes as exact, faster, and of constant maps it has a gradient
-    apart = [x - mean[..., None] for x, mean in zip(maps, means, strict=True)]
-    spreads = [torch.linalg.vector_norm(x, dim=2) / x.shape[2] ** 0.5 for x in apart]
+    spreads = [_rms(x - mean[..., None]) for x, mean in zip(maps, means, strict=True)]
     return torch.cat(means + spreads, dim=1)
+
+
+def _rms(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=2) / x.shape[2] ** 0.5
 
 
 def averaged(encoder: Encoder, image: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n f"]:

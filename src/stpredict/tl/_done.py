@@ -21,7 +21,7 @@ logger = logging.getLogger("stpredict")
 SAME = {
     "weights_sha256": "model", "genes": "genes", "core_px": "tiles", "halo_px": "tiles", "mpp": "mpp",
     "precision": "precision", "image_digest": "image, mpp or tissue", "raster": "tool",
-    "texts_digest": "text of its genes",
+    "texts_digest": "text of its genes", "config_digest": "settings of the model",
 }  # fmt: skip
 OF_LAYERS = SAME | {"shapes_digest": "shapes"}
 OF_IMAGES = SAME | {"raster_mpp": "raster_mpp", "latent": "output"}
@@ -62,15 +62,15 @@ def _found(
     """The provenance of every result that is asked for, None where it is not there, and what it must share."""
     found: list[tuple[Mapping[str, Any] | None, Mapping[str, str]]] = []
     if asked.output != "layer":
-        found.append((sdata.attrs.get("stpredict", {}).get(f"images/{asked.key}"), OF_IMAGES))
+        record = sdata.attrs.get("stpredict", {}).get(f"images/{asked.key}")
+        found.append((record if asked.key in sdata.images else None, OF_IMAGES))
     if shapes_key is not None:
-        named = asked.table_added or asked.table_name
-        tables = [
-            table for name, table in sdata.tables.items()
-            if (name == named if named else shapes_key in _sdata.regions(table))
-        ]  # fmt: skip
-        every = [table.uns.get("stpredict", {}).get(asked.key) for table in tables]
-        found.append((next((record for record in every if record is not None), None), OF_LAYERS))
+        name = asked.table_added or _sdata.resolve_table(sdata, asked.table_name, shapes_key=shapes_key)
+        table = sdata.tables.get(name) if name else None
+        if table is None or asked.key not in table.layers:
+            found.append((None, OF_LAYERS))
+        else:
+            found.append((table.uns.get("stpredict", {}).get(asked.key), OF_LAYERS))
     return found
 
 
@@ -85,5 +85,5 @@ def _wanted(sdata: SpatialData, asked: Asked, shapes_key: str | None) -> dict[st
 
 def _unlike(record: Mapping[str, Any], wanted: Mapping[str, Any], same: Mapping[str, str]) -> set[str]:
     """What differs, of what the record has: older ones say less, and lists come back from a store as arrays."""
-    there = [key for key in same if key in record]
+    there = [key for key in same if key in record or key in ("weights_sha256", "genes")]
     return {same[key] for key in there if np.asarray(record[key]).tolist() != np.asarray(wanted.get(key)).tolist()}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import logging
 import warnings
 from collections.abc import Sequence
@@ -149,7 +151,14 @@ def provenance(asked: Asked, seen: Fingerprint) -> dict[str, Any]:
     """What a result says of how it was made: model and genes, image and shapes."""
     record = record_of(asked.model, asked.genes, asked.runtime)
     texts = {"texts_digest": texts_digest(asked.model, asked.genes)} if asked.model.answers_text else {}
-    return record | texts | {"image_digest": seen.image, "shapes_digest": seen.shapes}
+    config = {"config_digest": config_digest(asked.model)}  # some settings are of the prediction, not of the weights
+    return record | texts | config | {"image_digest": seen.image, "shapes_digest": seen.shapes}
+
+
+def config_digest(model: Model) -> str:
+    """A short hash of a model's settings, but those of its training."""
+    values = {name: value for name, value in dataclasses.asdict(model.config).items() if name != "recipe"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def texts_digest(model: Model, genes: Sequence[str]) -> str:

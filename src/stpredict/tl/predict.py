@@ -89,7 +89,8 @@ def predict(
     resume
         Go on with an interrupted prediction of the same name into the same store: what it had finished is not done
         again, and the result is the same to the bit (with `compile`, to rounding). Another model, other genes or other
-        shapes are refused. Stores of a list that have the result already are left as they are.
+        shapes are refused. Stores that have the result already are left as they are, and refused where
+        it was made of something else.
     client
         A `dask.distributed.Client`: pieces of slides (tiles, or rows of shapes) go to its workers, which must see the
         stores and the folder of the model under the same paths. Workers that offer a resource "GPU" take one piece of
@@ -137,9 +138,11 @@ def predict(
             _predict_one(opened(each), asked)
         except BaseException as error:
             if len(many) > 1:
+                go_on = "The same call with resume=True leaves what is done as it is."
+                go_on = go_on if all(map(path_of, many)) else "Pass the rest of the list to go on."
                 error.add_note(
                     f"This was {path_of(each) or 'an object in memory'}, {k + 1} of {len(many)}; those before it are "
-                    "done. The same call with resume=True leaves what is done as it is."
+                    f"done. {go_on}"
                 )
             raise
 

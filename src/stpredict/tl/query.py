@@ -145,7 +145,9 @@ def _record(model: Model, genes: Sequence[str], made: Mapping[str, Any]) -> dict
     """What `stp.tl.predict` would say: of the genes it is asked now, of all else how the latent raster was made."""
     record = record_of(model, genes, _infer.Runtime(device="cpu", precision="32"))
     of_genes = ("genes", "unseen_genes")
-    return record | {name: made[name] for name in (*record, "image_digest") if name in made and name not in of_genes}
+    return record | {
+        name: made[name] for name in (*record, "image_digest", "config_digest") if name in made and name not in of_genes
+    }
 
 
 def _warn_of_empty(values: NDArray[np.float32], latent_key: str, key: str) -> None:
