@@ -40,10 +40,8 @@ def store(path: Path, model: Model, side: int) -> list:
 def table(rounds: int) -> str:
     """Slides of several sizes: our time against that of the same folded model over the same tiles."""
     model = load(MODEL).eval()
-    folded, lines = (
-        _infer._folded(model),
-        ["| slide, Mpx | precision | tl.predict / bare forward pass |", "|---|---|---|"],
-    )
+    folded = _infer._folded(model)
+    lines = ["| slide, Mpx | precision | tl.predict / bare forward pass |", "|---|---|---|"]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # spatialdata's, about its own dependencies
         for side in SIDES:

@@ -228,7 +228,12 @@ def fingerprint(section: Section, image: bytes | None = None) -> Fingerprint:
     seen.update(np.float64(section.mpp).tobytes())
     if section.tissue is not None:
         seen.update(shapely.to_wkb(section.tissue))
-    shapes = hashlib.sha256(np.ascontiguousarray(section.radius, dtype=np.float64))
-    for k in range(0, section.n_shapes, HASHED):
-        shapes.update(b"".join(shapely.to_wkb(section.geometry[k : k + HASHED])))
-    return Fingerprint(seen.hexdigest()[:16], shapes.hexdigest()[:16])
+    return Fingerprint(seen.hexdigest()[:16], shapes_digest(section.geometry, section.radius)[:16])
+
+
+def shapes_digest(geometry: NDArray[np.object_], radius: NDArray[np.float64]) -> str:
+    """A hash of shapes, in their order and in the plane."""
+    digest = hashlib.sha256(np.ascontiguousarray(radius, dtype=np.float64))
+    for k in range(0, len(geometry), HASHED):
+        digest.update(b"".join(shapely.to_wkb(geometry[k : k + HASHED], output_dimension=2)))
+    return digest.hexdigest()

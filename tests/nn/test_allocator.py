@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,13 @@ import numpy as np, psutil
 spec = importlib.util.spec_from_file_location("allocator", {str(FILE)!r})
 allocator = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(allocator)
+plain, told = allocator._set, []
+
+def recorded(libc, values):
+    told.append({{str(name): value for name, value in values.items()}})
+    plain(libc, values)
+
+allocator._set = recorded
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -42,13 +50,13 @@ try:
         found |= {{"inside": faults(), "kept": rss()}}
         raise InterruptedError
 except InterruptedError:
-    found |= {{"after": rss(), "running": allocator._running}}
+    found |= {{"after": rss(), "running": allocator._running, "told": told}}
 print(json.dumps(found))
 """
 
 
-def measured(**variables: str) -> dict[str, int]:
-    """Page faults and resident bytes of a fresh interpreter, whose heap has no past."""
+def measured(**variables: str) -> dict[str, Any]:
+    """Page faults, resident bytes and what glibc was told, of a fresh interpreter, whose heap has no past."""
     ours = ("STPREDICT_ALLOCATOR", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
     env = {name: value for name, value in os.environ.items() if name not in ours} | variables
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True, env=env)
@@ -56,11 +64,18 @@ def measured(**variables: str) -> dict[str, int]:
 
 
 def test_a_block_is_mapped_once_kept_inside_and_given_back_after_an_error():
+    from stpredict.nn import allocator
+
     found = measured()
     assert found["inside"] < 0.05 * found["outside"]
     assert found["kept"] - found["before"] > 0.9 * BLOCK
     assert found["after"] - found["before"] < 0.1 * BLOCK
     assert found["running"] == 0
+    assert found["told"] == [_by_name(allocator.KEPT), _by_name(allocator.USUAL)]
+
+
+def _by_name(values: dict[int, int]) -> dict[str, int]:
+    return {str(name): value for name, value in values.items()}
 
 
 def test_what_dask_sets_for_its_workers_is_no_wish_of_the_user():
@@ -68,14 +83,15 @@ def test_what_dask_sets_for_its_workers_is_no_wish_of_the_user():
     import dask
     import distributed  # noqa: F401  # brings its settings
 
-    from stpredict.nn.allocator import DASKS
+    from stpredict.nn import allocator
 
     set_by_nannies = dask.config.get("distributed.nanny.pre-spawn-environ")
-    assert {name: str(value) for name, value in set_by_nannies.items() if name.startswith("MALLOC")} == DASKS
-    found = measured(**DASKS)
+    assert {name: str(value) for name, value in set_by_nannies.items() if name.startswith("MALLOC")} == allocator.DASKS
+    found = measured(**allocator.DASKS)
     assert found["inside"] < 0.05 * found["outside"]
     assert found["kept"] - found["before"] > 0.9 * BLOCK
     assert found["after"] - found["before"] < 0.1 * BLOCK
+    assert found["told"] == [_by_name(allocator.KEPT), _by_name(allocator.USUAL_OF_DASK)]
 
 
 def test_in_a_client_that_dask_told_too_late_glibc_goes_back_to_its_own_rule(monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -48,6 +50,16 @@ def _table(pixels: np.ndarray, centres: np.ndarray, rng: np.random.Generator, sh
     if shuffle:
         table = table[rng.permutation(len(centres))].copy()
     return TableModel.parse(table, region="spots", region_key="region", instance_key="instance_id")
+
+
+@pytest.fixture(scope="session")
+def files_of():
+    """A function of a folder: all of its files by their path in it, with their bytes."""
+
+    def files(folder: Path) -> dict[str, bytes]:
+        return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+    return files
 
 
 @pytest.fixture(scope="session")

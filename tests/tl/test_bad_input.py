@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-
 import numpy as np
 import pytest
 import shapely
@@ -14,10 +11,6 @@ from spatialdata.models import Image2DModel, ShapesModel
 from spatialdata.transformations import Identity
 
 RUN = {"device": "cpu", "precision": "32", "progress": False}
-
-
-def _files(path: Path) -> dict[str, str]:
-    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
 def _memory(sdata: SpatialData) -> list:
@@ -122,7 +115,7 @@ CASES = {
 
 @pytest.mark.parametrize("backed", [False, True], ids=["memory", "store"])
 @pytest.mark.parametrize("case", CASES)
-def test_predict_refuses_and_changes_nothing(sdata, pixnet, tmp_path, case, backed):
+def test_predict_refuses_and_changes_nothing(sdata, pixnet, tmp_path, case, backed, files_of):
     import stpredict as stp
 
     spoil, settings, message = CASES[case]
@@ -131,14 +124,14 @@ def test_predict_refuses_and_changes_nothing(sdata, pixnet, tmp_path, case, back
     if backed:
         sdata.write(tmp_path / "s.zarr")
         sdata = read_zarr(tmp_path / "s.zarr")
-    files, memory = _files(tmp_path), _memory(sdata)
+    files, memory = files_of(tmp_path), _memory(sdata)
     with pytest.raises(ValueError, match=message):
         stp.tl.predict(sdata, pixnet, **(RUN | settings))
     assert _memory(sdata) == memory
-    assert _files(tmp_path) == files
+    assert files_of(tmp_path) == files
 
 
-def test_a_failure_in_the_middle_changes_nothing(sdata, pixnet, tmp_path, monkeypatch):
+def test_a_failure_in_the_middle_changes_nothing(sdata, pixnet, tmp_path, monkeypatch, files_of):
     from dataclasses import replace
 
     import stpredict as stp
@@ -147,7 +140,7 @@ def test_a_failure_in_the_middle_changes_nothing(sdata, pixnet, tmp_path, monkey
     sdata.write(tmp_path / "s.zarr")
     sdata = read_zarr(tmp_path / "s.zarr")
     monkeypatch.setattr(pixnet, "config", replace(pixnet.config, core_px=256))  # four tiles
-    files, memory = _files(tmp_path / "s.zarr"), _memory(sdata)
+    files, memory = files_of(tmp_path / "s.zarr"), _memory(sdata)
     seen = []
 
     def fail(self, piece):
@@ -161,7 +154,7 @@ def test_a_failure_in_the_middle_changes_nothing(sdata, pixnet, tmp_path, monkey
     with pytest.raises(OSError, match="the disk is gone") as caught:
         stp.tl.predict(sdata, pixnet, output="both", **RUN)
     assert _memory(sdata) == memory
-    assert _files(tmp_path / "s.zarr") == files
+    assert files_of(tmp_path / "s.zarr") == files
     assert "s.zarr is as it was. 2 finished pieces are kept" in caught.value.__notes__[0]
 
 

@@ -18,10 +18,6 @@ def _predict(sdata, model, **settings):
     stp.tl.predict(sdata, model, **(RUN | settings))
 
 
-def _files(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
 @pytest.fixture
 def store(make, tmp_path):
     """A store of four tiles."""
@@ -46,13 +42,13 @@ def _fill(disk, *, leave):
     (disk / "other").write_bytes(b"0" * (free.f_bavail * free.f_frsize - leave))
 
 
-def test_a_disk_that_fills_leaves_the_store_and_says_so(make, pixnet, small_disk, monkeypatch):
+def test_a_disk_that_fills_leaves_the_store_and_says_so(make, pixnet, small_disk, monkeypatch, files_of):
     from stpredict import _sdata
 
     path = small_disk / "slide.zarr"
     make(7, size=1024).write(path)
     sdata = read_zarr(path)
-    before = _files(path)
+    before = files_of(path)
     keep = _sdata.KeptParts.keep
 
     def filled(self, piece, part):
@@ -63,7 +59,7 @@ def test_a_disk_that_fills_leaves_the_store_and_says_so(make, pixnet, small_disk
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left on device") as caught:
         patch.setattr(_sdata.KeptParts, "keep", filled)
         _predict(sdata, pixnet, output="raster", shapes_key="spots")
-    assert _files(path) == before
+    assert files_of(path) == before
     assert "pixnet" not in sdata.images
     assert [each.name for each in small_disk.iterdir() if each.name.startswith(".")] == [
         ".slide.zarr.stpredict-run-pixnet"
@@ -84,15 +80,15 @@ def test_a_raster_that_cannot_fit_is_refused_before_the_work(make, pixnet, small
     assert not [each.name for each in small_disk.iterdir() if each.name.startswith(".")]
 
 
-def test_a_damaged_chunk_is_named(store, pixnet):
+def test_a_damaged_chunk_is_named(store, pixnet, files_of):
     chunk = next(
         path for path in sorted((store / "images" / "image").rglob("*")) if path.parent.parent.parent.name == "c"
     )
     chunk.write_bytes(chunk.read_bytes()[:50])
-    before = _files(store)
+    before = files_of(store)
     with pytest.raises(OSError, match=r"the image, rows \d+ to \d+ and columns .* cannot be read .* is damaged"):
         _predict(read_zarr(store), pixnet)
-    assert _files(store) == before
+    assert files_of(store) == before
     assert [path.name for path in store.parent.iterdir()] == ["slide.zarr"]
 
 

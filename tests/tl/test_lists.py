@@ -44,19 +44,15 @@ def _predict(sdata, model, **settings):
     stp.tl.predict(sdata, model, **(RUN | {"shapes_key": "spots"} | settings))
 
 
-def _files(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def test_an_empty_list_and_stores_that_are_not_there_are_told_before_the_work(stored, ridge, tmp_path):
+def test_an_empty_list_and_stores_that_are_not_there_are_told_before_the_work(stored, ridge, tmp_path, files_of):
     one = stored("one")
-    before = _files(one)
+    before = files_of(one)
     with pytest.raises(ValueError, match="there is nothing to predict: the list"):
         _predict([], ridge)
     gone = [tmp_path / "gone.zarr", one, tmp_path / "lost.zarr"]
     with pytest.raises(FileNotFoundError, match=r"there is no store '.*gone.zarr', '.*lost.zarr'"):
         _predict(gone, ridge)
-    assert _files(one) == before
+    assert files_of(one) == before
 
 
 def test_the_store_that_failed_is_named_and_those_before_it_are_done(stored, ridge, tmp_path):
@@ -79,13 +75,13 @@ def test_the_store_that_failed_is_named_and_those_before_it_are_done(stored, rid
         ({"precision": "bf16"}, "precision"),
     ],
 )
-def test_a_finished_result_of_something_else_is_refused_and_says_of_what(stored, ridge, settings, what):
+def test_a_finished_result_of_something_else_is_refused_and_says_of_what(stored, ridge, settings, what, files_of):
     path = stored("slide")
     _predict(path, ridge)
-    before = _files(path)
+    before = files_of(path)
     with pytest.raises(ValueError, match=rf"a result called 'ridge' already, which differs .* in: {what}\. Pass"):
         _predict(path, ridge, resume=True, **settings)
-    assert _files(path) == before
+    assert files_of(path) == before
 
 
 def test_the_same_name_inside_other_shapes_is_another_table(stored, ridge):
@@ -108,15 +104,15 @@ def test_a_raster_of_another_step_or_of_features_is_another(stored, pixnet, ridg
     assert read_zarr(path).attrs["stpredict"]["images/pixnet"]["raster_mpp"] == 8.0
 
 
-def test_the_same_call_again_leaves_tissue_and_layer_as_they_are(stored, ridge, caplog):
+def test_the_same_call_again_leaves_tissue_and_layer_as_they_are(stored, ridge, caplog, files_of):
     path = stored("slide")
     with pytest.warns(UserWarning, match="shapes have nothing on the image and tissue"):
         _predict(path, ridge, tissue_key="left")
-    before = _files(path)
+    before = files_of(path)
     with caplog.at_level(logging.INFO, logger="stpredict"):
         _predict(path, ridge, tissue_key="left", resume=True)
     assert "has 'ridge' of this model already" in caplog.text
-    assert _files(path) == before
+    assert files_of(path) == before
 
 
 def test_a_record_without_its_result_is_no_result(stored, ridge):
@@ -127,6 +123,16 @@ def test_a_record_without_its_result_is_no_result(stored, ridge):
     stp.tl.embed(sdata, ridge, shapes_key="spots", key_added="ridge", **RUN)
     _predict(path, ridge, resume=True)
     assert "ridge" in read_zarr(path).tables["table"].layers
+
+
+def test_a_record_that_does_not_say_how_its_layer_was_made_is_refused(stored, ridge):
+    import stpredict as stp
+
+    path = stored("slide")
+    _predict(path, ridge)
+    stp.tl.embed(read_zarr(path), ridge, shapes_key="spots", key_added="ridge", **RUN)  # takes the place of the record
+    with pytest.raises(ValueError, match="called 'ridge' already, which differs from this call in: genes. Pass"):
+        _predict(path, ridge, resume=True)
 
 
 def test_a_raster_that_was_deleted_is_made_again(stored, pixnet):
@@ -157,19 +163,19 @@ def test_a_mistyped_tissue_is_told_as_such(stored, ridge):
         _predict(stored("slide"), ridge, shapes_key=None, tissue_key="lefd")
 
 
-def test_a_new_table_of_shapes_that_the_store_lacks_is_refused(stored, pixnet):
+def test_a_new_table_of_shapes_that_the_store_lacks_is_refused(stored, pixnet, files_of):
     import stpredict as stp
 
     path = stored("slide")
     _predict(path, pixnet, output="raster")
     sdata = read_zarr(path)
     sdata.shapes["drawn"] = _frame(sdata, shapely.box(10, 10, 90, 90))
-    before = _files(path)
+    before = files_of(path)
     for write in (lambda: _predict(sdata, pixnet, shapes_key="drawn", key_added="p"),
                   lambda: stp.tl.aggregate(sdata, "pixnet", shapes_key="drawn")):  # fmt: skip
         with pytest.raises(ValueError, match=r"'drawn' are in memory only, .* sdata.write_element\('drawn'\) first"):
             write()
-    assert _files(path) == before
+    assert files_of(path) == before
     sdata.write_element("drawn")
     stp.tl.aggregate(sdata, "pixnet", shapes_key="drawn")
     assert np.isfinite(read_zarr(path).tables["drawn_pixnet"].X).all()

@@ -284,10 +284,6 @@ def _stop_after(monkeypatch, n, error):
     return seen
 
 
-def _files(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
 @pytest.fixture
 def large(make, tmp_path):
     """A function that writes an object of four tiles to a store of that name."""
@@ -301,23 +297,25 @@ def large(make, tmp_path):
 
 
 @pytest.mark.parametrize("output", [pytest.param("layer", marks=pytest.mark.slow), "both"])
-def test_an_interrupted_prediction_goes_on_and_ends_with_the_same_bytes(large, pixnet, tmp_path, monkeypatch, output):
+def test_an_interrupted_prediction_goes_on_and_ends_with_the_same_bytes(
+    large, pixnet, tmp_path, monkeypatch, output, files_of
+):
     _predict(large("whole"), pixnet, output=output)
     broken = large("broken")
-    before = _files(broken.path)
+    before = files_of(broken.path)
     with monkeypatch.context() as patch:
         _stop_after(patch, 2, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt) as caught:
             _predict(broken, pixnet, output=output)
     assert "2 finished pieces are kept in" in caught.value.__notes__[0]
     assert "resume=True" in caught.value.__notes__[0]
-    assert _files(broken.path) == before
+    assert files_of(broken.path) == before
     assert len(list(tmp_path.glob(".broken.zarr.stpredict-run-pixnet"))) == 1
     with monkeypatch.context() as patch:
         seen = _stop_after(patch, 99, KeyboardInterrupt())
         _predict(broken, pixnet, output=output, resume=True)
     assert seen == [2, 3]
-    one, other = (_files(tmp_path / f"{name}.zarr") for name in ("whole", "broken"))
+    one, other = (files_of(tmp_path / f"{name}.zarr") for name in ("whole", "broken"))
     assert one == other
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.zarr", "whole.zarr"]
 
@@ -367,14 +365,14 @@ def test_a_damaged_part_is_named(large, pixnet, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("output", ["layer", "both"])
-def test_of_a_list_what_is_done_is_left_as_it_is(large, pixnet, tmp_path, monkeypatch, output):
+def test_of_a_list_what_is_done_is_left_as_it_is(large, pixnet, tmp_path, monkeypatch, output, files_of):
     paths = [large(name).path for name in ("one", "two")]
     _predict(paths[0], pixnet, output=output)
-    before = _files(paths[0])
+    before = files_of(paths[0])
     seen = _stop_after(monkeypatch, 99, KeyboardInterrupt())
     _predict(paths, pixnet, output=output, resume=True)
     assert seen == [0, 1, 2, 3]
-    assert _files(paths[0]) == before
+    assert files_of(paths[0]) == before
     assert "pixnet" in read_zarr(paths[1]).tables["table"].layers
     with pytest.raises(ValueError, match="called 'pixnet' already"):
         _predict(paths, pixnet, output=output, resume=True, genes=["red"])
@@ -386,7 +384,7 @@ def test_resume_needs_a_store(sdata, pixnet):
 
 
 @pytest.mark.slow
-def test_rows_of_a_spot_model_go_on_too(large, ridge, tmp_path, monkeypatch):
+def test_rows_of_a_spot_model_go_on_too(large, ridge, tmp_path, monkeypatch, files_of):
     from stpredict import _pieces
 
     monkeypatch.setattr(_pieces, "PIECE_ROWS", 8)
@@ -400,7 +398,7 @@ def test_rows_of_a_spot_model_go_on_too(large, ridge, tmp_path, monkeypatch):
         seen = _stop_after(patch, 99, KeyboardInterrupt())
         _predict(broken, ridge, batch_size=8, resume=True)
     assert seen == [2, 3]
-    assert _files(tmp_path / "whole.zarr") == _files(tmp_path / "broken.zarr")
+    assert files_of(tmp_path / "whole.zarr") == files_of(tmp_path / "broken.zarr")
 
 
 KILLED = """
@@ -422,7 +420,7 @@ stp.tl.predict(sys.argv[1], sys.argv[2], output="both", device="cpu", precision=
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_gone_on_with_to_the_same_bytes(large, pixnet, tmp_path, monkeypatch):
+def test_a_killed_process_is_gone_on_with_to_the_same_bytes(large, pixnet, tmp_path, monkeypatch, files_of):
     import signal
     import subprocess
     import sys
@@ -430,14 +428,14 @@ def test_a_killed_process_is_gone_on_with_to_the_same_bytes(large, pixnet, tmp_p
     pixnet.save(tmp_path / "model")
     _predict(large("whole"), tmp_path / "model", output="both")
     broken = large("broken")
-    before = _files(broken.path)
+    before = files_of(broken.path)
     done = subprocess.run([sys.executable, "-c", KILLED, str(broken.path), str(tmp_path / "model")], check=False)
     assert done.returncode == -signal.SIGKILL
-    assert _files(broken.path) == before
+    assert files_of(broken.path) == before
     seen = _stop_after(monkeypatch, 99, KeyboardInterrupt())
     _predict(read_zarr(broken.path), tmp_path / "model", output="both", resume=True)
     assert seen == [2, 3]
-    assert _files(tmp_path / "whole.zarr") == _files(tmp_path / "broken.zarr")
+    assert files_of(tmp_path / "whole.zarr") == files_of(tmp_path / "broken.zarr")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.zarr", "model", "whole.zarr"]
 
 

@@ -45,10 +45,6 @@ def stores(make, tmp_path):
     return paths
 
 
-def _files(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
 def _same(one, other, *, raster):
     tables = [read_zarr(path).tables["table"] for path in (one, other)]
     np.testing.assert_allclose(tables[0].layers["pixnet"], tables[1].layers["pixnet"], rtol=1e-6)
@@ -169,7 +165,7 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_counts_twice(saved, sto
 
 
 @pytest.mark.slow
-def test_workers_out_of_memory_are_told_and_the_store_is_as_it_was(saved, stores):
+def test_workers_out_of_memory_are_told_and_the_store_is_as_it_was(saved, stores, files_of):
     import dask
     from dask.distributed import Client, LocalCluster
 
@@ -190,7 +186,7 @@ def test_workers_out_of_memory_are_told_and_the_store_is_as_it_was(saved, stores
         _infer.work = work
 
     path = stores["many"][0]
-    before = _files(path)
+    before = files_of(path)
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
         LocalCluster(n_workers=1, threads_per_worker=1, memory_limit="2GB", dashboard_address=":0") as cluster,
@@ -200,6 +196,6 @@ def test_workers_out_of_memory_are_told_and_the_store_is_as_it_was(saved, stores
         with pytest.raises(RuntimeError, match=r"workers died .* out of memory: give each more, start fewer") as caught:
             stp.tl.predict(path, saved, client=client, **RUN)
     assert "Nothing was written into the store" in str(caught.value)
-    assert _files(path) == before
+    assert files_of(path) == before
     stp.tl.predict(path, saved, device="cpu", resume=True, **RUN)
     assert "pixnet" in read_zarr(path).tables["table"].layers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -14,13 +13,13 @@ import numpy as np
 import shapely
 
 from stpredict import _coverage
+from stpredict._section import shapes_digest
 from stpredict._window import Window
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 OBJECT_BYTES = 350  # of a polygon besides its corners
-RUN = 2**16  # shapes that are hashed together
 KEPT_BYTES = 2**28  # of shapes and weights that stay in memory after a call, all together
 
 
@@ -64,7 +63,7 @@ class Blocks:
         return shapes + sum(hit.nbytes + weights.nbytes for hit, weights in list(self._made.values()))
 
 
-_kept: OrderedDict[str, Blocks] = OrderedDict()
+_kept: OrderedDict[tuple[int | str, ...], Blocks] = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -77,7 +76,7 @@ def blocks_of(
     grid, block
         (height, width) of the grid and of its blocks.
     """
-    key = _digest(geometry, radius, (*grid, *block))
+    key = (*grid, *block, shapes_digest(geometry, radius))
     with _lock:
         blocks = _kept.pop(key, None) or Blocks(geometry, radius, *grid, *block)
     yield blocks
@@ -91,11 +90,3 @@ def forget() -> None:
     """Let go of all weights that are kept."""
     with _lock:
         _kept.clear()
-
-
-def _digest(geometry: NDArray[np.object_], radius: NDArray[np.float64], grid: tuple[int, ...]) -> str:
-    found = hashlib.sha256(repr(grid).encode())
-    found.update(np.ascontiguousarray(radius))
-    for k in range(0, len(geometry), RUN):
-        found.update(b"".join(shapely.to_wkb(geometry[k : k + RUN], output_dimension=2)))
-    return found.hexdigest()

@@ -11,6 +11,7 @@ import numpy as np
 from stpredict import _sdata
 from stpredict._section import fingerprint
 from stpredict.tl._job import Asked, provenance, raster_factor, section_of
+from stpredict.tl._place import existing_table
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -65,7 +66,7 @@ def _found(
         record = sdata.attrs.get("stpredict", {}).get(f"images/{asked.key}")
         found.append((record if asked.key in sdata.images else None, OF_IMAGES))
     if shapes_key is not None:
-        name = asked.table_added or _sdata.resolve_table(sdata, asked.table_name, shapes_key=shapes_key)
+        name = asked.table_added or existing_table(sdata, shapes_key, asked.table_name)
         table = sdata.tables.get(name) if name else None
         if table is None or asked.key not in table.layers:
             found.append((None, OF_LAYERS))
@@ -86,4 +87,4 @@ def _wanted(sdata: SpatialData, asked: Asked, shapes_key: str | None) -> dict[st
 def _unlike(record: Mapping[str, Any], wanted: Mapping[str, Any], same: Mapping[str, str]) -> set[str]:
     """What differs, of what the record has: older ones say less, and lists come back from a store as arrays."""
     there = [key for key in same if key in record or key in ("weights_sha256", "genes")]
-    return {same[key] for key in there if np.asarray(record[key]).tolist() != np.asarray(wanted.get(key)).tolist()}
+    return {same[key] for key in there if np.asarray(record.get(key)).tolist() != np.asarray(wanted.get(key)).tolist()}

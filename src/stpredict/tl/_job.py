@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import logging
 import warnings
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import numpy as np
 from stpredict import _infer, _sdata
 from stpredict._pieces import Part
 from stpredict._section import Section, fingerprint, image_digest
+from stpredict.tl._kept import hash_of
 from stpredict.tl._place import Place, choose_place, table_change
 from stpredict.tl._record import record_of, reliability
 
@@ -69,8 +69,8 @@ class Job:
             self.place = _place(self.sdata, asked)
             self.section = section_of(self.sdata, asked, None if self.place is None else self.place.shapes_key)
             self._image = image_digest(self.section)
-            self.seen = fingerprint(self.section, self._image)
-            self.record = provenance(asked, self.seen)
+            self.fingerprint = fingerprint(self.section, self._image)
+            self.record = provenance(asked, self.fingerprint)
             self.run = self._run(stack)
             folder = None if self.run is None else self.run.work
             self.raster = raster_of(self.sdata, self.section, asked, stack, folder)
@@ -143,6 +143,8 @@ def opened(sdata: SpatialData | str | Path) -> SpatialData:
 
     try:
         return read_zarr(sdata)
+    except MemoryError:
+        raise
     except Exception as error:  # zarr, anndata and spatialdata each have their own
         raise ValueError(f"{str(sdata)!r} cannot be read as a SpatialData store: {error}") from error
 
@@ -158,7 +160,7 @@ def provenance(asked: Asked, seen: Fingerprint) -> dict[str, Any]:
 def config_digest(model: Model) -> str:
     """A short hash of a model's settings, but those of its training."""
     values = {name: value for name, value in dataclasses.asdict(model.config).items() if name != "recipe"}
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hash_of(values)
 
 
 def texts_digest(model: Model, genes: Sequence[str]) -> str:

@@ -48,9 +48,7 @@ def choose_place(
             f"table_name={table_name!r} asks for a layer of a table and table_added={table_added!r} for a new table; "
             "pass one of them."
         )
-    existing = None if table_added else _sdata.resolve_table(
-        sdata, table_name, shapes_key=shapes_key, or_else=", or write a new one with table_added="
-    )  # fmt: skip
+    existing = None if table_added else existing_table(sdata, shapes_key, table_name)
     if existing is None:
         new = table_added or f"{shapes_key}_{key}"
         _sdata.check_stored(sdata, shapes_key)
@@ -69,6 +67,15 @@ def choose_place(
         )
     _sdata.check_layer_size(table.n_obs, table.n_vars, len(genes))
     return Place(shapes_key, existing, key, columns)
+
+
+def existing_table(sdata: SpatialData, shapes_key: str, table_name: str | None) -> str | None:
+    """The table that gets a layer: the one that is named, or the only one of these shapes; None where they have none.
+
+    Raises ValueError for a name that is not there, and where the shapes have several tables.
+    """
+    or_else = ", or write a new one with table_added="
+    return _sdata.resolve_table(sdata, table_name, shapes_key=shapes_key, or_else=or_else)
 
 
 def table_change(

@@ -204,7 +204,7 @@ def _submitted(client: Client, job: Job, embeddings: GeneEmbeddings | Path | Non
         store=str(Path(job.sdata.path).resolve()), model=asked.model.loaded_from, folder=str(run.work),
         asked=replace(asked, model=None),  # type: ignore[arg-type]  # workers load their own
         shapes_key=None if job.place is None else job.place.shapes_key,
-        image_and_shapes=job.seen, weights=job.record["weights_sha256"],
+        image_and_shapes=job.fingerprint, weights=job.record["weights_sha256"],
         texts=texts_digest(asked.model, asked.genes), embeddings=embeddings,
     )  # fmt: skip
     orders = [replace(order, which=tuple(missing[k : k + step])) for k in range(0, len(missing), step)]

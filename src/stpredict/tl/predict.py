@@ -89,8 +89,8 @@ def predict(
     resume
         Go on with an interrupted prediction of the same name into the same store: what it had finished is not done
         again, and the result is the same to the bit (with `compile`, to rounding). Another model, other genes or other
-        shapes are refused. Stores that have the result already are left as they are, and refused where
-        it was made of something else.
+        shapes are refused. Stores that have the result already are left as they are, and refused where it was made of
+        something else.
     client
         A `dask.distributed.Client`: pieces of slides (tiles, or rows of shapes) go to its workers, which must see the
         stores and the folder of the model under the same paths. Workers that offer a resource "GPU" take one piece of
@@ -106,12 +106,12 @@ def predict(
     When it raises, nothing of that object has changed; the objects of a list are done one after the other. For an
     object in a store, finished pieces are kept beside it after an interrupt or a fault, and the message says where.
 
-    Raises ValueError for keys that are missing, not unique or taken, no mpp, an image too coarse or not RGB, shapes
-    that all lie off image or tissue, genes the model or the table lacks, results too large (with the ways out), and an
-    interrupted run of something else, and where image, shapes or table were changed under the run; FileNotFoundError
-    for an unknown model or store; OSError where a chunk of the image cannot be read, the disk is full or the store is
-    read-only; MemoryError where one tile does not fit into memory; RuntimeError where another process is predicting
-    the same name, and where workers fail or run out of memory.
+    Raises ValueError for an empty list, keys that are missing, not unique or taken, no mpp, an image too coarse or not
+    RGB, shapes that all lie off image or tissue, genes the model or the table lacks, results too large (with the ways
+    out), and an interrupted run of something else, and where image, shapes or table were changed under the run;
+    FileNotFoundError for an unknown model or store; OSError where a chunk of the image cannot be read, the disk is full
+    or the store is read-only; MemoryError where one tile does not fit into memory; RuntimeError where another process
+    is predicting the same name, and where workers fail or run out of memory.
     """
     if output not in _OUTPUTS:
         raise ValueError(f"output={output!r} is unknown: use one of {_OUTPUTS}.")
