@@ -106,3 +106,22 @@ def test_turned_maps_are_the_mean_over_the_symmetries_of_the_square(pixnet_small
                 torch.testing.assert_close(got, torch.stack(every[:turns]).mean(0), rtol=1e-5, atol=1e-5)
     finally:
         pixnet_small.config = plain
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_sums_of_many_shapes_are_kept_in_float32_and_agree_to_its_digits(
+    tiles_of, pixnet_small, reduction, monkeypatch
+):
+    from stpredict import _infer
+
+    rng = np.random.default_rng(1)
+    corners = rng.uniform(-20, SIDE - 20, (200, 2))
+    boxes = shapely.box(*corners.T, *(corners + rng.uniform(4, 90, (200, 2))).T)
+    config = dataclasses.replace(pixnet_small.config, reduction=reduction)
+    monkeypatch.setattr(pixnet_small, "config", config)
+    exact, share = _infer._rows(tiles_of([*boxes, shapely.box(0, 0, SIDE, SIDE)]), None)
+    monkeypatch.setattr(_infer, "EXACT_BYTES", 0)
+    rows, same_share = _infer._rows(tiles_of([*boxes, shapely.box(0, 0, SIDE, SIDE)]), None)
+    assert rows.dtype == exact.dtype == np.float32
+    np.testing.assert_allclose(rows, exact, rtol=1e-6, atol=1e-6 * np.abs(exact).max())
+    np.testing.assert_allclose(same_share, share, rtol=1e-6)

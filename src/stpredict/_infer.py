@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stpredict._pieces import PATCHES, Parts, Patches, Pieces, Raster, Tiles, raster_shape
+from stpredict._pieces import PATCHES, Part, Parts, Patches, Pieces, Raster, Tiles, raster_shape
 from stpredict._section import Section
 from stpredict.models._base import Model
 from stpredict.models._samples import Batch
@@ -21,6 +21,7 @@ from stpredict.nn.fold import copied, folded
 
 __all__ = ["Runtime", "embed", "n_pieces", "predict", "raster_shape", "settled", "work"]
 
+EXACT_BYTES = 2**24  # of sums in float64
 HEAD_ROWS = 8192  # shapes whose genes are predicted together, where a model does not want all of a section
 
 
@@ -187,11 +188,17 @@ def _rows(pieces: Pieces, parts: Parts | None) -> tuple[NDArray[np.float32], NDA
             assert parts is not None
             part = parts.load(i)
         if total is None:
-            total = np.zeros((pieces.section.n_shapes, part.values.shape[1]), part.values.dtype)
+            total = _zeros(pieces.section.n_shapes, part)
         total[part.rows] += part.values
     if total is None:
         return np.zeros((pieces.section.n_shapes, 0), np.float32), np.zeros(pieces.section.n_shapes)
     return pieces.read(total)
+
+
+def _zeros(n_shapes: int, part: Part) -> NDArray[np.floating]:
+    """Sums of no piece: in float64, for the digits of shapes of many tiles, but where shapes are many and so small."""
+    shape = n_shapes, part.values.shape[1]
+    return np.zeros(shape, part.values.dtype if 8 * shape[0] * shape[1] <= EXACT_BYTES else np.float32)
 
 
 def _head(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from stpredict import _coverage
 from stpredict._section import Section
+from stpredict._threads import in_thread
 from stpredict._window import Tile, Window, tiles
 from stpredict.models._base import Model
 from stpredict.models._samples import Batch, Samples, to_cells
@@ -113,21 +114,16 @@ class Tiles(Pieces):
         super().__init__(model, section, batch_size=batch_size, device=device, progress=progress)
         self.raster, self.query = raster, query
         image = shapely.box(0, 0, section.image.width, section.image.height)
-        geometry, radius = _coverage.clip(section.geometry, section.radius, image)
-        self.geometry, self.radius = _coverage.transform(geometry, radius, to_cells(model.stride))
-        self.bounds = _coverage.bounds(self.geometry, self.radius)
+        self.geometry, self.radius = _coverage.clip(section.geometry, section.radius, image)
+        self.bounds = _coverage.bounds(self.geometry, self.radius) / model.stride
         there = np.flatnonzero(np.isfinite(self.bounds[:, 0]))
         middle = (self.bounds[there, 0] + self.bounds[there, 2]) / 2
         height = self.bounds[there, 2] - self.bounds[there, 0]
         tall = height > model.config.core_px / model.stride  # few, and looked at for every tile
-        order = np.argsort(middle[~tall])
-        self.tall, self.there, self.middle = (
-            there[tall],
-            there[~tall][order],
-            middle[~tall][order],
-        )  # from top to bottom
+        order = np.argsort(middle[~tall])  # from top to bottom
+        self.tall, self.there, self.middle = there[tall], there[~tall][order], middle[~tall][order]
         self.reach = np.max(height[~tall], initial=0.0) / 2 + 1
-        self._read: tuple[Window, NDArray[np.uint8]] | None = None
+        self._last_read: tuple[Window, NDArray[np.uint8]] | None = None
         if section.tissue is not None:
             shapely.prepare(section.tissue)
         c = model.config
@@ -138,34 +134,24 @@ class Tiles(Pieces):
 
     def stream(self, which: Sequence[int]) -> Iterator[Part]:
         """While one batch is computed, the next is read, and the one before is read out and written."""
-        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as reader_out:
-            ahead = [reader.submit(self._images, i) for i in which[:2]]
-            behind: Future[Part] | None = None
-            for k, i in enumerate(tqdm(which, desc="tiles", disable=not self.progress, leave=False)):
-                try:
-                    images = ahead.pop(0).result()
-                    if k + 2 < len(which):
-                        ahead.append(reader.submit(self._images, which[k + 2]))
-                    maps = self._maps(images)
-                except Exception:
-                    if behind is not None:
-                        yield behind.result()  # what is finished is not lost
-                    raise
-                if behind is not None:
-                    yield behind.result()
-                behind = reader_out.submit(self._part, self.groups[i], maps)
-            if behind is not None:
-                yield behind.result()
+        with closing(in_thread(self._part, self._computed(which), ahead=1)) as parts:
+            yield from parts
+
+    def _computed(self, which: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """Pieces and the latent maps of their cores."""
+        with closing(in_thread(self._images, which, ahead=2)) as every:
+            shown = tqdm(every, desc="tiles", total=len(which), disable=not self.progress, leave=False)
+            for i, images in zip(which, shown, strict=True):
+                yield i, self._maps(images)
 
     def read(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Sums over areas."""
         model, section = self.model, self.section
-        area = total[:, -1:]
+        area = total[:, -1:].copy()
         with np.errstate(invalid="ignore", divide="ignore"):
             weight = 1 / area if model.config.reduction == "mean" else (model.stride * section.mpp) ** 2
-            pooled = np.multiply(
-                total, weight, dtype=np.float64, out=np.empty(total.shape, np.float32), casting="same_kind"
-            )
+            pooled = total if total.dtype == np.float32 else np.empty(total.shape, np.float32)
+            np.multiply(total, weight, dtype=np.float64, out=pooled, casting="same_kind")
         pooled[area[:, 0] <= 0] = 0.0
         share = area[:, 0] * model.stride**2 / np.where(section.area > 0, section.area, np.inf)
         return pooled, np.clip(share, 0.0, 1.0)
@@ -190,15 +176,15 @@ class Tiles(Pieces):
 
     def _pixels(self, window: Window) -> NDArray[np.uint8]:
         """A window of the image. What it shares with the one before, mostly its neighbour, is not read again."""
-        image, before = self.section.image, self._read
+        image, before = self.section.image, self._last_read
         if before is not None and before[0].shape == window.shape and before[0].y0 == window.y0:
             last, shared = before[0], before[0].x1 - window.x0
             if 0 < shared < window.width:
                 rest = replace(window, x0=last.x1, width=window.width - shared)
-                self._read = window, np.concatenate([before[1][:, -shared:], image.read(rest)], axis=1)
-                return self._read[1]
-        self._read = window, image.read(window)
-        return self._read[1]
+                self._last_read = window, np.concatenate([before[1][:, -shared:], image.read(rest)], axis=1)
+                return self._last_read[1]
+        self._last_read = window, image.read(window)
+        return self._last_read[1]
 
     def _maps(self, images: Tensor) -> Tensor:
         """The latent maps (b, d, h, w) of the cores of tiles."""
@@ -212,7 +198,9 @@ class Tiles(Pieces):
         return done[0] if len(done) == 1 else torch.cat(done)
 
     @torch.inference_mode()
-    def _part(self, group: Sequence[Tile], maps: Tensor) -> Part:
+    def _part(self, computed: tuple[int, Tensor]) -> Part:
+        """What a piece adds; its cores go to the raster."""
+        group, maps = self.groups[computed[0]], computed[1]
         sums: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
         for tile, core in zip(group, maps, strict=True):
             sums.append(self._sums(tile.core, core))
@@ -232,7 +220,8 @@ class Tiles(Pieces):
         if not len(hits):
             return hits, np.zeros((0, d))
         window = Window(round(core.y0 / self.model.stride), round(core.x0 / self.model.stride), h, w)
-        weights = _coverage.Weights.of(_coverage.coverage(self.geometry[hits], self.radius[hits], window))
+        shapes = _coverage.transform(self.geometry[hits], self.radius[hits], to_cells(self.model.stride))
+        weights = _coverage.Weights.of(_coverage.coverage(*shapes, window))
         if latent.is_cuda:
             sums = weights.of_cells(latent.movedim(0, -1).reshape(h * w, d).cpu().numpy()).astype(np.float64)
         else:  # in this thread alone: more would be in the way of the network's
@@ -274,18 +263,15 @@ class Patches(Pieces):
             return [samples[int(row)] for row in rows]
 
         with (
-            ThreadPoolExecutor(1) as reader,
-            tqdm(total=len(batches), desc="patches", disable=not self.progress, leave=False) as bar,
+            closing(in_thread(cut, batches, ahead=1)) as every,
+            tqdm(every, desc="patches", total=len(batches), disable=not self.progress, leave=False) as shown,
         ):
-            ahead = [reader.submit(cut, rows) for rows in batches[:1]]
-            done = 0
+            patches = iter(shown)
             for group in groups:
                 found = []
                 for _ in range(0, len(group), size):
-                    patches, done = ahead.pop().result(), done + 1
-                    ahead = [reader.submit(cut, rows) for rows in batches[done : done + 1]]
-                    found += self.computed(len(patches), partial(self._latent, samples, patches))
-                    bar.update()
+                    images = next(patches)
+                    found += self.computed(len(images), partial(self._latent, samples, images))
                 yield Part(np.concatenate([of for _, of in found]), np.concatenate([latent for latent, _ in found]))
 
     def _latent(self, samples: Samples, cut: list[Any], part: slice) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from stpredict import _sdata
 from stpredict._section import array_of
+from stpredict._threads import in_thread
 from stpredict.tl._blocks import Blocks, blocks_of
 
 if TYPE_CHECKING:
@@ -103,21 +103,16 @@ def _values(
     The next block is read while one is used.
     """
 
-    def read(block: Window, start: int) -> NDArray[Any]:
+    def read(
+        item: tuple[NDArray[np.int64], Weights, int, Window],
+    ) -> tuple[NDArray[np.int64], Weights, int, NDArray[Any]]:
+        hit, weights, start, block = item
         lazy = raster.data[channels[start : start + step], block.y0 : block.y1, block.x0 : block.x1]
         values = array_of(lazy, f"the raster, rows {block.y0} to {block.y1},")
-        return values.reshape(len(values), -1)
+        return hit, weights, start, values.reshape(len(values), -1)
 
-    with ThreadPoolExecutor(1) as reader:
-        ahead: list[tuple[NDArray[np.int64], Weights, int, Future]] = []
-        for block, hit, weights in blocks:
-            for start in range(0, len(channels), step):
-                ahead.append((hit, weights, start, reader.submit(read, block, start)))
-                if len(ahead) == 2:
-                    *what, values = ahead.pop(0)
-                    yield *what, values.result()
-        for *what, values in ahead:
-            yield *what, values.result()
+    every = ((hit, weights, start, block) for block, hit, weights in blocks for start in range(0, len(channels), step))
+    return in_thread(read, every, ahead=1)
 
 
 class _Totals:
