@@ -138,11 +138,18 @@ class Tiles(Pieces):
             yield from parts
 
     def _computed(self, which: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        """Pieces and the latent maps of their cores."""
+        """Pieces and the latent maps of their cores.
+
+        Two tensors take turns: the part of a piece is given before the maps of the next but one are computed. Allocated
+        within each forward pass, and freed within the next, they would break up the heap from pass to pass.
+        """
+        model, cells = self.model, round(self.model.config.core_px / self.model.stride)
+        shape = max(map(len, self.groups), default=0), model.query(model.genes[:1]).shape[1], cells, cells
+        two = [torch.empty(shape, device=self.device) for _ in range(2)]
         with closing(in_thread(self._images, which, ahead=2)) as every:
             shown = tqdm(every, desc="tiles", total=len(which), disable=not self.progress, leave=False)
-            for i, images in zip(which, shown, strict=True):
-                yield i, self._maps(images)
+            for k, (i, images) in enumerate(zip(which, shown, strict=True)):
+                yield i, self._maps(images, two[k % 2])
 
     def read(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Sums over areas."""
@@ -186,16 +193,16 @@ class Tiles(Pieces):
         self._last_read = window, image.read(window)
         return self._last_read[1]
 
-    def _maps(self, images: Tensor) -> Tensor:
-        """The latent maps (b, d, h, w) of the cores of tiles."""
+    def _maps(self, images: Tensor, out: Tensor) -> Tensor:
+        """The latent maps (b, d, h, w) of the cores of tiles, in `out`."""
 
-        def forward(part: slice) -> Tensor:
+        def forward(part: slice) -> None:
             moved = images[part].to(self.device, non_blocking=True)
             batch = Batch(moved, None, None, (), np.empty((0, 2), np.int64))
-            return _turned_latent(self.model, batch)
+            out[part] = _turned_latent(self.model, batch)
 
-        done = self.computed(len(images), forward)
-        return done[0] if len(done) == 1 else torch.cat(done)
+        self.computed(len(images), forward)
+        return out[: len(images)]
 
     @torch.inference_mode()
     def _part(self, computed: tuple[int, Tensor]) -> Part:
@@ -291,19 +298,19 @@ def raster_shape(model: Model, section: Section) -> tuple[int, int]:
 
 
 def _turned_latent(model: Model, batch: Batch) -> Tensor:
-    """The latent maps (b, d, h, w) float32 of cores, averaged over the first `turns` symmetries of the square."""
+    """The latent maps (b, d, h, w) of cores, averaged in float32 over the first `turns` symmetries of the square."""
     halo, core = (round(px / model.stride) for px in (model.config.halo_px, model.config.core_px))
     total: Tensor | None = None
     for turn in range(model.config.turns):
         flip, quarters = turn > 3, turn % 4
         image = batch.image.flip(-1) if flip else batch.image
         image = image.rot90(quarters, (-2, -1)) if quarters else image  # a turn of nothing copies
-        maps = model.latent(replace(batch, image=image))[..., halo : halo + core, halo : halo + core].float()
+        maps = model.latent(replace(batch, image=image))[..., halo : halo + core, halo : halo + core]
         maps = maps.rot90(-quarters, (-2, -1)) if quarters else maps
         maps = maps.flip(-1) if flip else maps
-        total = maps if total is None else total + maps
+        total = maps if total is None else total.float() + maps.float()
     assert total is not None
-    return total.contiguous() if model.config.turns == 1 else total / model.config.turns  # no view: the halo goes
+    return total if model.config.turns == 1 else total / model.config.turns
 
 
 def _covered_share(section: Section) -> NDArray[np.float64]:
