@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -113,15 +115,52 @@ def test_sums_of_many_shapes_are_kept_in_float32_and_agree_to_its_digits(
     tiles_of, pixnet_small, reduction, monkeypatch
 ):
     from stpredict import _infer
+    from stpredict._pieces import Part
 
     rng = np.random.default_rng(1)
     corners = rng.uniform(-20, SIDE - 20, (200, 2))
     boxes = shapely.box(*corners.T, *(corners + rng.uniform(4, 90, (200, 2))).T)
     config = dataclasses.replace(pixnet_small.config, reduction=reduction)
     monkeypatch.setattr(pixnet_small, "config", config)
+    assert _infer._zeros(9, Part(np.arange(2), np.zeros((2, 3)))).dtype == np.float64
     exact, share = _infer._rows(tiles_of([*boxes, shapely.box(0, 0, SIDE, SIDE)]), None)
     monkeypatch.setattr(_infer, "EXACT_BYTES", 0)
+    assert _infer._zeros(9, Part(np.arange(2), np.zeros((2, 3)))).dtype == np.float32
     rows, same_share = _infer._rows(tiles_of([*boxes, shapely.box(0, 0, SIDE, SIDE)]), None)
     assert rows.dtype == exact.dtype == np.float32
     np.testing.assert_allclose(rows, exact, rtol=1e-6, atol=1e-6 * np.abs(exact).max())
     np.testing.assert_allclose(same_share, share, rtol=1e-6)
+
+
+def test_maps_that_take_turns_are_read_out_before_they_are_computed_again(tiles_of, monkeypatch):
+    from stpredict._pieces import Tiles
+
+    geometry = [shapely.box(0, 0, SIDE, SIDE), shapely.box(40, 40, 300, 860)]
+    tiles = tiles_of(geometry)
+    maps = [torch.zeros(2, 5, 64, 64) for _ in range(tiles.n)]
+    alone = [tiles._part((i, tiles._maps(tiles._images(i), maps[i]))) for i in range(tiles.n)]
+    plain = Tiles._part
+
+    def slow(self, computed):
+        time.sleep(0.2)  # the maps of the next are long made
+        return plain(self, computed)
+
+    monkeypatch.setattr(Tiles, "_part", slow)
+    for got, wanted in zip(tiles_of(geometry).stream(range(tiles.n)), alone, strict=True):
+        np.testing.assert_array_equal(got.rows, wanted.rows)
+        np.testing.assert_array_equal(got.values, wanted.values)
+
+
+@pytest.mark.parametrize("failing", ["_part", "_maps", "_images"])
+def test_an_error_leaves_no_thread_at_work(tiles_of, monkeypatch, failing):
+    from stpredict._pieces import Tiles
+
+    def fails(*_):
+        raise KeyError(failing)
+
+    monkeypatch.setattr(Tiles, failing, fails)
+    tiles, before = tiles_of([shapely.box(0, 0, SIDE, SIDE)]), threading.active_count()
+    with pytest.raises(KeyError) as held:
+        list(tiles.stream(range(tiles.n)))
+    assert threading.active_count() == before
+    assert held.value.args == (failing,)  # and with it the frames that were left

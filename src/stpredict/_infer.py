@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -60,7 +60,8 @@ def predict(
         Panel genes to predict, in the wanted order.
     raster
         Called once for every core of the tiling with its rows and columns on the raster grid and the values (g, h, w)
-        before the link (or, with `latent`, the latent map (d, h, w)); only for dense models.
+        before the link (or, with `latent`, the latent map (d, h, w)), which are valid during the call; only for dense
+        models.
     parts
         Where finished pieces are kept, and those of an earlier run are found: they are not done again, and the result
         is the same to the bit.
@@ -74,8 +75,9 @@ def predict(
     with _running(model, runtime) as device:
         query = _query(model, genes, device)
         pieces = _pieces(
-            _fast(model, runtime), section, runtime, device, raster=raster, query=None if latent else query
-        )
+            model, section, runtime, device, fast=_fast(model, runtime), raster=raster,
+            query=None if latent else query,
+        )  # fmt: skip
         rows, share = _rows(pieces, parts)
         values = np.full((section.n_shapes, len(genes)), np.nan, dtype=np.float32)
         on = np.flatnonzero(share > 0)
@@ -105,9 +107,11 @@ def work(
     genes = [] if latent and raster is not None else genes
     with _running(model, runtime) as device:
         query = None if latent else _query(model, genes, device)
-        pieces = _pieces(_fast(model, runtime), section, runtime, device, raster=raster, query=query)
-        for i, part in zip(which, pieces.stream(which), strict=True):
-            parts.keep(i, part)
+        fast = _fast(model, runtime)
+        pieces = _pieces(model, section, runtime, device, fast=fast, raster=raster, query=query)
+        with closing(pieces.stream(which)) as made:
+            for i, part in zip(which, made, strict=True):
+                parts.keep(i, part)
 
 
 def embed(model: Model, section: Section, *, runtime: Runtime) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -117,7 +121,7 @@ def embed(model: Model, section: Section, *, runtime: Runtime) -> tuple[NDArray[
     model's constant channel, SGN's places), and the covered share (n,) of each shape's area.
     """
     with _running(model, runtime) as device:
-        rows, share = _rows(_pieces(_fast(model, runtime), section, runtime, device), None)
+        rows, share = _rows(_pieces(model, section, runtime, device, fast=_fast(model, runtime)), None)
     values = np.where(share[:, None] > 0, rows, np.nan).astype(np.float32)
     return values[:, : values.shape[1] - model.n_last], share
 
@@ -161,14 +165,17 @@ def _query(model: Model, genes: Sequence[str], device: torch.device) -> Tensor |
 
 
 def _pieces(
-    model: Model, section: Section, runtime: Runtime, device: torch.device, *, raster: Raster | None = None,
-    query: Tensor | None = None,
+    model: Model, section: Section, runtime: Runtime, device: torch.device, *, fast: Model | None = None,
+    raster: Raster | None = None, query: Tensor | None = None,
 ) -> Pieces:  # fmt: skip
     if raster is not None and model.output != "raster":
         raise ValueError(f"{type(model).__name__} predicts shapes one by one and has no raster; use output='layer'.")
     n = runtime.batch_size if isinstance(runtime.batch_size, int) else int(settled(runtime, model.output).batch_size)
     if model.output == "raster":
-        return Tiles(model, section, batch_size=n, device=device, progress=runtime.progress, raster=raster, query=query)
+        return Tiles(
+            model, section, batch_size=n, device=device, progress=runtime.progress, raster=raster, query=query,
+            fast=fast,
+        )  # fmt: skip
     return Patches(model, section, batch_size=n, device=device, progress=runtime.progress)
 
 
@@ -178,25 +185,30 @@ def _rows(pieces: Pieces, parts: Parts | None) -> tuple[NDArray[np.float32], NDA
     Parts are added in the order of the pieces, whoever made them, so that the sums are the same to the bit.
     """
     missing = [i for i in range(pieces.n) if parts is None or not parts.has(i)]
-    made, new = pieces.stream(missing), set(missing)
+    new = set(missing)
     total: NDArray[np.floating] | None = None
-    for i in range(pieces.n):
-        part = next(made) if i in new else None
-        if parts is not None and part is not None:
-            parts.keep(i, part)
-        elif part is None:
-            assert parts is not None
-            part = parts.load(i)
-        if total is None:
-            total = _zeros(pieces.section.n_shapes, part)
-        total[part.rows] += part.values
+    with closing(pieces.stream(missing)) as made:
+        for i in range(pieces.n):
+            part = next(made) if i in new else None
+            if parts is not None and part is not None:
+                parts.keep(i, part)
+            elif part is None:
+                assert parts is not None
+                part = parts.load(i)
+            if total is None:
+                total = _zeros(pieces.section.n_shapes, part)
+            total[part.rows] += part.values
     if total is None:
         return np.zeros((pieces.section.n_shapes, 0), np.float32), np.zeros(pieces.section.n_shapes)
     return pieces.read(total)
 
 
 def _zeros(n_shapes: int, part: Part) -> NDArray[np.floating]:
-    """Sums of no piece: in float64, for the digits of shapes of many tiles, but where shapes are many and so small."""
+    """Sums of no piece, in the format of the parts, but in float32 where they would take more than `EXACT_BYTES`.
+
+    A shape in T tiles is then rounded by at most T 6e-8 of the sum of its parts' sizes, mostly by far less; few shapes
+    of so many lie in more than four.
+    """
     shape = n_shapes, part.values.shape[1]
     return np.zeros(shape, part.values.dtype if 8 * shape[0] * shape[1] <= EXACT_BYTES else np.float32)
 

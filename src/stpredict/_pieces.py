@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,8 +18,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from stpredict import _coverage
+from stpredict._beside import beside
 from stpredict._section import Section
-from stpredict._threads import in_thread
 from stpredict._window import Tile, Window, tiles
 from stpredict.models._base import Model
 from stpredict.models._samples import Batch, Samples, to_cells
@@ -27,6 +27,7 @@ from stpredict.models._samples import Batch, Samples, to_cells
 logger = logging.getLogger("stpredict")
 PATCHES = 64  # images of spot models a forward pass
 PIECE_ROWS = 1024  # shapes of spot models a piece, about
+BEHIND = 1  # pieces that are read out while the next is computed
 
 Raster = Callable[[slice, slice, NDArray[np.float32]], None]
 
@@ -90,7 +91,7 @@ class Pieces(ABC):
         return done
 
     @abstractmethod
-    def stream(self, which: Sequence[int]) -> Iterator[Part]:
+    def stream(self, which: Sequence[int]) -> Generator[Part]:
         """The parts of these pieces, one by one, in this order."""
 
     @abstractmethod
@@ -102,16 +103,20 @@ class Tiles(Pieces):
     """Tiles of a dense model: area-weighted sums of the latent inside every shape.
 
     raster, query
-        Takes the cores of the map of these genes, (g, d); without `query` of the latent map itself.
+        Takes the cores of the map of these genes, (g, d); without `query` of the latent map itself. The values that it
+        is handed are valid during the call only.
+    fast
+        The same model in fewer steps, for the latent; None: the model itself.
 
     The constant last channel of the latent adds up to the covered area. A piece is a batch of tiles.
     """
 
     def __init__(
         self, model: Model, section: Section, *, batch_size: int, device: torch.device, progress: bool,
-        raster: Raster | None = None, query: Tensor | None = None,
+        raster: Raster | None = None, query: Tensor | None = None, fast: Model | None = None,
     ) -> None:  # fmt: skip
         super().__init__(model, section, batch_size=batch_size, device=device, progress=progress)
+        self.fast = model if fast is None else fast
         self.raster, self.query = raster, query
         image = shapely.box(0, 0, section.image.width, section.image.height)
         self.geometry, self.radius = _coverage.clip(section.geometry, section.radius, image)
@@ -132,24 +137,26 @@ class Tiles(Pieces):
         self.groups = [wanted[k : k + batch_size] for k in range(0, len(wanted), batch_size)]
         self.n = len(self.groups)
 
-    def stream(self, which: Sequence[int]) -> Iterator[Part]:
+    def stream(self, which: Sequence[int]) -> Generator[Part]:
         """While one batch is computed, the next is read, and the one before is read out and written."""
-        with closing(in_thread(self._part, self._computed(which), ahead=1)) as parts:
+        with closing(self._computed(which)) as maps, closing(beside(self._part, maps, ahead=BEHIND)) as parts:
             yield from parts
 
-    def _computed(self, which: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+    def _computed(self, which: Sequence[int]) -> Generator[tuple[int, Tensor]]:
         """Pieces and the latent maps of their cores.
 
-        Two tensors take turns: the part of a piece is given before the maps of the next but one are computed. Allocated
-        within each forward pass, and freed within the next, they would break up the heap from pass to pass.
+        Two tensors (`BEHIND` and one) take turns: a piece is read out before the maps of the next but one are computed.
+        Allocated in each forward pass, and freed in the next, maps would break up the heap from pass to pass.
         """
         model, cells = self.model, round(self.model.config.core_px / self.model.stride)
         shape = max(map(len, self.groups), default=0), model.query(model.genes[:1]).shape[1], cells, cells
-        two = [torch.empty(shape, device=self.device) for _ in range(2)]
-        with closing(in_thread(self._images, which, ahead=2)) as every:
+        turns = [
+            torch.empty(shape, dtype=torch.float32, device=self.device) for _ in range(min(BEHIND + 1, len(which)))
+        ]
+        with closing(beside(self._images, which, ahead=2)) as every:
             shown = tqdm(every, desc="tiles", total=len(which), disable=not self.progress, leave=False)
             for k, (i, images) in enumerate(zip(which, shown, strict=True)):
-                yield i, self._maps(images, two[k % 2])
+                yield i, self._maps(images, turns[k % len(turns)])
 
     def read(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Sums over areas."""
@@ -193,13 +200,14 @@ class Tiles(Pieces):
         self._last_read = window, image.read(window)
         return self._last_read[1]
 
+    @torch.inference_mode()
     def _maps(self, images: Tensor, out: Tensor) -> Tensor:
         """The latent maps (b, d, h, w) of the cores of tiles, in `out`."""
 
         def forward(part: slice) -> None:
             moved = images[part].to(self.device, non_blocking=True)
             batch = Batch(moved, None, None, (), np.empty((0, 2), np.int64))
-            out[part] = _turned_latent(self.model, batch)
+            out[part] = _turned_latent(self.fast, batch)
 
         self.computed(len(images), forward)
         return out[: len(images)]
@@ -260,7 +268,7 @@ class Patches(Pieces):
         self.groups = [on[k : k + step] for k in range(0, len(on), step)]
         self.n = len(self.groups)
 
-    def stream(self, which: Sequence[int]) -> Iterator[Part]:
+    def stream(self, which: Sequence[int]) -> Generator[Part]:
         """Batch by batch within a piece; while one is computed, the next is cut out of the image."""
         samples = self.model.samples([self.section], train=False)
         size, groups = self.batch_size, [self.groups[i] for i in which]
@@ -270,7 +278,7 @@ class Patches(Pieces):
             return [samples[int(row)] for row in rows]
 
         with (
-            closing(in_thread(cut, batches, ahead=1)) as every,
+            closing(beside(cut, batches, ahead=1)) as every,
             tqdm(every, desc="patches", total=len(batches), disable=not self.progress, leave=False) as shown,
         ):
             patches = iter(shown)
@@ -306,9 +314,10 @@ def _turned_latent(model: Model, batch: Batch) -> Tensor:
         image = batch.image.flip(-1) if flip else batch.image
         image = image.rot90(quarters, (-2, -1)) if quarters else image  # a turn of nothing copies
         maps = model.latent(replace(batch, image=image))[..., halo : halo + core, halo : halo + core]
+        maps = maps.to(torch.float32, copy=True) if model.config.turns > 1 else maps  # no view: the halo goes
         maps = maps.rot90(-quarters, (-2, -1)) if quarters else maps
         maps = maps.flip(-1) if flip else maps
-        total = maps if total is None else total.float() + maps.float()
+        total = maps if total is None else total + maps
     assert total is not None
     return total if model.config.turns == 1 else total / model.config.turns
 

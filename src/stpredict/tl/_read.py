@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from stpredict import _sdata
+from stpredict._beside import beside
 from stpredict._section import array_of
-from stpredict._threads import in_thread
 from stpredict.tl._blocks import Blocks, blocks_of
 
 if TYPE_CHECKING:
@@ -62,8 +63,11 @@ def read_inside(
     shape = _block_shape(raster)
     step = _n_together(raster, len(channels), min(shape[0], height) * min(shape[1], width))
     totals = _Totals(len(geometry), len(channels), step)
-    with blocks_of(geometry, radius, grid=(height, width), block=shape) as blocks:
-        for hit, weights, start, values in _values(raster, channels, blocks, step):
+    with (
+        blocks_of(geometry, radius, grid=(height, width), block=shape) as blocks,
+        closing(_values(raster, channels, blocks, step)) as every,
+    ):
+        for hit, weights, start, values in every:
             sums, areas = weights.of_planes(values)
             totals.add(hit, start, sums, weights.area if areas is None else areas)
     return totals.values(stat), np.clip(totals.covered() / area, 0.0, 1.0)
@@ -97,7 +101,7 @@ def _n_together(raster: Any, n_channels: int, n_cells: int) -> int:
 
 def _values(
     raster: Any, channels: NDArray[np.int64], blocks: Blocks, step: int
-) -> Iterator[tuple[NDArray[np.int64], Weights, int, NDArray[Any]]]:
+) -> Generator[tuple[NDArray[np.int64], Weights, int, NDArray[Any]]]:
     """Shapes, their weights, the first of `step` channels, and these on one block (g, cells).
 
     The next block is read while one is used.
@@ -112,7 +116,7 @@ def _values(
         return hit, weights, start, values.reshape(len(values), -1)
 
     every = ((hit, weights, start, block) for block, hit, weights in blocks for start in range(0, len(channels), step))
-    return in_thread(read, every, ahead=1)
+    return beside(read, every, ahead=1)
 
 
 class _Totals:

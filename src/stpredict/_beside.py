@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 
-def in_thread[Item, Done](work: Callable[[Item], Done], items: Iterable[Item], *, ahead: int) -> Generator[Done]:
+def beside[Item, Done](work: Callable[[Item], Done], items: Iterable[Item], *, ahead: int) -> Generator[Done]:
     """What `work` makes of every item, in order; before a result is given, `ahead` further items are handed over.
 
     Items are made, and results used, in the caller's thread. An error of `work` or of the items is raised in its
