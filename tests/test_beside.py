@@ -10,7 +10,7 @@ import pytest
 @pytest.fixture(scope="module")
 def beside():
     """Imported late, like all of stpredict."""
-    from stpredict._threads import beside
+    from stpredict._beside import beside
 
     return beside
 
