@@ -83,6 +83,34 @@ def test_an_error_is_one_line_on_stderr_and_status_1(run, tmp_path):
     assert len(err.splitlines()) == 1
 
 
+def test_an_interrupt_says_what_is_kept_and_how_to_go_on(run, stp, stores, ridge, monkeypatch):
+    def interrupted(*_, **__):
+        error = KeyboardInterrupt()
+        error.add_note("3 finished pieces are kept in .a.zarr.stpredict-run-x: the same call with resume=True goes on")
+        raise error
+
+    monkeypatch.setattr(stp.tl, "predict", interrupted)
+    status, out, err = run("predict", stores[0], "--model", ridge)
+    assert (status, out) == (130, "")
+    kept = "3 finished pieces are kept in .a.zarr.stpredict-run-x"
+    assert err == f"interrupted. {kept}: the same call with --resume goes on\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("Pass another key_added, or overwrite=True to write.", "Pass another --key-added, or --overwrite to write."),
+        ("Choose one with table_name=, or table_added='...'.", "Choose one with --table-name, or --table-added '...'."),
+        ("Use raster_mpp=8.", "Use --raster-mpp 8."),
+        ("or genes= with those in both", "or genes= with those in both"),
+        ("'/data/key_added/a.zarr' has no mpp", "'/data/key_added/a.zarr' has no mpp"),
+        ("t = t[t.obs['pixnet_coverage'] > 0]", "t = t[t.obs['pixnet_coverage'] > 0]"),
+    ],
+)
+def test_errors_name_options_and_not_arguments(cli, said, shown):
+    assert cli._said(ValueError(said)) == shown
+
+
 def test_debug_shows_the_traceback(run, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no store"):
         run("evaluate", tmp_path / "no.zarr", "--debug")

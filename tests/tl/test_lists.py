@@ -66,6 +66,14 @@ def test_the_store_that_failed_is_named_and_those_before_it_are_done(stored, rid
     assert ["ridge" in each for each in layers] == [True, False]
 
 
+def test_a_store_that_is_named_twice_is_told_before_the_work(stored, ridge, files_of):
+    path = stored("slide")
+    before = files_of(path)
+    with pytest.raises(ValueError, match=r"these stores are named twice: \['.*slide.zarr'\]"):
+        _predict([path, stored("other"), read_zarr(path)], ridge)
+    assert files_of(path) == before
+
+
 @pytest.mark.parametrize(
     ("settings", "what"),
     [

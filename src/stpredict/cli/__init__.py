@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -31,6 +33,7 @@ app = App(
     ),
     version=lambda: stp.__version__,
     help_format="markdown",
+    suppress_keyboard_interrupt=False,  # what it says of finished work is shown
 )
 COMMANDS: tuple[Callable[..., Any], ...] = (demo, train, predict, evaluate, benchmark, models, doctor)
 for position, command in enumerate(COMMANDS):
@@ -42,7 +45,7 @@ def _launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     debug: Annotated[bool, Parameter(negative="", help="Show the traceback of an error.")] = False,
 ) -> int | None:
-    """Run one command; what goes wrong is one line on stderr, and status 1."""
+    """Run one command; what goes wrong is one line on stderr, and status 1 (130 after Ctrl-C)."""
     try:
         return app(tokens, result_action="return_value")
     except BrokenPipeError:  # `stpredict models NAME | head` has seen enough
@@ -52,9 +55,26 @@ def _launch(
         if debug:
             raise
         name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        said = " ".join([str(error), *getattr(error, "__notes__", [])])  # notes say which store, and what is safe
-        print(f"error: {name}{' '.join(said.split())}", file=sys.stderr)
+        print(f"error: {name}{_said(error)}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt as error:
+        if debug:
+            raise
+        print(f"interrupted. {_said(error)}".rstrip(), file=sys.stderr)
+        return 130
+
+
+def _said(error: BaseException) -> str:
+    """The message with its notes, which say which store and what is safe, in one line, options for arguments."""
+    said = " ".join(" ".join([str(error), *getattr(error, "__notes__", [])]).split())
+    names = {name for command in COMMANDS for name in inspect.signature(command).parameters}
+    for name in sorted(names, key=len, reverse=True):
+        option = f"--{name.replace('_', '-')}"
+        said = re.sub(rf"(?<![\w.'/-]){name}=True\b", option, said)
+        said = re.sub(rf"(?<![\w.'/-]){name}=(?=[\w'\"\[])", f"{option} ", said)
+        if "_" in name:
+            said = re.sub(rf"(?<![\w.'/-]){name}=?(?![\w'/-])", option, said)
+    return said
 
 
 def main() -> None:

@@ -97,7 +97,7 @@ class Job:
         self._check_unchanged()
         changes: list[Any] = []
         if self.place is not None:
-            _warn_of_empty(values, self.section, asked)
+            _warn_of_empty(values, self.section, asked, self.sdata.path)
             quality = reliability(asked.model, asked.genes)
             changes.append(table_change(self.sdata, self.place, values, share, asked.genes, quality, self.record))
         if self.raster is not None:
@@ -251,11 +251,11 @@ def raster_factor(model: Model, raster_mpp: float | None) -> int:
     return close
 
 
-def _warn_of_empty(values: np.ndarray, section: Section, asked: Asked) -> None:
+def _warn_of_empty(values: np.ndarray, section: Section, asked: Asked, path: Path | None) -> None:
     empty = int(np.isnan(values[:, 0]).sum())
     if empty:
         warnings.warn(
-            f"{empty} of {section.n_shapes} shapes have nothing on the image"
+            f"{f'{path}: ' if path else ''}{empty} of {section.n_shapes} shapes have nothing on the image"
             + (" and tissue" if asked.tissue_key else "")
             + ", so their predictions are NaN. Drop them before scanpy or squidpy: "
             f"t = t[t.obs['{asked.key}_coverage'] > 0].",

@@ -83,8 +83,8 @@ def predict_on(
 
     A slide that fails does not stop the others.
 
-    Raises ValueError for an object in memory, a store that is named twice and a model that is not saved; what the first
-    slide that failed raised, with a note on the others.
+    Raises ValueError for an object in memory and a model that is not saved; what the first slide that failed raised,
+    with a note on the others.
     """
     _check_paths(sdatas, asked.model)
     if isinstance(embeddings, str | Path):
@@ -182,9 +182,6 @@ def _check_paths(sdatas: Sequence[SpatialData | str | Path], model: Model) -> No
             f"client= needs objects in stores, which workers can open; objects {in_memory} are in memory. Write them "
             "with sdata.write(...)."
         )
-    paths = [str(path.resolve()) for path in stores if path is not None]
-    if twice := sorted({path for path in paths if paths.count(path) > 1}):
-        raise ValueError(f"these stores are named twice: {twice}. Name each once.")
     if model.loaded_from is None:
         raise ValueError(
             f"client= needs a model that workers can load, and this {type(model).__name__} was never saved. Call "

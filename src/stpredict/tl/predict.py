@@ -106,12 +106,12 @@ def predict(
     When it raises, nothing of that object has changed; the objects of a list are done one after the other. For an
     object in a store, finished pieces are kept beside it after an interrupt or a fault, and the message says where.
 
-    Raises ValueError for an empty list, keys that are missing, not unique or taken, no mpp, an image too coarse or not
-    RGB, shapes that all lie off image or tissue, genes the model or the table lacks, results too large (with the ways
-    out), and an interrupted run of something else, and where image, shapes or table were changed under the run;
-    FileNotFoundError for an unknown model or store; OSError where a chunk of the image cannot be read, the disk is full
-    or the store is read-only; MemoryError where one tile does not fit into memory; RuntimeError where another process
-    is predicting the same name, and where workers fail or run out of memory.
+    Raises ValueError for an empty list, a store that is named twice, keys that are missing, not unique or taken, no
+    mpp, an image too coarse or not RGB, shapes that all lie off image or tissue, genes the model or the table lacks,
+    results too large (with the ways out), and an interrupted run of something else, and where image, shapes or table
+    were changed under the run; FileNotFoundError for an unknown model or store; OSError where a chunk of the image
+    cannot be read, the disk is full or the store is read-only; MemoryError where one tile does not fit into memory;
+    RuntimeError where another process is predicting the same name, and where workers fail or run out of memory.
     """
     if output not in _OUTPUTS:
         raise ValueError(f"output={output!r} is unknown: use one of {_OUTPUTS}.")
@@ -155,10 +155,13 @@ def _predict_one(sdata: SpatialData, asked: Asked) -> None:
 
 
 def _listed(sdata: SpatialData | str | Path | Sequence[SpatialData | str | Path]) -> list[SpatialData | str | Path]:
-    """All that is to be predicted; stores that are not there are found before any work is done."""
+    """All that is to be predicted; stores that are not there, or named twice, are found before any work is done."""
     many = list(sdata) if isinstance(sdata, Sequence) and not isinstance(sdata, str) else [sdata]
     if not many:
         raise ValueError("there is nothing to predict: the list of objects and stores is empty.")
     if lacking := [str(each) for each in many if isinstance(each, str | Path) and not Path(each).exists()]:
         raise FileNotFoundError(f"there is no store {', '.join(map(repr, lacking))}.")
+    paths = [str(path.resolve()) for each in many if (path := path_of(each)) is not None]
+    if twice := sorted({path for path in paths if paths.count(path) > 1}):
+        raise ValueError(f"these stores are named twice: {twice}. Name each once.")
     return many
