@@ -63,7 +63,7 @@ def test_of_several_stores_the_one_that_failed_is_named(run, stores, ridge):
     assert status == 1
     said = err.splitlines()[-1]
     assert said.startswith("error: ")
-    assert f"This was {stores[0]}, 2 of 2; those before it are done. The same call with resume=True leaves" in said
+    assert f"This was {stores[0]}, 2 of 2; those before it are done. The same call with --resume leaves" in said
 
 
 def test_a_key_that_is_there_needs_overwrite(run, stores, ridge):
