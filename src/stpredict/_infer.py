@@ -204,10 +204,9 @@ def _rows(pieces: Pieces, parts: Parts | None) -> tuple[NDArray[np.float32], NDA
 
 
 def _zeros(n_shapes: int, part: Part) -> NDArray[np.floating]:
-    """Sums of no piece, in the format of the parts, but in float32 where they would take more than `EXACT_BYTES`.
+    """Sums (n, d) of no piece yet, in the format of the parts, but in float32 where they would be over `EXACT_BYTES`.
 
-    A shape in T tiles is then rounded by at most T 6e-8 of the sum of its parts' sizes, mostly by far less; few shapes
-    of so many lie in more than four.
+    Adding T parts in float32 rounds by at most T 6e-8 of the sum of their absolute values.
     """
     shape = n_shapes, part.values.shape[1]
     return np.zeros(shape, part.values.dtype if 8 * shape[0] * shape[1] <= EXACT_BYTES else np.float32)
