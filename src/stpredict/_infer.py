@@ -14,9 +14,11 @@ from torch import Tensor
 from stpredict._pieces import PATCHES, Part, Parts, Patches, Pieces, Raster, Tiles, raster_shape
 from stpredict._section import Section
 from stpredict.models._base import Model
+from stpredict.models._patches import PatchEncoder
 from stpredict.models._samples import Batch
 from stpredict.nn.allocator import keep_freed_memory
 from stpredict.nn.device import autocast, resolve_device, resolve_precision
+from stpredict.nn.encoders import folded_encoder
 from stpredict.nn.fold import copied, folded
 
 __all__ = ["Runtime", "embed", "n_pieces", "predict", "raster_shape", "settled", "work"]
@@ -147,9 +149,13 @@ def _fast(model: Model, runtime: Runtime) -> Model:
 
 
 def _folded(model: Model) -> Model:
-    """A dense model whose batch norms are part of its convolutions; another model as it is."""
+    """The model with its batch norms folded: all of a dense model, of a spot model those of trained patch encoders.
+
+    The features of frozen encoders are remembered, and folded where they are computed (`FeatureCache`).
+    """
     if model.output != "raster":
-        return model
+        trained = [m.encoder for m in model.modules() if isinstance(m, PatchEncoder) and not m.frozen]
+        return copied(model, {each: folded_encoder(each) for each in trained}) if trained else model
     side, device = model.config.window_px, next(model.parameters()).device
     image = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     batch = Batch(image.to(device), None, None, (), np.empty((0, 2), np.int64))
@@ -176,7 +182,7 @@ def _pieces(
             model, section, batch_size=n, device=device, progress=runtime.progress, raster=raster, query=query,
             fast=fast,
         )  # fmt: skip
-    return Patches(model, section, batch_size=n, device=device, progress=runtime.progress)
+    return Patches(model, section, batch_size=n, device=device, progress=runtime.progress, fast=fast)
 
 
 def _rows(pieces: Pieces, parts: Parts | None) -> tuple[NDArray[np.float32], NDArray[np.float64]]:

@@ -23,6 +23,7 @@ from stpredict._section import Section
 from stpredict._window import Tile, Window, tiles
 from stpredict.models._base import Model
 from stpredict.models._samples import Batch, Samples, to_cells
+from stpredict.nn.device import same_autocast
 
 logger = logging.getLogger("stpredict")
 PATCHES = 64  # images of spot models a forward pass
@@ -256,12 +257,18 @@ class Tiles(Pieces):
 
 
 class Patches(Pieces):
-    """Patches of a spot model: the latent of every shape. A model that sees a whole section has one piece."""
+    """Patches of a spot model: the latent of every shape. A model that sees a whole section has one piece.
+
+    fast
+        The same model in fewer steps, for the latent; None: the model itself.
+    """
 
     def __init__(
-        self, model: Model, section: Section, *, batch_size: int, device: torch.device, progress: bool
-    ) -> None:
+        self, model: Model, section: Section, *, batch_size: int, device: torch.device, progress: bool,
+        fast: Model | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(model, section, batch_size=batch_size, device=device, progress=progress)
+        self.fast = model if fast is None else fast
         self.share = _covered_share(section)
         on = np.flatnonzero(self.share > 0)
         step = max(len(on), 1) if model.sees_section else batch_size * -(-PIECE_ROWS // batch_size)
@@ -269,30 +276,37 @@ class Patches(Pieces):
         self.n = len(self.groups)
 
     def stream(self, which: Sequence[int]) -> Generator[Part]:
-        """Batch by batch within a piece; while one is computed, the next is cut out of the image."""
+        """Batch by batch within a piece; while one is computed, the next is cut out of the image and collated."""
         samples = self.model.samples([self.section], train=False)
         size, groups = self.batch_size, [self.groups[i] for i in which]
         batches = [group[k : k + size] for group in groups for k in range(0, len(group), size)]
 
-        def cut(rows: NDArray[np.int64]) -> list[Any]:
-            return [samples[int(row)] for row in rows]
+        ambient = same_autocast(self.device)  # some samples hold features of an encoder
+
+        def cut(rows: NDArray[np.int64]) -> tuple[list[Any], Batch]:
+            with torch.inference_mode(), ambient:
+                patches = [samples[int(row)] for row in rows]
+                return patches, samples.collate(patches)
 
         with (
-            closing(beside(cut, batches, ahead=1)) as every,
-            tqdm(every, desc="patches", total=len(batches), disable=not self.progress, leave=False) as shown,
+            closing(beside(cut, batches, ahead=1)) as made,
+            tqdm(made, desc="patches", total=len(batches), disable=not self.progress, leave=False) as shown,
         ):
             patches = iter(shown)
             for group in groups:
                 found = []
                 for _ in range(0, len(group), size):
-                    images = next(patches)
-                    found += self.computed(len(images), partial(self._latent, samples, images))
+                    every, batch = next(patches)
+                    found += self.computed(len(every), partial(self._latent, samples, every, batch))
                 yield Part(np.concatenate([of for _, of in found]), np.concatenate([latent for latent, _ in found]))
 
-    def _latent(self, samples: Samples, cut: list[Any], part: slice) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The latent of some samples, and their rows."""
-        batch = samples.collate(cut[part]).to(self.device)
-        return self.model.latent(batch).float().cpu().numpy(), batch.rows[:, 1]
+    def _latent(
+        self, samples: Samples, patches: list[Any], batch: Batch, part: slice
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The latent of some samples of a batch, and their rows."""
+        whole = part == slice(0, len(patches))
+        batch = (batch if whole else samples.collate(patches[part])).to(self.device)
+        return self.fast.latent(batch).float().cpu().numpy(), batch.rows[:, 1]
 
     def read(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """The latent itself: every shape is in one piece."""

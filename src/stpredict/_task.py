@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import BatchSampler, Sampler
 
+from stpredict._beside import beside
 from stpredict.models._base import Model, Recipe
 from stpredict.models._samples import Batch, PatchSamples, Samples
+from stpredict.nn.device import Precision, autocast
 
 logger = logging.getLogger("stpredict")
 MIN_STEPS = 4  # a batch is never so large that an epoch has fewer steps than this, where there are samples enough
@@ -67,12 +70,41 @@ class EpochSampler(Sampler[int]):
         return iter((self.epoch * self.n + own).tolist())
 
 
+class Batches:
+    """Batches of samples, cut and collated in a thread of their own while the network is at work.
+
+    indices
+        The samples of every batch.
+    precision, device
+        Of the network: samples that hold features of an encoder compute them in the same number format.
+    """
+
+    def __init__(
+        self, samples: Samples, indices: Sequence[Sequence[int]], *, precision: Precision, device: torch.device
+    ) -> None:
+        self.samples, self.indices, self.precision, self.device = samples, indices, precision, device
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[Batch]:
+        with closing(beside(self._made, self.indices, ahead=2)) as made:
+            yield from made
+
+    def _made(self, indices: Sequence[int]) -> Batch:
+        with autocast(self.precision, self.device):
+            return self.samples.collate([self.samples[i] for i in indices])
+
+
 class Task(L.LightningModule):
     """A model with its optimiser and its data, as Lightning wants them."""
 
-    def __init__(self, model: Model, recipe: Recipe, samples: Samples, val: Samples | None, seed: int) -> None:
+    def __init__(
+        self, model: Model, recipe: Recipe, samples: Samples, val: Samples | None, *, seed: int, precision: Precision
+    ) -> None:
         super().__init__()
         self.model, self.recipe, self.samples, self.val_samples, self.seed = model, recipe, samples, val, seed
+        self.precision = precision
         self.batch_size = max(1, min(recipe.batch_size, len(samples) // MIN_STEPS))
         if recipe.encoder_lr == 0 and (encoder := getattr(model, "encoder", None)) is not None:
             encoder.requires_grad_(False)  # before other processes are told which gradients to expect
@@ -80,24 +112,24 @@ class Task(L.LightningModule):
         self.kept: Path | None = None  # where other processes leave it
         self._seen: list[tuple[float, int]] = []
 
-    def train_dataloader(self) -> DataLoader:
-        """The windows of this epoch."""
+    def train_dataloader(self) -> Batches:
+        """The windows of this epoch; the last batch is left out where it would be smaller."""
         rank, world = self.trainer.global_rank, self.trainer.world_size
         sampler = EpochSampler(len(self.samples), self.current_epoch, rank=rank, world=world)
-        return DataLoader(
-            self.samples, batch_size=self._own_batch(), sampler=sampler, collate_fn=self.samples.collate, drop_last=True
-        )
+        return self._batches(self.samples, list(BatchSampler(sampler, self._own_batch(), drop_last=True)))
 
     def _own_batch(self) -> int:
         """Of this process: the batch of the recipe is that of all processes together."""
         return max(1, self.batch_size // self.trainer.world_size)
 
-    def val_dataloader(self) -> DataLoader | list:
+    def val_dataloader(self) -> Batches | list:
         """Every shape of the validation sections once, in every process, so that all choose the same epoch."""
         if self.val_samples is None:
             return []
-        batches = val_batches(self.model, self.val_samples, self.batch_size)
-        return DataLoader(self.val_samples, batch_sampler=batches, collate_fn=self.val_samples.collate)
+        return self._batches(self.val_samples, val_batches(self.model, self.val_samples, self.batch_size))
+
+    def _batches(self, samples: Samples, indices: Sequence[Sequence[int]]) -> Batches:
+        return Batches(samples, indices, precision=self.precision, device=self.device)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         loss = self.model.loss(batch, self.model.query(batch.genes))

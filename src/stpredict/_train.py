@@ -26,7 +26,7 @@ from stpredict._task import KeepBest, Task, val_batches
 from stpredict.models._base import Model, Recipe, new_card, predict_batch
 from stpredict.models._samples import Samples, held_in_memory
 from stpredict.nn.allocator import keep_freed_memory
-from stpredict.nn.device import resolve_device, resolve_precision
+from stpredict.nn.device import autocast, resolve_device, resolve_precision
 
 logger = logging.getLogger("stpredict")
 CACHE_BYTES = 3 * 2**30  # images of the training sections held at working resolution, all together
@@ -72,16 +72,21 @@ def fit(model: Model, train: Sequence[Section], val: Sequence[Section], plan: Pl
         raise ValueError("there is nothing to train on: no section was given.")
     share = CACHE_BYTES // (len(train) + len(val))
     train, val = ([held_in_memory(s, limit_bytes=share) for s in part] for part in (train, val))
+    device = resolve_device(plan.device)
+    precision = resolve_precision(plan.precision, device)
     with keep_freed_memory():
-        model.prepare(train)
+        model.to(device)
+        with autocast(precision, device):  # frozen encoders see here what they will see in the loop and in prediction
+            model.prepare(train)
         recipe = plan.recipe(model.recipe)
         history = pd.DataFrame({"epoch": [0]})
         if any(p.requires_grad for p in model.parameters()):
             history = _loop(model, train, val, plan, recipe)
-            model.to(resolve_device(plan.device))  # Lightning brings it back to the CPU
-        model.finish(train)
-        model.eval()
-        val_pcc = _reliability(model, val) if val else {}
+        model.to(device)  # Lightning brings it back to the CPU, and a closed form may be computed there
+        with autocast(precision, device):
+            model.finish(train)
+            model.eval()
+            val_pcc = _reliability(model, val) if val else {}
     model.loaded_from = None  # no folder has these weights
     model.card = new_card(model, seed=plan.seed, val_pcc=val_pcc, **card)
     return history
@@ -109,8 +114,11 @@ def hold_out(section: Section, *, share: float, seed: int) -> tuple[Section, Sec
 
 
 def _loop(model: Model, train: Sequence[Section], val: Sequence[Section], plan: Plan, recipe: Recipe) -> pd.DataFrame:
-    task = Task(model, recipe, model.samples(train, train=True, seed=plan.seed), _val_samples(model, val), plan.seed)
     device = resolve_device(plan.device)
+    precision = resolve_precision(plan.precision, device)
+    with autocast(precision, device):  # some samples hold features of an encoder
+        samples = model.samples(train, train=True, seed=plan.seed), _val_samples(model, val)
+    task = Task(model, recipe, *samples, seed=plan.seed, precision=precision)
     folder = Path(plan.checkpoint_dir) if plan.checkpoint_dir is not None else None
     L.seed_everything(plan.seed, verbose=False)
     model.train()  # Lightning keeps the mode it finds, and the encoder's batch norm must be told to stay as it is

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from stpredict.nn.fold import folded
+from stpredict.nn.encoders import Encoder, EncoderSpec
+from stpredict.nn.fold import folded, folded_call
 
 
 class Branches(nn.Module):
@@ -155,3 +156,52 @@ def test_a_norm_that_goes_back_to_training_is_folded_no_more():
     twin = folded(model, lambda m: m(image))
     assert _count(twin) == 4
     torch.testing.assert_close(twin(image), model(image), rtol=1e-4, atol=1e-5)
+
+
+def _gradients(model, out):
+    model.zero_grad()
+    out.square().sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_a_folded_call_gives_the_values_and_the_gradients_of_the_network_itself():
+    model, image = _with_statistics(OnlyPairs()), torch.randn(2, 3, 8, 8)
+    wanted = model(image)
+    gradients = _gradients(model, wanted)
+    out = folded_call(model, image, probe=lambda net: net(torch.ones(1, 3, 8, 8)))
+    torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-5)
+    found = _gradients(model, out)
+    assert set(found) == set(gradients)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-4 * float(gradient.abs().max()), msg=name)
+
+
+def test_a_folded_call_follows_the_weights_after_a_step():
+    model, image = _with_statistics(OnlyPairs()), torch.randn(2, 3, 8, 8)
+    folded_call(model, image, probe=lambda net: net(torch.ones(1, 3, 8, 8)))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.5)
+    out = folded_call(model, image, probe=lambda net: net(torch.ones(1, 3, 8, 8)))
+    torch.testing.assert_close(out, model(image), rtol=1e-5, atol=1e-5)
+
+
+def test_an_encoder_in_training_has_the_gradients_of_its_network_and_keeps_its_modes():
+    torch.manual_seed(0)
+    encoder = Encoder(EncoderSpec("mobilenetv2_050", (1, 2, 3, 4)), weights=None)
+    _with_statistics(encoder)
+    image = torch.rand(2, 3, 64, 64)
+    wanted = encoder(image)
+    plain = _gradients(encoder, torch.cat([x.flatten() for x in wanted]))
+    encoder.train()
+    modes = {name: module.training for name, module in encoder.named_modules()}
+    found = encoder(image)
+    assert modes == {name: module.training for name, module in encoder.named_modules()}
+    for got, of in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got, of, rtol=1e-3, atol=1e-3 * float(of.detach().abs().max()))
+    gradients = _gradients(encoder, torch.cat([x.flatten() for x in found]))
+    assert set(gradients) == set(plain)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(
+            gradients[name], gradient, rtol=1e-2, atol=1e-3 * float(gradient.abs().max() + 1e-6), msg=name
+        )

@@ -14,9 +14,9 @@ from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
 from torch import Tensor
 
 from stpredict._section import Section, blocks
-from stpredict.models._samples import WindowSamples, rgb
+from stpredict.models._samples import WindowSamples
 from stpredict.nn.context import Context
-from stpredict.nn.encoders import EncoderSpec
+from stpredict.nn.encoders import EncoderSpec, folded_encoder, rgb
 from stpredict.nn.pool import pool
 
 PENALTIES = tuple(10 ** (k / 2) for k in range(4, 11))  # 10^2 .. 10^5
@@ -100,13 +100,13 @@ def _statistics(context: Context, sections: Sequence[Section], *, window_px: int
         sections, window_px=window_px, stride=stride, reduction="mean", stain_jitter=0.0, train=False, seed=0
     )
     side = round(window_px / stride)
-    device = context.projection.device
+    device, encoder = context.projection.device, folded_encoder(context.encoder)
     found: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
     with torch.no_grad():
         for k in range(0, len(samples), WINDOWS):
             batch = samples.collate([samples[i] for i in range(k, min(k + WINDOWS, len(samples)))]).to(device)
             assert batch.pooling is not None
-            fine = context.fine(context.statistics(rgb(batch.image)), size=(side, side))
+            fine = context.fine(context.statistics(rgb(batch.image), encoder), size=(side, side))
             found.append((batch.rows, pool(fine, batch.pooling).cpu().numpy()))
     rows, values = np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
     order = np.lexsort((rows[:, 1], rows[:, 0]))

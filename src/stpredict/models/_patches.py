@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from stpredict import _coverage
 from stpredict._section import Section
-from stpredict.models._samples import PatchSamples, rgb
-from stpredict.nn.encoders import Encoder, EncoderSpec
+from stpredict.models._samples import PatchSamples
+from stpredict.nn.encoders import Encoder, EncoderSpec, rgb
 from stpredict.nn.features import FEATURES, FeatureCache
 
 LARGEST = 5.0  # standardised features beyond are cut

@@ -62,11 +62,6 @@ class Batch:
         return self.expression
 
 
-def rgb(image: Tensor) -> Tensor:
-    """(b, 3, h, w) float32 in [0, 1], channels last, of uint8 RGB."""
-    return image.to(torch.float32).div_(255).contiguous(memory_format=torch.channels_last)
-
-
 class Samples(Dataset, ABC):
     """A sequence of samples; an index is global: `epoch * len + position` gives every epoch its own draw."""
 

@@ -210,7 +210,9 @@ class BLEEP(Model):
         self.eval()
         expression = torch.from_numpy(np.concatenate([s.expression for s in sections]).astype(np.float32))
         self.bank_expression = expression.to(self.bank_expression.device)
-        self.bank_embedding = torch.cat([self.expression_projection(rows) for rows in self.bank_expression.split(ROWS)])
+        with torch.autocast(self.bank_expression.device.type, enabled=False):
+            parts = [self.expression_projection(rows) for rows in self.bank_expression.split(ROWS)]
+        self.bank_embedding = torch.cat(parts)
         self.train(training)
 
     def _matched(self, rows: Float[Tensor, "n d"], bank: Float[Tensor, "m g"]) -> Float[Tensor, "n g"]:

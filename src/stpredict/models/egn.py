@@ -44,8 +44,8 @@ from stpredict._section import Section, image_digest
 from stpredict.models._base import Model, Recipe, predict_batch
 from stpredict.models._config import configured
 from stpredict.models._patches import PatchEncoder
-from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, rgb
-from stpredict.nn.encoders import EncoderSpec
+from stpredict.models._samples import Batch, Patch, PatchSamples, Samples
+from stpredict.nn.encoders import EncoderSpec, rgb
 from stpredict.nn.exemplars import ExemplarBridge, Projector, ResidualPool
 from stpredict.nn.losses import mse_pcc
 from stpredict.nn.transformer import TransformerBlock

@@ -43,10 +43,10 @@ from stpredict.models._base import Model, Recipe, predict_batch
 from stpredict.models._config import configured
 from stpredict.models._context import ContextBranch, fit_context
 from stpredict.models._heads import PanelHead, TextHead
-from stpredict.models._samples import Batch, Samples, WindowSamples, rgb
+from stpredict.models._samples import Batch, Samples, WindowSamples
 from stpredict.models._texts import Vocabulary, as_embeddings
 from stpredict.nn.decoder import Decoder
-from stpredict.nn.encoders import Encoder, EncoderSpec
+from stpredict.nn.encoders import Encoder, EncoderSpec, rgb
 from stpredict.nn.losses import mse_pcc
 
 

@@ -48,9 +48,13 @@ class Context(nn.Module):
         """Always in eval mode: nothing here is trained by gradient."""
         return super().train(False)
 
-    def statistics(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b f r c"]:
-        """Means, then standard deviations, of every channel around every coarse cell; RGB in [0, 1]."""
-        maps = self.encoder(image)
+    def statistics(self, image: Float[Tensor, "b 3 h w"], encoder: Encoder | None = None) -> Float[Tensor, "b f r c"]:
+        """Means, then standard deviations, of every channel around every coarse cell; RGB in [0, 1].
+
+        encoder
+            The same one with its batch norms folded; None: the module's own.
+        """
+        maps = (encoder or self.encoder)(image)
         sides = [self.cell_px // stride for stride in self.encoder.strides]
         mean = torch.cat([_pooled(x.float(), k) for x, k in zip(maps, sides, strict=True)], dim=1)
         square = torch.cat([_pooled(x.float().square(), k) for x, k in zip(maps, sides, strict=True)], dim=1)

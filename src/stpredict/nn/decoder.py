@@ -71,7 +71,7 @@ class SkipFusion(nn.Module):
         m = self.layer_norm(self.mix(F.silu(a)).movedim(1, -1)).movedim(-1, 1)
         skip = self.batch_norm(F.silu(a + m))
         q, k, v = self._windows(self.qkv(torch.cat([skip, up], dim=1)))
-        return up + self._merge(F.scaled_dot_product_attention(q, k, v), up.shape)
+        return up + self._merge(_attend(q, k, v), up.shape)
 
     def _windows(self, qkv: Tensor) -> Tensor:
         b, c3, h, w = qkv.shape
@@ -84,6 +84,16 @@ class SkipFusion(nn.Module):
         n = self.window
         grid = rows.reshape(b, h // n, w // n, n, n, c).permute(0, 5, 1, 3, 2, 4)
         return grid.reshape(b, c, h, w)
+
+
+def _attend(q: Float[Tensor, "w n d"], k: Float[Tensor, "w n d"], v: Float[Tensor, "w n d"]) -> Float[Tensor, "w n d"]:
+    """softmax(Q K^T / sqrt(d)) V within every window.
+
+    Written out where the CPU is to give a gradient: windows are small, and torch's fused backward pass is far slower.
+    """
+    if q.device.type != "cpu" or not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(q, k, v)
+    return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v
 
 
 class Decoder(nn.Module):

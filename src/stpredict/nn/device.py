@@ -59,5 +59,11 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=kind, enabled=precision != "32-true")
 
 
+def same_autocast(device: torch.device) -> torch.autocast:
+    """The autocast of the calling thread, to be entered in another one: a thread begins without any."""
+    kind = device.type
+    return torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind))
+
+
 def _cpu_has_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())

@@ -14,6 +14,8 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from stpredict.nn.fold import folded, folded_call
+
 
 @dataclass(frozen=True)
 class EncoderSpec:
@@ -98,7 +100,16 @@ class Encoder(nn.Module):
                 f"{tuple(image.shape[2:])}."
             )
         image = (image - self.mean) / self.std
-        return self._tokens(image) if self.is_vit else self.net(image)
+        if self.is_vit:
+            return self._tokens(image)
+        if self.training and torch.is_grad_enabled() and not image.is_meta:  # batch norms are in eval mode all the same
+            return folded_call(self.net, image, probe=self._probed)
+        return self.net(image)
+
+    def _probed(self, net: nn.Module) -> Tensor:
+        """All maps of some image, in one row."""
+        side = torch.linspace(-2, 2, 3 * self.block_px**2, device=self.mean.device)
+        return torch.cat([x.flatten() for x in net(side.view(1, 3, self.block_px, self.block_px))])
 
     def _tokens(self, image: Tensor) -> list[Tensor]:
         b, _, h, w = image.shape
@@ -114,6 +125,20 @@ class Encoder(nn.Module):
             grid = tokens.reshape(b, h // p, w // p, -1, n, n).permute(0, 3, 1, 4, 2, 5)
             out.append(grid.reshape(b, -1, h // p * n, w // p * n))
         return out
+
+
+def rgb(image: Tensor) -> Float[Tensor, "b 3 h w"]:
+    """(b, 3, h, w) float32 in [0, 1], channels last, of uint8 RGB."""
+    return image.to(torch.float32).div_(255).contiguous(memory_format=torch.channels_last)
+
+
+def folded_encoder(encoder: Encoder) -> Encoder:
+    """The same encoder with its batch norms folded into its convolutions; a vision transformer has none.
+
+    encoder
+        In eval mode; it stays as it is.
+    """
+    return folded(encoder, lambda each: each._probed(each.net))
 
 
 def _is_vit(name: str) -> bool:

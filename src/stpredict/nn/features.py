@@ -1,13 +1,15 @@
-"""Features of image patches from a frozen encoder, computed once for every patch that was ever seen."""
+"""Features of image patches: statistics of an encoder's maps, kept for every patch that a frozen encoder has seen."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import tempfile
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +18,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from stpredict.nn.encoders import Encoder
+from stpredict.nn.encoders import Encoder, folded_encoder, rgb
 
 MEMORY_BYTES = 2**29  # of features held by this process, all encoders together; the oldest go first
-ENCODE_ROWS = 32  # patches a forward pass
+ENCODE_ROWS = 64  # patches a forward pass
 
 _held: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
+_holding = threading.RLock()  # patches are also encoded in the thread that cuts them
 
 
 def pooled(encoder: Encoder, image: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n f"]:
@@ -51,12 +54,13 @@ FEATURES: dict[str, Callable[[Encoder, Tensor], Tensor]] = {"pooled": pooled, "a
 
 
 class FeatureCache:
-    """Features of uint8 patches, remembered by content: the bytes of the patch and of the encoder's weights.
+    """Features of uint8 patches, remembered by content: the patch, the encoder's weights and the number format.
 
     kind
         Which of `FEATURES`.
     encoder
-        Frozen, in eval mode: its weights must not change while the cache is in use.
+        Frozen, in eval mode: its weights must not change while the cache is in use. It runs in the number format of the
+        surrounding autocast, with its batch norms folded into its convolutions.
     folder
         Where features are kept between processes, as safetensors; None: in memory alone.
     """
@@ -66,6 +70,7 @@ class FeatureCache:
         self.fingerprint = hashlib.sha256(f"{kind}{_fingerprint(encoder)}".encode()).hexdigest()
         self.folder = None if folder is None else Path(folder) / self.fingerprint[:16]
         self.n_encoded = 0
+        self._fast: Encoder | None = None  # folded, on the encoder's device
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._read()
@@ -73,27 +78,38 @@ class FeatureCache:
     def __call__(self, image: Tensor) -> Tensor:
         """(n, f) or (n, t, f) float32 features of (n, 3, h, w) uint8 patches, on the patches' device."""
         patches = image.cpu().contiguous().numpy()
-        keys = [hashlib.sha256(self.fingerprint.encode() + patch.tobytes()).digest() for patch in patches]
-        new = sorted({key: i for i, key in enumerate(keys) if key not in _held}.values())
-        if new:
-            self._encode(image[new], [keys[i] for i in new])
-        for key in keys:
-            _held.move_to_end(key)
-        found = torch.from_numpy(np.stack([_held[key] for key in keys]))
-        self._forget()
+        start = hashlib.sha256((self.fingerprint + self._number_format()).encode())
+        keys = [_digest(start, patch) for patch in patches]
+        with _holding:
+            new = sorted({key: i for i, key in enumerate(keys) if key not in _held}.values())
+            if new:
+                self._encode(image[new], [keys[i] for i in new])
+            for key in keys:
+                _held.move_to_end(key)
+            found = torch.from_numpy(np.stack([_held[key] for key in keys]))
+            self._forget()
         return found.to(image.device)
 
     def _encode(self, image: Tensor, keys: list[bytes]) -> None:
-        parts, device = [], self.encoder.mean.device
-        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-            for part in image.split(ENCODE_ROWS):
-                rgb = part.to(device).float().div(255).contiguous(memory_format=torch.channels_last)
-                parts.append(self.features(self.encoder.eval(), rgb).cpu().numpy())
-        features = np.concatenate(parts)
+        encoder = self._folded()
+        with torch.inference_mode():
+            found = [self.features(encoder, rgb(part.to(encoder.mean.device))) for part in image.split(ENCODE_ROWS)]
+        features = torch.cat(found).cpu().numpy()
         self.n_encoded += len(features)
         _held.update(zip(keys, features, strict=True))
         if self.folder is not None:
             self._write(keys, features)
+
+    def _folded(self) -> Encoder:
+        """The encoder in fewer steps, made anew where it has moved to another device."""
+        if self._fast is None or self._fast.mean.device != self.encoder.mean.device:
+            self._fast = folded_encoder(self.encoder.eval())
+        return self._fast
+
+    def _number_format(self) -> str:
+        """Of the encoder's forward pass, where it is not float32."""
+        kind = self.encoder.mean.device.type
+        return str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else ""
 
     def _write(self, keys: list[bytes], features: NDArray[np.float32]) -> None:
         assert self.folder is not None
@@ -109,13 +125,22 @@ class FeatureCache:
         for path in sorted(self.folder.glob("*.safetensors")):
             stored = load_file(path)
             keys = [row.tobytes() for row in stored["keys"]]
-            _held.update(zip(keys, stored["features"], strict=True))
-        self._forget()
+            with _holding:
+                _held.update(zip(keys, stored["features"], strict=True))
+        with _holding:
+            self._forget()
 
     def _forget(self) -> None:
         size = sum(value.nbytes for value in list(_held.values())[:1]) * len(_held)
         while size > MEMORY_BYTES and len(_held) > 1:
             size -= _held.popitem(last=False)[1].nbytes
+
+
+def _digest(start: Any, patch: NDArray[np.uint8]) -> bytes:
+    """The hash of a patch, going on from that of what sees it."""
+    digest = start.copy()
+    digest.update(patch)
+    return digest.digest()
 
 
 def _fingerprint(encoder: Encoder) -> str:

@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them, for prediction."""
+"""Batch norms that only scale and shift, folded into the convolutions before them: for prediction, and in training."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import logging
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 logger = logging.getLogger("stpredict")
 KINDS = (nn.Conv2d, nn.BatchNorm2d)
@@ -21,6 +23,10 @@ TOLERANCE = 1e-3  # of the output's standard deviation; folding leaves 1e-6
 
 # by model: its state when it was probed, and the (convolution, norm) to fold
 _seen: weakref.WeakKeyDictionary[nn.Module, tuple[bytes, Pairs]] = weakref.WeakKeyDictionary()
+# by network in training: its device and parameters, a copy without the norms, and what is folded in it
+_twins: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[torch.device, tuple[int, ...]], nn.Module, Pairs]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def folded[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> M:
@@ -43,6 +49,32 @@ def folded[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> M:
     return _fold_all(copied(model), pairs)
 
 
+def folded_call[Out](net: nn.Module, *given: Tensor, probe: Callable[[nn.Module], Tensor]) -> Out:
+    """What a network gives for some input, computed with its batch norms folded into its convolutions.
+
+    Gradients reach the weights of both, as they do in the network itself: the weights of a folded convolution are
+    computed anew in every call.
+
+    net
+        Its batch norms are in eval mode; they and all else stay as they are.
+    probe
+        As for `folded`; run again only where the network has moved to another device or has other parameters.
+    """
+    state = next(net.parameters()).device, tuple(map(id, net.parameters()))
+    known = _twins.get(net)
+    if known is None or known[0] != state:
+        pairs = _pairs_in_eval(net, probe)
+        twin = _fold_all(copied(net), pairs)
+        if state[0].type == "cpu":
+            _strided_in_float32(twin)
+        known = _twins[net] = state, twin, pairs
+    _, twin, pairs = known
+    weights = {}
+    for conv, norm in pairs:
+        weights[f"{conv}.weight"], weights[f"{conv}.bias"] = _joined(net.get_submodule(conv), net.get_submodule(norm))
+    return functional_call(twin, weights, given)
+
+
 def copied[M: nn.Module](model: M, made: dict[nn.Module, nn.Module] | None = None) -> M:
     """The model and its parts anew, with the same weights."""
     made = {} if made is None else made  # a part that is used twice stays one
@@ -56,8 +88,9 @@ def copied[M: nn.Module](model: M, made: dict[nn.Module, nn.Module] | None = Non
 
 
 def _pairs[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> Pairs | None:
-    exact = torch.backends.cudnn.flags(allow_tf32=False)
-    with torch.inference_mode(False), torch.no_grad(), exact:
+    kind = next(model.parameters()).device.type
+    exact = torch.backends.cudnn.flags(allow_tf32=False), torch.autocast(kind, enabled=False)
+    with torch.inference_mode(False), torch.no_grad(), exact[0], exact[1]:
         before, found = _watched(model, probe)
         names = {module: name for name, module in model.named_modules()}
         pairs = [(names[conv], names[norm]) for norm, conv in found.items()]
@@ -68,6 +101,27 @@ def _pairs[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> Pairs | None
         return None
     logger.info("folded %d of %d batch norms into convolutions", len(pairs), len(_norms(model)))
     return pairs
+
+
+def _pairs_in_eval(net: nn.Module, probe: Callable[[nn.Module], Tensor]) -> Pairs:
+    modes = {module: module.training for module in net.modules()}
+    try:
+        return _pairs(net.eval(), probe) or []
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _strided_in_float32(twin: nn.Module) -> None:
+    """Keep strided depth-wise convolutions out of autocast: their gradient in bfloat16 is slow on the CPU."""
+    for conv in twin.modules():
+        if isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels > 1 and max(conv.stride) > 1:
+            conv.forward = partial(_in_float32, conv)  # type: ignore[method-assign]
+
+
+def _in_float32(conv: nn.Conv2d, image: Tensor) -> Tensor:
+    with torch.autocast(image.device.type, enabled=False):
+        return type(conv).forward(conv, image.float()).to(image.dtype)
 
 
 @torch.no_grad()
@@ -124,14 +178,19 @@ def _watched[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> tuple[Tens
 
 
 def _fold(conv: nn.Module, norm: nn.Module) -> None:
+    weight, bias = _joined(conv, norm)
+    conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
+
+
+def _joined(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that does what both do."""
     assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None and norm.running_var is not None
     scale = torch.rsqrt(norm.running_var + norm.eps)
     scale = scale if norm.weight is None else scale * norm.weight
     shift = torch.zeros_like(scale) if norm.bias is None else norm.bias
     bias = torch.zeros_like(scale) if conv.bias is None else conv.bias
-    conv.weight = nn.Parameter(conv.weight * scale[:, None, None, None])
-    conv.bias = nn.Parameter((bias - norm.running_mean) * scale + shift)
+    return conv.weight * scale[:, None, None, None], (bias - norm.running_mean) * scale + shift
 
 
 def _take_out(model: nn.Module, norms: set[nn.Module]) -> None:
