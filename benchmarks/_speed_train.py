@@ -1,7 +1,7 @@
 """Training of PixNet: a step against a bare loop over the same windows, and the whole against another checkout of ours.
 
-`python _speed_train.py EPOCHS` trains on three her2st sections, predicts the fourth and prints processor seconds and PCC@M; which
-checkout it measures, PYTHONPATH says.
+`python _speed_train.py EPOCHS` trains on three her2st sections, predicts the fourth and prints processor seconds and
+PCC@M; which checkout it measures, PYTHONPATH says.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def against(other: Path, epochs: int = 20, *, threads: int = 1) -> str:
     ratio = found["other"]["seconds"] / found["ours"]["seconds"]
     return (
         f"{epochs} epochs on {', '.join(TRAIN)}, both at once with {threads} thread each: the other takes "
-        f"{ratio:.2f}x the processor seconds; PCC@M on {TEST} {found['ours']['pcc']:.4f}, the other {found['other']['pcc']:.4f}"
+        f"{ratio:.2f}x the processor seconds; PCC@M on {TEST} {found['ours']['pcc']:.4f}, the other "
+        f"{found['other']['pcc']:.4f}"
     )
 
 
