@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,18 @@ class Plan:
     resume: bool = False
     progress: bool = True
 
+    def __post_init__(self) -> None:
+        """Raise ValueError, which names the setting, for one with which nothing could be trained."""
+        counts = {"max_epochs": 1, "batch_size": 1, "devices": 1, "num_nodes": 1, "seed": 0}
+        for name, least in counts.items():
+            value = getattr(self, name)
+            if value is not None and not (
+                isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+            ):
+                raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
+        if self.lr is not None and not (isinstance(self.lr, Real) and math.isfinite(self.lr) and self.lr > 0):
+            raise ValueError(f"lr={self.lr!r} must be a positive, finite learning rate, such as 1e-3.")
+
     def recipe(self, own: Recipe) -> Recipe:
         """The model's recipe with what the caller gave put in its place."""
         given: dict[str, Any] = {"max_epochs": self.max_epochs, "batch_size": self.batch_size, "lr": self.lr}
@@ -67,6 +81,8 @@ def fit(model: Model, train: Sequence[Section], val: Sequence[Section], plan: Pl
         Fields of the card that only the caller knows (sections, target, licence, ...).
 
     Returns one row an epoch: epoch, train_loss, and with validation val_loss and val_pcc (mean over genes); lr.
+
+    Raises ValueError where there is no section, and for a training that diverged: the model then has no card.
     """
     if not train:
         raise ValueError("there is nothing to train on: no section was given.")
@@ -136,7 +152,24 @@ def _loop(model: Model, train: Sequence[Section], val: Sequence[Section], plan: 
             trainer.fit(task, ckpt_path=_checkpoint(folder) if plan.resume else None, weights_only=True)
             if not task.history and task.kept is not None:  # the processes that trained have ended
                 task.history = json.loads(task.kept.read_text())
+    if not task.history:
+        raise ValueError(
+            f"no step was taken: {len(task.samples)} samples make no batch. Pass fewer devices or more shapes."
+        )
+    _check_finite(model, task.history, recipe)
     return pd.DataFrame(task.history)
+
+
+def _check_finite(model: Model, history: Sequence[Mapping[str, float]], recipe: Recipe) -> None:
+    """Raise ValueError where a training left weights that are not finite, and say since when."""
+    broken = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        first = next((int(row["epoch"]) for row in history if not math.isfinite(row["train_loss"])), None)
+        since = "" if first is None else f" The training loss is not finite from epoch {first} on."
+        raise ValueError(
+            f"training diverged: {len(broken)} tensors hold values that are not finite, such as {broken[0]}.{since} "
+            f"Pass a smaller lr (now {recipe.lr:g}), and check the measured values of the sections."
+        )
 
 
 def _trainer(plan: Plan, recipe: Recipe, device: torch.device, folder: Path | None, *, has_val: bool) -> L.Trainer:

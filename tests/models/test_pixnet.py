@@ -280,3 +280,29 @@ def test_a_text_head_learns_from_texts_and_maps_a_gene_that_it_never_saw(colour_
     assert np.isfinite(values).all() and len(maps) == 1 and maps[0].shape[0] == 3
     r = np.corrcoef(values.T)
     assert r[0, 1] > max(r[0, 2], 0.9)
+
+
+def test_the_rate_of_a_strongly_expressed_gene_starts_at_its_mean(colour_section):
+    """A rate of 3,000 per 10,000 counts: exp of it is more than any float holds."""
+    import torch
+
+    from stpredict.models.pixnet import PixNet, PixNetConfig
+
+    section = colour_section(0)
+    values = np.full_like(section.expression, np.log1p(3000.0))
+    model = PixNet(config=PixNetConfig(genes=("red", "green", "blue"), encoder="mobilenetv2_050", link="log1p"))
+    model.prepare([replace(section, expression=values)])
+    assert torch.isfinite(model.genes_head(("red",))).all()
+    bias = torch.nn.functional.softplus(model.genes_head(("red", "green", "blue"))[:, -1])
+    torch.testing.assert_close(bias, torch.full((3,), 3000.0), rtol=1e-4, atol=0)
+
+
+def test_a_training_that_diverged_leaves_no_card(colour_section):
+    from stpredict._train import Plan, fit
+    from stpredict.models.pixnet import PixNet, PixNetConfig
+
+    model = PixNet(config=PixNetConfig(genes=("red", "green", "blue"), encoder="mobilenetv2_050", context_rank=0))
+    plan = Plan(max_epochs=1, batch_size=2, lr=1e30, device="cpu", precision="32", progress=False)
+    with pytest.raises(ValueError, match="training diverged"):
+        fit(model, [colour_section(0)], [], plan)
+    assert model.card is None

@@ -74,3 +74,48 @@ def test_a_device_that_is_not_there_leaves_the_model_untrained(make, pixnet):
     with pytest.raises(ValueError, match="device='cuda:9' is not there"):
         stp.tl.train(make(0), model, val=0, device="cuda:9", progress=False)
     assert model.card is None
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"max_epochs": 0}, {"max_epochs": -1}, {"max_epochs": 1.5}, {"max_epochs": True}, {"batch_size": 0},
+        {"lr": 0.0}, {"lr": -1.0}, {"lr": float("nan")}, {"lr": float("inf")}, {"lr": "1e-3"},
+        {"seed": -1}, {"devices": 0}, {"num_nodes": 0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_with_which_nothing_could_be_trained_are_refused_before_any_work(make, setting, monkeypatch):
+    import stpredict as stp
+
+    model, sdata = stp.models.Mean(GENES), make(0)
+    monkeypatch.setattr(stp.models.Mean, "prepare", lambda *_: pytest.fail("it began to work"))
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        stp.tl.train(sdata, model, progress=False, **setting)
+    assert model.card is None
+
+
+def test_a_section_that_is_given_twice_is_refused(make):
+    import stpredict as stp
+
+    one, other = make(0), make(1)
+    with pytest.raises(ValueError, match=r"sdatas\[1\] is the same section as sdatas\[0\]"):
+        stp.tl.train([one, one], stp.models.Mean(GENES), progress=False)
+    with pytest.raises(ValueError, match=r"val\[1\] is the same section as sdatas\[0\]"):
+        stp.tl.train([one], stp.models.Mean(GENES), val=[other, one], progress=False)
+
+
+@pytest.mark.parametrize("val", ["C2", True, {"a": 1}, [], [3]], ids=str)
+def test_validation_that_is_neither_a_share_nor_sections_is_refused(make, val):
+    import stpredict as stp
+
+    with pytest.raises(ValueError, match="val"):
+        stp.tl.train(make(0), stp.models.Mean(GENES), val=val, progress=False)
+
+
+@pytest.mark.parametrize("sdatas", [[], "section.zarr", [None], 7], ids=str)
+def test_what_is_no_section_is_refused(sdatas):
+    import stpredict as stp
+
+    with pytest.raises(ValueError, match="sdatas"):
+        stp.tl.train(sdatas, stp.models.Mean(GENES), progress=False)

@@ -211,7 +211,8 @@ class PixNet(Model):
         means = np.mean([rows.mean(axis=0) for rows in measured], axis=0)
         spread = np.maximum(np.mean([rows.std(axis=0) for rows in measured], axis=0), 1e-3)
         if self.config.link == "log1p":
-            means = np.log(np.expm1(np.maximum(np.expm1(means), 1e-3)))
+            rates = np.maximum(np.expm1(means), 1e-3)
+            means = rates + np.log(-np.expm1(-rates))  # softplus of it is the rate, also of one that exp cannot hold
             spread = np.ones_like(spread)  # in units before the softplus
         if self.context_map is not None:
             self.context_map.share.zero_()

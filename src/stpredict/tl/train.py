@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,10 +75,19 @@ def train(
 
     Returns the history, one row an epoch: epoch, train_loss, val_loss (with validation), lr.
 
-    Raises ValueError for sections that cannot be used (see `stp.pp.gene_panel` for a panel that all have),
+    Raises ValueError, before any work, for settings with which nothing could be trained and for a section that is given
+    twice; for a training that diverged; and for sections that cannot be used (see `stp.pp.gene_panel` for a panel that
+    all have),
     FileNotFoundError for `resume` without a checkpoint.
     """
-    sdatas = [sdatas] if not isinstance(sdatas, Sequence) else list(sdatas)
+    plan = _train.Plan(
+        max_epochs=max_epochs, batch_size=batch_size, lr=lr, seed=seed, device=device, precision=precision,
+        devices=devices, strategy=strategy, num_nodes=num_nodes, checkpoint_dir=checkpoint_dir, resume=resume,
+        progress=progress,
+    )  # fmt: skip
+    sdatas = list(sdatas) if isinstance(sdatas, list | tuple) else [sdatas]
+    _check_sections(sdatas, val)
+    _check_distinct(sdatas, val)
     where: dict[str, Any] = {
         "genes": model.genes, "at_mpp": model.mpp, "image_key": image_key, "shapes_key": shapes_key, "mpp": mpp,
         "table_name": table_name, "layer": layer, "target": target, "tissue_key": tissue_key,
@@ -90,11 +100,6 @@ def train(
     else:
         fitted, held = sections, _named([_sdata.training_section(sdata, **where) for sdata in val])
         source = "validation sections: " + ", ".join(s.name for s in held)
-    plan = _train.Plan(
-        max_epochs=max_epochs, batch_size=batch_size, lr=lr, seed=seed, device=device, precision=precision,
-        devices=devices, strategy=strategy, num_nodes=num_nodes, checkpoint_dir=checkpoint_dir, resume=resume,
-        progress=progress,
-    )  # fmt: skip
     return _train.fit(
         model,
         fitted,
@@ -106,6 +111,39 @@ def train(
         val_source=source,
         licence=licence,
     )
+
+
+def _check_sections(sdatas: Sequence[SpatialData], val: object) -> None:
+    """Raise ValueError for what is no section, and for no section at all."""
+    from spatialdata import SpatialData
+
+    if not sdatas:
+        raise ValueError("sdatas is an empty list: give at least one section to train on.")
+    share = val is None or (isinstance(val, Real) and not isinstance(val, bool))
+    if not share and (isinstance(val, str) or not isinstance(val, Sequence) or not val):
+        raise ValueError(
+            f"val={type(val).__name__} is neither a share of each section, such as 0.15, nor a list of sections."
+        )
+    for name, given in (("sdatas", sdatas), ("val", [] if share else val)):
+        for i, sdata in enumerate(given):
+            if not isinstance(sdata, SpatialData):
+                raise ValueError(
+                    f"{name}[{i}] is a {type(sdata).__name__}, not a SpatialData; open a store with "
+                    "spatialdata.read_zarr."
+                )
+
+
+def _check_distinct(sdatas: Sequence[SpatialData], val: object) -> None:
+    """Raise ValueError for a section that is given twice, or to train on and to validate with."""
+    given = [("sdatas", i, sdata) for i, sdata in enumerate(sdatas)]
+    given += [("val", i, sdata) for i, sdata in enumerate(val if isinstance(val, Sequence) else [])]
+    for k, (name, i, sdata) in enumerate(given):
+        for other, j, same in given[:k]:
+            if sdata is same or (sdata.path is not None and sdata.path == same.path):
+                raise ValueError(
+                    f"{name}[{i}] is the same section as {other}[{j}]. Give every section once; to validate "
+                    "on a part of the training sections, pass val as a share such as 0.15."
+                )
 
 
 def _named(sections: Sequence[Section]) -> list[Section]:
