@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Literal
 
 import torch
 
 logger = logging.getLogger("stpredict")
+_forked = False
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 _NAMES: dict[str, Precision] = {
@@ -57,6 +59,25 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """The context in which a forward pass runs at this precision."""
     kind = torch.float16 if precision == "16-mixed" else torch.bfloat16
     return torch.autocast(device.type, dtype=kind, enabled=precision != "32-true")
+
+
+def run_after_fork() -> None:
+    """In a forked process, let torch compute in one thread: the others, for which it would wait, are not copied.
+
+    Nothing is done in a process that was started otherwise.
+    """
+    if _forked and torch.get_num_threads() > 1:
+        logger.info("this process was forked: torch computes in one thread. Start processes by 'spawn' to use more.")
+        torch.set_num_threads(1)
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 def _cpu_has_bf16(device: torch.device) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+import threading
 import weakref
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,11 @@ TOLERANCE = 1e-3  # of the output's standard deviation; folding leaves 1e-6
 
 # by model: its state when it was probed, and the (convolution, norm) to fold
 _seen: weakref.WeakKeyDictionary[nn.Module, tuple[bytes, Pairs]] = weakref.WeakKeyDictionary()
+_probing = threading.RLock()  # cudnn's flags are of the whole process, and a model is probed once for all threads
+HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
+    "_forward_pre_hooks_with_kwargs",
+)  # fmt: skip
 
 
 def folded[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> M:
@@ -32,21 +38,26 @@ def folded[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> M:
         Runs a model on some image. Which norm follows which convolution is seen by running it, and the folded copy
         must give the same, else the model itself comes back. Not run again as long as the model's parts and weights
         stay.
+
+    Several threads may ask for the same model: one of them probes it, and the others wait.
     """
     if not _norms(model) or model.training:
         return model
-    state, known = _state(model), _seen.get(model)
-    pairs = known[1] if known is not None and known[0] == state else _pairs(model, probe)
-    if pairs is None:
-        return model
-    _seen[model] = state, pairs
+    with _probing:
+        state, known = _state(model), _seen.get(model)
+        pairs = known[1] if known is not None and known[0] == state else _pairs(model, probe)
+        if pairs is None:
+            return model
+        _seen[model] = state, pairs
     return _fold_all(copied(model), pairs)
 
 
 def copied[M: nn.Module](model: M, made: dict[nn.Module, nn.Module] | None = None) -> M:
-    """The model and its parts anew, with the same weights."""
+    """The model and its parts anew, with the same weights; hooks that are added to one are not in the other."""
     made = {} if made is None else made  # a part that is used twice stays one
     twin = made[model] = copy.copy(model)
+    for name in HOOKS:
+        setattr(twin, name, OrderedDict(getattr(model, name)))
     twin._parameters, twin._buffers = dict(model._parameters), dict(model._buffers)
     twin._modules = {
         name: child if child is None else made[child] if child in made else copied(child, made)
@@ -58,8 +69,9 @@ def copied[M: nn.Module](model: M, made: dict[nn.Module, nn.Module] | None = Non
 def _pairs[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> Pairs | None:
     exact = torch.backends.cudnn.flags(allow_tf32=False)
     with torch.inference_mode(False), torch.no_grad(), exact:
-        before, found = _watched(model, probe)
-        names = {module: name for name, module in model.named_modules()}
+        watched = copied(model)  # another thread may be running the model itself
+        before, found = _watched(watched, probe)
+        names = {module: name for name, module in watched.named_modules()}
         pairs = [(names[conv], names[norm]) for norm, conv in found.items()]
         after = probe(_fold_all(copied(model), pairs))
     apart = float((after - before).abs().max() / before.std().clamp_min(1e-12))
