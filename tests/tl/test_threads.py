@@ -22,7 +22,7 @@ def _in_threads(n, run):
         try:
             start.wait()
             run(i)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the test shows it
             errors.append(error)
 
     threads = [threading.Thread(target=guarded, args=(i,)) for i in range(n)]
@@ -46,6 +46,22 @@ def test_threads_that_share_a_model_from_its_first_use_get_the_answers_of_one(ma
             np.testing.assert_array_equal(each.tables["table"].layers["pixnet"], wanted)
 
 
+def test_two_threads_with_one_name_and_store_end_with_one_result_and_one_error(make, pixnet, tmp_path):
+    import spatialdata as sd
+
+    import stpredict as stp
+
+    make(7).write(tmp_path / "slide.zarr")
+    keys = {"shapes_key": "spots", "key_added": "a"}
+    errors = _in_threads(2, lambda i: stp.tl.predict(tmp_path / "slide.zarr", pixnet, output="both", **keys, **RUN))
+    (error,) = errors
+    assert str(error).startswith((f"process {os.getpid()} on ", "there is a layer"))  # beside it, or just after
+    result = sd.read_zarr(tmp_path / "slide.zarr")
+    assert "a" in result.images
+    assert "a" in result.tables["table"].layers
+    assert [path.name for path in tmp_path.iterdir()] == ["slide.zarr"]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_process_that_is_forked_after_a_prediction_predicts_too(make, pixnet, tmp_path):
@@ -60,7 +76,7 @@ def test_a_process_that_is_forked_after_a_prediction_predicts_too(make, pixnet, 
     if pid == 0:
         try:
             stp.tl.predict(path, pixnet, output="both", shapes_key="spots", key_added="again", **RUN)
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - nothing of pytest may run in the child
             os._exit(1)
         os._exit(0)
     end, status = time.monotonic() + 60, (0, 0)
