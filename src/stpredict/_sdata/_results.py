@@ -16,6 +16,7 @@ import psutil
 from anndata import AnnData
 from spatialdata.models import TableModel
 
+from stpredict._sdata._other_rows import keep_others
 from stpredict._sdata._store import Journal, Store, check_element_key, check_key, open_store
 from stpredict._sdata._store_element import Image, Table
 from stpredict._sdata._store_raster import RasterTarget, check_raster_size, raster_transformations
@@ -137,7 +138,8 @@ def layer(
         (n, g), one row per shape and one column per predicted gene.
     join
         What `table_rows` returns: (m,) rows of the table, and for each the position (m,) of its shape in the element.
-        All other rows of the table are NaN.
+        All other rows of the table keep what an earlier call of the same model and genes has put there under this key
+        for other shapes, and are NaN otherwise.
     columns
         (g,) column of the table of each gene.
     coverage, val_pcc
@@ -153,12 +155,14 @@ def layer(
     wide[np.ix_(rows, genes)] = values[shapes]
     predicted = np.zeros(n_vars, bool)
     predicted[genes] = True
+    covered = None if coverage is None else _spread(coverage[shapes], rows, n_obs)
+    keep_others(sdata, table_name, key, rows=rows, values=wide, coverage=covered, record=record or {})
     return Entry(
         table_name,
         key,
         wide,
         var={key: predicted, f"{key}_val_pcc": _spread(val_pcc, genes, n_vars)},
-        obs={f"{key}_coverage": None if coverage is None else _spread(coverage[shapes], rows, n_obs)},
+        obs={f"{key}_coverage": covered},
         record=record or {},
     )
 
