@@ -17,7 +17,7 @@ from stpredict.models._base import Model
 from stpredict.models._patches import PatchEncoder
 from stpredict.models._samples import Batch
 from stpredict.nn.allocator import keep_freed_memory
-from stpredict.nn.device import autocast, resolve_device, resolve_precision
+from stpredict.nn.device import autocast, resolve_device, resolve_precision, run_after_fork
 from stpredict.nn.encoders import folded_encoder
 from stpredict.nn.fold import copied, folded
 
@@ -130,6 +130,7 @@ def embed(model: Model, section: Section, *, runtime: Runtime) -> tuple[NDArray[
 
 @contextmanager
 def _running(model: Model, runtime: Runtime) -> Iterator[torch.device]:
+    run_after_fork()
     device = resolve_device(runtime.device)
     model.to(device).eval()
     precision = resolve_precision(runtime.precision, device)

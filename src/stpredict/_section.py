@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -90,6 +93,19 @@ def array_of(pixels: Any, what: str) -> NDArray[Any]:
             f"{what} cannot be read ({type(error).__name__}: {error}): a chunk of the store is damaged, or its files "
             "were moved or changed after the object was opened. Read the object again, or restore it from a copy."
         ) from error
+
+
+def _renew_pool() -> None:
+    """In a forked process, give dask threads: those of the parent, for which it would wait, are not copied."""
+    if "dask.threaded" in sys.modules:
+        import dask
+        from dask.system import CPU_COUNT
+
+        dask.config.set(pool=ThreadPoolExecutor(CPU_COUNT))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_pool)
 
 
 def _n_working(n_level: int, scale: float) -> int:

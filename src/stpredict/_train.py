@@ -28,7 +28,7 @@ from stpredict._task import KeepBest, Task, val_batches
 from stpredict.models._base import Model, Recipe, new_card, predict_batch
 from stpredict.models._samples import Samples, held_in_memory
 from stpredict.nn.allocator import keep_freed_memory
-from stpredict.nn.device import autocast, resolve_device, resolve_precision
+from stpredict.nn.device import autocast, resolve_device, resolve_precision, run_after_fork
 
 logger = logging.getLogger("stpredict")
 CACHE_BYTES = 3 * 2**30  # images of the training sections held at working resolution, all together
@@ -86,6 +86,7 @@ def fit(model: Model, train: Sequence[Section], val: Sequence[Section], plan: Pl
     """
     if not train:
         raise ValueError("there is nothing to train on: no section was given.")
+    run_after_fork()
     share = CACHE_BYTES // (len(train) + len(val))
     train, val = ([held_in_memory(s, limit_bytes=share) for s in part] for part in (train, val))
     device = resolve_device(plan.device)

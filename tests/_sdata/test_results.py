@@ -274,3 +274,53 @@ def test_a_new_table_beyond_memory_is_refused_with_its_size():
         ValueError, match=r"a new table of 1000000 shapes x 1000000 genes needs 8000.0 GB .* Pass fewer"
     ):
         check_table_size(10**6, 10**6)
+
+
+def _two_samples() -> SpatialData:
+    """An object whose table annotates the circles "spots" with its first rows and "more" with the others."""
+    sdata = make_sdata()
+    table = sdata.tables["table"]
+    more = sdata.shapes["spots"].copy()
+    both = ad.concat([table, table], index_unique="-", merge="same")
+    both.obs["region"] = pd.Categorical(["spots"] * 10 + ["more"] * 10)
+    del sdata.tables["table"]
+    sdata.shapes["more"] = more
+    sdata.tables["table"] = TableModel.parse(
+        both, region=["spots", "more"], region_key="region", instance_key="instance_id"
+    )
+    return sdata
+
+
+def _sample(sdata: SpatialData, shapes: str, plus: float, **record: Any) -> _results.Entry:
+    return _results.layer(
+        sdata, "table", "pixnet", values=np.full((10, 3), plus), join=table_rows(sdata, "table", shapes),
+        columns=np.array([4, 1, 3]), coverage=np.full(10, plus / 10), record={"weights_sha256": "a", **record},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_table_of_two_samples_keeps_the_rows_of_the_other(tmp_path: Path, stored: bool) -> None:
+    sdata = _two_samples()
+    if stored:
+        sdata.write(tmp_path / "slide.zarr")
+        sdata = read_zarr(tmp_path / "slide.zarr")
+    late = read_zarr(tmp_path / "slide.zarr") if stored else sdata
+    _results.commit(sdata, [_sample(sdata, "spots", 1.0, shapes_digest="one", genes=["g"])])
+    # another object of the store has not seen them
+    _results.commit(late, [_sample(late, "more", 2.0, shapes_digest="two", genes=["g"])], overwrite=True)
+    for each in (late, read_zarr(tmp_path / "slide.zarr")) if stored else (late,):
+        table = each.tables["table"]
+        assert table.layers["pixnet"][:, 4].tolist() == [1.0] * 10 + [2.0] * 10
+        assert table.obs["pixnet_coverage"].tolist() == [0.1] * 10 + [0.2] * 10
+        assert table.var["pixnet"].sum() == 3
+
+
+def test_rows_of_another_model_are_not_mixed_in_and_the_warning_says_so() -> None:
+    sdata = _two_samples()
+    _results.commit(sdata, [_sample(sdata, "spots", 1.0)])
+    with pytest.warns(UserWarning, match=r"10 rows of table 'table', which annotate other shapes, .* are NaN now"):
+        entry = _sample(sdata, "more", 2.0, weights_sha256="b")
+    _results.commit(sdata, [entry], overwrite=True)
+    layer = sdata.tables["table"].layers["pixnet"]
+    assert np.isnan(layer[:10]).all()
+    assert (layer[10:, 4] == 2.0).all()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import threading
 import weakref
 
 import pytest
@@ -205,3 +207,46 @@ def test_an_encoder_in_training_has_the_gradients_of_its_network_and_keeps_its_m
         torch.testing.assert_close(
             gradients[name], gradient, rtol=1e-2, atol=1e-3 * float(gradient.abs().max() + 1e-6), msg=name
         )
+
+
+def test_threads_that_share_a_new_model_fold_it_once_each_as_one_thread_does():
+    image = torch.randn(2, 3, 8, 8)
+    for _ in range(5):
+        model, runs, errors, start = _with_statistics(OnlyPairs()), [], [], threading.Barrier(4)
+        with torch.no_grad():
+            wanted = folded(copy.deepcopy(model), lambda m: m(image))(image)
+        probes = []
+
+        def probe(m, probes=probes):
+            probes.append(m)
+            return m(image)
+
+        def run(model=model, probe=probe, runs=runs, errors=errors, start=start):
+            try:
+                start.wait()
+                with torch.no_grad():
+                    twin = folded(model, probe)
+                    runs.extend(twin(image) for _ in range(20))
+            except BaseException as error:  # noqa: BLE001 - whatever it is, the test shows it
+                errors.append(error)
+
+        threads = [threading.Thread(target=run) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not errors
+        assert all(torch.allclose(out, wanted, rtol=0, atol=1e-5) for out in runs)  # convolutions round by thread
+        assert len(runs) == 80
+        assert len(probes) == 2  # before and after, by the first thread alone
+
+
+def test_the_model_that_is_probed_never_carries_a_hook_of_ours():
+    model, image, seen = _with_statistics(OnlyPairs()), torch.randn(2, 3, 8, 8), []
+
+    def probe(m):
+        seen.append(sum(len(each._forward_hooks) + len(each._forward_pre_hooks) for each in model.modules()))
+        return m(image)
+
+    folded(model, probe)
+    assert seen == [0, 0]

@@ -334,18 +334,19 @@ def test_another_prediction_does_not_go_on(large, pixnet, ridge, tmp_path, monke
 
 
 def test_two_processes_do_not_predict_the_same_name(large, pixnet, tmp_path):
+    import dataclasses
     import json
     import os
-    import socket
+
+    from stpredict._sdata._lock import Holder, started
 
     sdata = large("slide")
-    folder = tmp_path / ".slide.zarr.stpredict-run-pixnet"
-    (folder / "parts").mkdir(parents=True)
-    manifest = {"made_of": {}, "host": socket.gethostname(), "pid": os.getppid()}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(RuntimeError, match=rf"process {os.getppid()} is predicting 'pixnet' into .*slide.zarr"):
+    parent = dataclasses.replace(Holder.me(), pid=os.getppid(), started=started(os.getppid()))
+    lock = tmp_path / ".slide.zarr.stpredict-lock-pixnet"
+    lock.write_text(json.dumps(dataclasses.asdict(parent)))
+    with pytest.raises(RuntimeError, match=rf"process {os.getppid()} on .* is predicting 'pixnet' into .*slide.zarr"):
         _predict(sdata, pixnet)
-    assert folder.is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [lock.name, "slide.zarr"]
 
 
 @pytest.mark.slow

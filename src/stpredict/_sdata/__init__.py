@@ -30,7 +30,7 @@ from stpredict._sdata._results import (
     layer,
     new_table,
 )
-from stpredict._sdata._run import KeptParts, Run, run_folder
+from stpredict._sdata._run import KeptParts, Run, recover, run_folder
 from stpredict._sdata._shapes import check_some_inside, place, rows_of, shapes_of, tissue
 from stpredict._sdata._store import check_element_key, check_key, check_stored
 from stpredict._sdata._store_raster import RasterTarget, check_raster_size, raster_transformations
@@ -75,6 +75,7 @@ __all__ = [
     "pixel_size",
     "place",
     "raster_size",
+    "recover",
     "raster_transformations",
     "regions",
     "relative_affine",

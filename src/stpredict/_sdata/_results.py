@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anndata
@@ -14,14 +16,17 @@ import psutil
 from anndata import AnnData
 from spatialdata.models import TableModel
 
+from stpredict._sdata._other_rows import keep_others
 from stpredict._sdata._store import Journal, Store, check_element_key, check_key, open_store
-from stpredict._sdata._store_element import Image, Table, hide
+from stpredict._sdata._store_element import Image, Table
 from stpredict._sdata._store_raster import RasterTarget, check_raster_size, raster_transformations
 from stpredict._sdata._store_table import NAMESPACE, Entry, check_entry
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
+
+    from stpredict._sdata._store_plan import Members
 
 type Change = Entry | Image | Table
 
@@ -31,43 +36,57 @@ LAYER_LIMIT_BYTES = 4_000_000_000
 _writing = threading.Lock()  # the setting of anndata is that of the whole process
 
 
-def commit(sdata: SpatialData, changes: Sequence[Change], *, overwrite: bool = False) -> None:
+def commit(sdata: SpatialData, changes: Sequence[Change], *, overwrite: bool = False, run: Path | None = None) -> None:
     """Make all changes in memory and, for a backed object, in its store; where anything raises, none of them.
 
     changes
         Any mix of `Entry` (a layer or obsm entry of an existing table), `Table` and `Image`.
     overwrite
         Whether what is there under the same names is replaced. The old is deleted after everything has succeeded.
+    run
+        The folder of the run that made them, which is deleted with the commit.
 
-    A process that is killed on the way leaves a store that can be read, and in which each of the names holds the whole
-    result or is not there. A folder ``.{store}.stpredict-*`` may then lie beside the store: it holds what was replaced.
+    In a store everything becomes visible in one step, and other writers wait. A process that is killed on the way
+    leaves what was there before, or everything new; the next call that opens the store clears up (`_store_commit`).
 
     Raises ValueError for names that cannot be written or are taken, for values of a wrong shape, and for a table that
     differs between memory and store; PermissionError for a store that may only be read. Nothing has changed then.
     """
     store = open_store(sdata)
-    for change in changes:
-        plain(change.record)
-        change.check(sdata, store, overwrite=overwrite)
-    _check_distinct(changes)
-    with Journal(store) as journal:
-        if store is not None and journal.folder is not None:
-            # elements first: their moves are invisible until the metadata are consolidated
-            ordered = sorted(changes, key=lambda change: isinstance(change, Entry))
-            for i, change in enumerate(ordered):
-                (journal.folder / str(i)).mkdir()
-                # shards of a gigabyte, its default, are held in memory while they are written
-                with _writing, anndata.settings.override(auto_shard_zarr_v3=False):
-                    change.build(journal.folder / str(i))
-            hide(journal, store, [_name(change) for change in ordered if not isinstance(change, Entry)])
-            for i, change in enumerate(ordered):
-                change.move(journal, store, journal.folder / str(i))
-            _write_root(journal, sdata, store, changes)
+    with nullcontext() if store is None else store.locked():
         for change in changes:
-            change.apply(journal, sdata, store)
-        known = sdata.attrs
-        new = _with_records(known, changes)
-        journal.step("set attrs", lambda: setattr(sdata, "attrs", new), lambda: setattr(sdata, "attrs", known))
+            plain(change.record)
+            change.check(sdata, store, overwrite=overwrite)
+        _check_distinct(changes)
+        with Journal(store) as journal:
+            if store is not None:
+                _write(journal, store, changes, run)
+            for change in changes:
+                change.apply(journal, sdata, store)
+            known = sdata.attrs
+            new = _with_records(known, changes)
+            journal.step("set attrs", lambda: setattr(sdata, "attrs", new), lambda: setattr(sdata, "attrs", known))
+
+
+def _write(journal: Journal, store: Store, changes: Sequence[Change], run: Path | None) -> None:
+    """Build the changes aside, and make them visible in the store."""
+    assert journal.folder is not None
+    tables: dict[str, Members] = {}
+    plan = journal.plan()
+    for i, change in enumerate(changes):
+        folder = journal.folder / str(i)
+        folder.mkdir()
+        # shards of a gigabyte, its default, are held in memory while they are written
+        with _writing, anndata.settings.override(auto_shard_zarr_v3=False):
+            change.build(folder)
+        if isinstance(change, Entry):
+            tables[change.table_name] = change.members(store, folder, tables.get(change.table_name, {}))
+        else:
+            change.put(plan, store, folder)
+    for name, members in tables.items():
+        plan.change(f"tables/{name}", members)
+    plan.describe(_with_records(store.meta()["attributes"], changes))
+    journal.carry_out(plan, run)
 
 
 def check_layer(sdata: SpatialData, table_name: str, key: str, *, overwrite: bool) -> None:
@@ -119,7 +138,8 @@ def layer(
         (n, g), one row per shape and one column per predicted gene.
     join
         What `table_rows` returns: (m,) rows of the table, and for each the position (m,) of its shape in the element.
-        All other rows of the table are NaN.
+        All other rows of the table keep what an earlier call of the same model and genes has put there under this key
+        for other shapes, and are NaN otherwise.
     columns
         (g,) column of the table of each gene.
     coverage, val_pcc
@@ -135,12 +155,14 @@ def layer(
     wide[np.ix_(rows, genes)] = values[shapes]
     predicted = np.zeros(n_vars, bool)
     predicted[genes] = True
+    covered = None if coverage is None else _spread(coverage[shapes], rows, n_obs)
+    keep_others(sdata, table_name, key, rows=rows, values=wide, coverage=covered, record=record or {})
     return Entry(
         table_name,
         key,
         wide,
         var={key: predicted, f"{key}_val_pcc": _spread(val_pcc, genes, n_vars)},
-        obs={f"{key}_coverage": None if coverage is None else _spread(coverage[shapes], rows, n_obs)},
+        obs={f"{key}_coverage": covered},
         record=record or {},
     )
 
@@ -208,10 +230,6 @@ def plain(record: Any, path: str = "record") -> None:
         raise TypeError(f"{path} holds a number that is not finite: {record!r}. Give None instead.")
 
 
-def _name(change: Change) -> tuple[str, str]:
-    return (change.kind, change.key) if isinstance(change, Image) else ("tables", change.table_name)
-
-
 def _check_distinct(changes: Sequence[Change]) -> None:
     places = [place for change in changes for place in change.records({})]
     tables = {change.table_name for change in changes if isinstance(change, Table)}
@@ -226,14 +244,6 @@ def _with_records(attrs: Mapping[str, Any], changes: Sequence[Change]) -> dict[s
     for change in changes:
         records |= change.records(records)
     return {**attrs, NAMESPACE: {place: record for place, record in records.items() if record is not None}}
-
-
-def _write_root(journal: Journal, sdata: SpatialData, store: Store, changes: Sequence[Change]) -> None:
-    """Write the records into the store's attributes, and consolidate its metadata."""
-    meta = store.meta()
-    meta["attributes"] = _with_records(meta["attributes"], changes)
-    journal.replace(store.path / "zarr.json", meta)
-    journal.rewrite(store.path / "zarr.json", sdata.write_consolidated_metadata)
 
 
 def _index(index: NDArray[Any], size: int, n: int, what: str) -> NDArray[np.int64]:

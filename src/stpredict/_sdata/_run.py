@@ -9,15 +9,17 @@ import socket
 import uuid
 import zipfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import psutil
 
-from stpredict._sdata._store import open_store, remove
+from stpredict._sdata._lock import Lock
+from stpredict._sdata._scratch import remove
+from stpredict._sdata._store import Store, open_store
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -81,7 +83,8 @@ class Run:
     `work`, within the folder, is where parts and raster are built. Its name is that of the run, so that what a worker
     still writes for a run that was given up does not get into the next.
 
-    Raises ValueError for a run of something else, RuntimeError where another process is at work on the same name.
+    Raises ValueError for a run of something else, RuntimeError where another process or thread is at work on the same
+    name, whose lock it holds until then; see `Lock` for one that has ended.
     """
 
     def __init__(self, sdata: SpatialData, key: str, made_of: Mapping[str, Any], *, resume: bool) -> None:
@@ -93,30 +96,36 @@ class Run:
         self.folder = run_folder(sdata, key)
 
     def __enter__(self) -> Self:
-        token = self._earlier() if self.folder.is_dir() else None
-        if not self.folder.is_dir():
-            scratch = self.store.scratch()  # says so where one may not write there
-            os.rename(scratch, self.folder)
-        token = token or uuid.uuid4().hex[:12]
-        self.work = self.folder / f"work-{token}"
-        (self.work / "parts").mkdir(parents=True, exist_ok=True)
-        manifest = {"made_of": self.made_of, "host": socket.gethostname(), "pid": os.getpid(), "token": token}
-        new = self.folder / f"{MANIFEST}.new"
-        new.write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-        os.replace(new, self.folder / MANIFEST)
+        with ExitStack() as stack:
+            what = f"predicting {self.key!r} into {self.store.path}"
+            self._lock = stack.enter_context(Lock(self.store.lock_file(self.key), what, wait=False))
+            token = (self._earlier() if self.folder.is_dir() else None) or uuid.uuid4().hex[:12]
+            if not self.folder.is_dir():
+                os.rename(self.store.scratch(), self.folder)  # says so where one may not write there
+            self.work = self.folder / f"work-{token}"
+            (self.work / "parts").mkdir(parents=True, exist_ok=True)
+            new = self.folder / f"{MANIFEST}.new"
+            new.write_text(json.dumps({"made_of": self.made_of, "token": token}, indent=2), encoding="utf-8")
+            os.replace(new, self.folder / MANIFEST)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        finished = len(list((self.work / "parts").glob("*.npz")))
-        if error is None or isinstance(error, ValueError | TypeError) or not finished:
-            remove(self.folder)
-        else:
-            error.add_note(
-                f"The store {self.store.path} is as it was. {finished} finished pieces are kept in {self.folder}: the "
-                "same call with resume=True goes on from them; delete the folder if you do not want to."
-            )
+        with self._stack:
+            finished = len(list((self.work / "parts").glob("*.npz")))
+            if error is None or isinstance(error, ValueError | TypeError) or not finished:
+                remove(self.folder)
+            else:
+                error.add_note(
+                    f"The store {self.store.path} is as it was. {finished} finished pieces are kept in {self.folder}: "
+                    "the same call with resume=True goes on from them; delete the folder if you do not want to."
+                )
+
+    def check(self) -> None:
+        """Raise RuntimeError where another process has taken the run over."""
+        self._lock.check()
 
     def parts(self, make: type) -> KeptParts:
         """The parts of its pieces; `make` is their class."""
@@ -132,13 +141,6 @@ class Run:
         except (OSError, json.JSONDecodeError):  # killed before it had one, or a late writer made its folder anew
             remove(self.folder)
             return None
-        at_work = manifest["host"] == socket.gethostname() and manifest["pid"] != os.getpid()
-        if at_work and psutil.pid_exists(int(manifest["pid"])):
-            raise RuntimeError(
-                f"process {manifest['pid']} is predicting {self.key!r} into {self.store.path} (its folder is "
-                f"{self.folder}). Wait for it, or pass another key_added; if that process is something else that was "
-                "given the same number, delete the manifest.json in that folder."
-            )
         if not self.resume:
             _log.info("starting afresh: %s, left by an interrupted run, is deleted", self.folder)
             remove(self.folder)
@@ -153,3 +155,8 @@ class Run:
         done = len(list((self.folder / f"work-{manifest.get('token')}" / "parts").glob("*.npz")))
         _log.info("going on with the interrupted run in %s: %d pieces are finished", self.folder, done)
         return manifest.get("token")
+
+
+def recover(path: Path) -> None:
+    """Finish or take back a commit into the store at `path` that was killed, if there is one."""
+    Store(path).recover()

@@ -1,4 +1,4 @@
-"""Keys that a store can keep apart, and a journal of changes that are all made or all undone."""
+"""Stores: keys that they can keep apart, one writer at a time, and changes that are all made or all undone."""
 
 from __future__ import annotations
 
@@ -7,18 +7,24 @@ import json
 import logging
 import os
 import re
-import shutil
+import socket
 import tempfile
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import psutil
 import zarr
 from anndata.io import read_elem
+
+from stpredict._sdata import _store_commit as _commit
+from stpredict._sdata._lock import Lock, namespace, release_dead
+from stpredict._sdata._scratch import clear_leftovers, remove
+from stpredict._sdata._store_plan import Plan
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("stpredict")
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 KINDS = ("images", "labels", "points", "shapes", "tables")
+_held = threading.local()  # stores that this thread has locked
 
 
 def check_key(key: str, existing: Iterable[str], *, overwrite: bool, what: str) -> None:
@@ -121,18 +128,46 @@ class Store:
             stored = np.asarray(read_elem(group[f"{axis}/{group[axis].attrs['_index']}"]), dtype=object)
             _check_same(stored, np.asarray(memory, dtype=object), f"table {table_name!r}", axis, self.path)
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """The block is the only one that writes into the store, of all threads and processes; it waits for others.
+
+        A commit that was killed is finished or taken back first.
+        """
+        real = self.path.resolve()
+        held: set[Path] = _held.__dict__.setdefault("stores", set())
+        if real in held:
+            yield
+            return
+        with self._beside(), Lock(self.lock_file(), f"writing into {self.path}", wait=True):
+            held.add(real)
+            try:
+                if _commit.recover(real):
+                    self._sweep(real / _commit.FOLDER)
+                    release_dead(sorted(real.parent.glob(f"{glob.escape(self.lock_file('').name)}*")))
+                yield
+            finally:
+                held.discard(real)
+
+    def recover(self) -> None:
+        """Finish or take back a commit that was killed, if there is one; a reader sees the same before and after."""
+        if (self.path / _commit.FOLDER).is_dir():
+            with self.locked():
+                pass
+
+    def lock_file(self, key: str | None = None) -> Path:
+        """The lock on the store, or on the run of a name into it."""
+        real = self.path.resolve()
+        return real.parent / f".{real.name}.stpredict-lock{'' if key is None else f'-{key}'}"
+
     def scratch(self) -> Path:
         """A new empty folder beside the store, on the same file system, so that a rename moves what is built in it."""
         real = self.path.resolve()
         prefix = f".{real.name}.stpredict-"
-        try:
-            _log_leftovers(real.parent, prefix)
-            folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=real.parent))
-        except OSError as error:
-            raise PermissionError(
-                f"cannot write beside the store {self.path} ({error}): results are built in a folder next to it and "
-                "moved in whole. Copy the object with sdata.write(...) to a place where you may write."
-            ) from error
+        mine = f"{prefix}scratch-{socket.gethostname()}-{namespace()}-"
+        with self._beside():
+            clear_leftovers(real.parent, prefix, mine)
+            folder = Path(tempfile.mkdtemp(prefix=f"{mine}{os.getpid()}-", dir=real.parent))
         if folder.stat().st_dev != real.stat().st_dev:
             folder.rmdir()
             raise OSError(
@@ -140,6 +175,22 @@ class Store:
                 "cannot be moved in whole. Copy the object with sdata.write(...) into an ordinary folder."
             )
         return folder
+
+    def _sweep(self, folder: Path) -> None:
+        """Delete a folder of the store, which is gone in one step."""
+        scratch = self.scratch()
+        os.rename(folder, scratch / "done")
+        remove(scratch)
+
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        try:
+            yield
+        except PermissionError as error:
+            raise PermissionError(
+                f"cannot write beside the store {self.path} ({error}): results are built in a folder next to it and "
+                "moved in whole. Copy the object with sdata.write(...) to a place where you may write."
+            ) from error
 
 
 def open_store(sdata: SpatialData) -> Store | None:
@@ -175,20 +226,22 @@ def open_store(sdata: SpatialData) -> Store | None:
             f"the store {store.path} may only be read (no permission to write {closed[0]}). Copy the object with "
             "sdata.write(...) to a place where you may write."
         )
+    store.recover()
     return store
 
 
 class Journal:
     """Steps that are all made or, where one of them raises, all undone in reverse order.
 
-    Used as a context manager. It owns a scratch folder beside the store (None for an object in memory), where things
-    are built and where what is replaced waits until everything is done. Every step on disk is one rename.
+    Used as a context manager, under the lock of the store. It owns a scratch folder beside the store (None for an
+    object in memory), where things are built.
     """
 
     def __init__(self, store: Store | None) -> None:
         self.folder = store.scratch() if store else None
+        self._store = store
         self._undo: list[tuple[str, Callable[[], object]]] = []
-        self._kept = 0
+        self._stuck = False
 
     def __enter__(self) -> Self:
         return self
@@ -196,6 +249,8 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is None:
+            self._end()
         if error is None or self._back(error):
             self._clean()
 
@@ -205,39 +260,43 @@ class Journal:
         self._undo.append((what, undo))
         do()
 
-    def move(self, source: Path, target: Path) -> None:
-        """Rename a file or folder to where there is none."""
-        if target.exists():
-            raise FileExistsError(f"{target} appeared while the result was written. Is another process writing there?")
+    def plan(self) -> Plan:
+        """A new plan of what goes into the store, in the scratch folder."""
+        if self.folder is None or self._store is None:
+            raise RuntimeError("an object in memory has no store to plan for.")
+        return Plan(self._store.path, self.folder / "commit")
+
+    def carry_out(self, plan: Plan, run: Path | None = None) -> None:
+        """Make everything of the plan visible; `run` is the folder of the run, which is then deleted."""
+        folder = plan.store / _commit.FOLDER
+        plan.write(run)
 
         def back() -> None:
-            if target.exists() and not source.exists():
-                os.rename(target, source)
+            if folder.exists():
+                os.rename(folder, plan.folder)
 
-        self.step(f"move {source} to {target}", lambda: os.rename(source, target), back)
+        self.step("begin", lambda: os.rename(plan.folder, folder), self._in_turn(back))
+        for each in _commit.steps(folder):
+            self.step(each.what, each.do, self._in_turn(each.undo))
 
-    def move_out(self, path: Path) -> None:
-        """Take a file or folder away from where it is, if it is; it is deleted only when everything is done."""
-        if path.exists():
-            self.move(path, self._place())
+    def _in_turn(self, undo: Callable[[], object]) -> Callable[[], None]:
+        """The way back of a step in the store, which is not gone where that of a later one has failed."""
 
-    def replace(self, path: Path, content: dict[str, Any]) -> None:
-        """Exchange a ``zarr.json`` for another in one rename."""
-        new = self._place()
-        new.write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
-        self.rewrite(path, lambda: os.replace(new, path))
+        def back() -> None:
+            if not self._stuck:
+                self._stuck = True
+                undo()
+                self._stuck = False
 
-    def rewrite(self, path: Path, do: Callable[[], object]) -> None:
-        """Do something that replaces one file, whose content until now is kept."""
-        old = self._place()
-        shutil.copy2(path, old)
-        self.step(f"rewrite {path}", do, lambda: os.replace(old, path) if old.exists() else None)
+        return back
 
-    def _place(self) -> Path:
-        if self.folder is None:
-            raise RuntimeError("an object in memory has no scratch folder.")
-        self._kept += 1
-        return self.folder / f"kept-{self._kept}"
+    def _end(self) -> None:
+        """Nothing is undone any more."""
+        if self._store is not None and self.folder is not None:
+            folder = self._store.path / _commit.FOLDER
+            if folder.is_dir():
+                _commit.retire_run(folder)
+                os.rename(folder, self.folder / "done")
 
     def _back(self, error: BaseException) -> bool:
         whole = True
@@ -246,27 +305,12 @@ class Journal:
                 undo()
             except Exception as other:  # noqa: BLE001 - the other ways back must be gone all the same
                 whole = False
-                error.add_note(f"could not undo {what!r} ({other!r}); what was there before is kept in {self.folder}.")
+                error.add_note(f"could not undo {what!r} ({other!r}); the next call that writes there tries again.")
         return whole
 
     def _clean(self) -> None:
         if self.folder is not None:
             remove(self.folder)
-
-
-def remove(folder: Path) -> None:
-    """Delete a scratch folder; what cannot be deleted is named in the log, for the result is whole all the same."""
-    shutil.rmtree(folder, ignore_errors=True)
-    if folder.exists():
-        _log.warning("could not delete %s; it is not needed any more.", folder)
-
-
-def _log_leftovers(folder: Path, prefix: str) -> None:
-    """Name the scratch folders of processes that were killed; to delete them is for the user to decide."""
-    for each in folder.glob(f"{glob.escape(prefix)}*"):
-        pid = each.name.removeprefix(prefix).partition("-")[0]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            _log.warning("%s was left by a run that was killed; delete it unless you miss results in it.", each)
 
 
 def _check_same(stored: Any, memory: Any, what: str, axis: str, path: Path) -> None:

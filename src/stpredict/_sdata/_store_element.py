@@ -16,6 +16,8 @@ from stpredict._sdata._store import Journal, Store, check_element_key
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from stpredict._sdata._store_plan import Plan
+
 
 @dataclass(frozen=True)
 class Image:
@@ -47,9 +49,9 @@ class Image:
         if self.element is not None:
             write_aside(folder / self.kind, images={self.key: self.element})
 
-    def move(self, journal: Journal, store: Store, folder: Path) -> None:
-        """Rename the element into the store."""
-        _move_element(journal, store, self.built or folder / self.kind, self.kind, self.key)
+    def put(self, plan: Plan, store: Store, folder: Path) -> None:
+        """Plan the element's move into the store."""
+        plan.put(self.kind, self.key, self.built or folder / self.kind)
 
     def apply(self, journal: Journal, sdata: SpatialData, store: Store | None) -> None:
         """Put the element into the object; for a backed object, one that reads from the store."""
@@ -80,9 +82,9 @@ class Table:
         """Write the table aside, as spatialdata writes it."""
         write_aside(folder / self.kind, tables={self.table_name: self.table})
 
-    def move(self, journal: Journal, store: Store, folder: Path) -> None:
-        """Rename the table into the store."""
-        _move_element(journal, store, folder / self.kind, self.kind, self.table_name)
+    def put(self, plan: Plan, store: Store, folder: Path) -> None:
+        """Plan the table's move into the store."""
+        plan.put(self.kind, self.table_name, folder / self.kind)
 
     def apply(self, journal: Journal, sdata: SpatialData, store: Store | None) -> None:
         """Put the table into the object."""
@@ -94,31 +96,6 @@ def write_aside(path: Path, **elements: Any) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The table is annotating", category=UserWarning)
         SpatialData(**elements).write(path)
-
-
-def hide(journal: Journal, store: Store, places: list[tuple[str, str]]) -> None:
-    """Take elements out of the consolidated metadata, so that no reader looks for them while they are exchanged."""
-    meta = store.meta()
-    known = (meta.get("consolidated_metadata") or {}).get("metadata", {})
-    gone = [f"{kind}/{key}" for kind, key in places if f"{kind}/{key}" in known]
-    if not gone:
-        return
-    inside = tuple(f"{place}/" for place in gone)
-    meta["consolidated_metadata"]["metadata"] = {
-        path: value for path, value in known.items() if path not in gone and not path.startswith(inside)
-    }
-    journal.replace(store.path / "zarr.json", meta)
-
-
-def _move_element(journal: Journal, store: Store, built: Path, kind: str, key: str) -> None:
-    group = store.path / kind
-    if not store.has(kind):
-        # without its zarr.json a group, and all that is moved into it, is ignored in silence
-        journal.move_out(group)
-        journal.move(built / kind, group)
-        return
-    journal.move_out(group / key)
-    journal.move(built / kind / key, group / key)
 
 
 def _set_element(journal: Journal, sdata: SpatialData, kind: str, key: str, element: Any) -> None:

@@ -16,7 +16,8 @@ from spatialdata.models import Image2DModel
 from spatialdata.transformations import BaseTransformation, Scale, get_transformation
 from spatialdata.transformations import Sequence as Chain
 
-from stpredict._sdata._store import check_element_key, open_store, remove
+from stpredict._sdata._scratch import remove
+from stpredict._sdata._store import check_element_key, open_store
 from stpredict._sdata._store_element import Image
 from stpredict._sdata._store_levels import Levels, chunk_shape, create_levels, n_levels
 

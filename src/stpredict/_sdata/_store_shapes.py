@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from stpredict._sdata._store import Journal, check_element_key, open_store
@@ -19,14 +20,12 @@ def add_shapes(sdata: SpatialData, key: str, element: GeoDataFrame) -> None:
     """
     check_element_key(sdata, key, kind="shapes", overwrite=False)
     store = open_store(sdata)
-    with Journal(store) as journal:
+    with nullcontext() if store is None else store.locked(), Journal(store) as journal:
         if store is not None and journal.folder is not None:
-            built, group = journal.folder / "built", store.path / "shapes"
-            write_aside(built, shapes={key: element})
-            if store.has("shapes"):
-                journal.move(built / "shapes" / key, group / key)
-            else:  # a group is only seen with its own zarr.json
-                journal.move_out(group)
-                journal.move(built / "shapes", group)
-            journal.rewrite(store.path / "zarr.json", sdata.write_consolidated_metadata)
+            check_element_key(sdata, key, kind="shapes", overwrite=False)  # another process may have been faster
+            write_aside(journal.folder / "built", shapes={key: element})
+            plan = journal.plan()
+            plan.put("shapes", key, journal.folder / "built")
+            plan.describe(store.meta()["attributes"])
+            journal.carry_out(plan)
         sdata.shapes[key] = element

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
+
+    from stpredict._sdata._store_plan import Members
 
 NAMESPACE = "stpredict"  # of uns and of sdata.attrs
 
@@ -73,18 +77,24 @@ class Entry:
         write_elem(group, "uns", {NAMESPACE: {self.key: dict(self.record)}})
         write_elem(group, self.place, {self.key: self.values})
 
-    def move(self, journal: Journal, store: Store, folder: Path) -> None:
-        """Rename the parts into the stored table; the last rename makes the entry visible."""
-        base = store.path / "tables" / self.table_name
-        meta = Store(base).meta()
+    def members(self, store: Store, folder: Path, known: Members) -> Members:
+        """What changes inside the stored table, by path; `known` is what other entries change there."""
+        base, aside = Store(store.path / "tables" / self.table_name), folder / self._aside
+        out = dict(known)
+        meta = base.meta()
         if meta.pop("consolidated_metadata", None) is not None:
-            # an index of the table's own, as anndata writes it, would hide what is moved in
-            journal.replace(base / "zarr.json", meta)
-        journal.move_out(base / self.place / self.key)
+            # an index of the table's own, as anndata writes it, would hide what is new
+            out["zarr.json",] = _json(meta)
         for axis in ("var", "obs"):
-            self._move_columns(journal, store, folder / self._aside / axis, axis)
-        _move_member(journal, folder / self._aside / "uns", base / "uns", NAMESPACE, self.key)
-        _move_member(journal, folder / self._aside / self.place, base / self.place, self.key)
+            columns: Mapping[str, Any] = getattr(self, axis)
+            if columns:
+                out |= {
+                    (axis, name): None if column is None else aside / axis / name for name, column in columns.items()
+                }
+                out[axis, "zarr.json"] = _reordered(base, axis, columns, out)
+        for path in (("uns", NAMESPACE, self.key), (self.place, self.key)):
+            out |= _member(base, aside, path, out)
+        return out
 
     def apply(self, journal: Journal, sdata: SpatialData, store: Store | None) -> None:
         """Set everything in memory."""
@@ -99,25 +109,6 @@ class Entry:
     @property
     def _aside(self) -> str:
         return f"{self.table_name}-{self.place}-{self.key}"
-
-    def _move_columns(self, journal: Journal, store: Store, aside: Path, axis: str) -> None:
-        """A column is seen once ``column-order`` names it, so it is taken off before and put there after the rename."""
-        columns: Mapping[str, Any] = getattr(self, axis)
-        if not columns:
-            return
-        group = store.path / "tables" / self.table_name / axis
-        seen = store.columns(self.table_name, axis)
-        hidden = [name for name in seen if name not in columns]
-        if hidden != seen:
-            _order(journal, group, hidden)
-        for name, column in columns.items():
-            journal.move_out(group / name)
-            if column is not None:
-                journal.move(aside / name, group / name)
-        new = [name for name in columns if name not in seen]
-        order = [name for name in [*seen, *new] if name not in columns or columns[name] is not None]
-        if order != hidden:
-            _order(journal, group, order)
 
 
 def check_entry(
@@ -137,23 +128,30 @@ def check_entry(
             check_key(name, map(str, seen), overwrite=overwrite, what=what)
 
 
-def _order(journal: Journal, group: Path, order: list[str]) -> None:
-    meta = Store(group).meta()
-    meta["attributes"]["column-order"] = order
-    journal.replace(group / "zarr.json", meta)
+def _json(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=2).encode()
 
 
-def _move_member(journal: Journal, aside: Path, group: Path, *names: str) -> None:
-    """Rename ``aside/a/b`` to ``group/a/b``; where ``group`` or ``group/a`` is missing, that whole folder instead."""
-    if not Store(group).has():
-        journal.move_out(group)
-        journal.move(aside, group)
-        return
-    if len(names) > 1:
-        _move_member(journal, aside / names[0], group / names[0], *names[1:])
-        return
-    journal.move_out(group / names[0])
-    journal.move(aside / names[0], group / names[0])
+def _reordered(base: Store, axis: str, columns: Mapping[str, Any], known: Members) -> bytes:
+    """The ``zarr.json`` of a frame that has these columns too; None takes one away."""
+    earlier = known.get((axis, "zarr.json"))
+    meta = json.loads(earlier) if isinstance(earlier, bytes) else base.meta(axis)
+    seen = meta["attributes"]["column-order"]
+    order = [*seen, *(name for name in columns if name not in seen)]
+    meta["attributes"]["column-order"] = [name for name in order if name not in columns or columns[name] is not None]
+    return _json(meta)
+
+
+def _member(base: Store, aside: Path, path: tuple[str, ...], known: Members) -> Members:
+    """The member of a group that is new, or the outermost group around it that the table lacks."""
+    for depth in range(1, len(path)):
+        group = path[:depth]
+        if isinstance(made := known.get(group), Path):  # by another entry: what is new goes into its group
+            os.rename(aside.joinpath(*path[: depth + 1]), made / path[depth])
+            return {}
+        if not base.has(*group):
+            return {group: aside.joinpath(*group)}
+    return {path: aside.joinpath(*path)}
 
 
 def _set(journal: Journal, table: AnnData, place: str, name: str, value: Any) -> None:

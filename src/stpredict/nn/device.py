@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Literal
 
 import torch
 
 logger = logging.getLogger("stpredict")
+_forked = False
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 _NAMES: dict[str, Precision] = {
@@ -63,6 +65,25 @@ def same_autocast(device: torch.device) -> torch.autocast:
     """The autocast of the calling thread, to be entered in another one: a thread begins without any."""
     kind = device.type
     return torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind))
+
+
+def run_after_fork() -> None:
+    """In a forked process, let torch compute in one thread: the others, for which it would wait, are not copied.
+
+    Nothing is done in a process that was started otherwise.
+    """
+    if _forked and torch.get_num_threads() > 1:
+        logger.info("this process was forked: torch computes in one thread. Start processes by 'spawn' to use more.")
+        torch.set_num_threads(1)
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 def _cpu_has_bf16(device: torch.device) -> bool:

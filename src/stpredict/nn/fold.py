@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+import threading
 import weakref
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -27,6 +28,11 @@ _seen: weakref.WeakKeyDictionary[nn.Module, tuple[bytes, Pairs]] = weakref.WeakK
 _twins: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[torch.device, tuple[int, ...]], nn.Module, Pairs]] = (
     weakref.WeakKeyDictionary()
 )
+_probing = threading.RLock()  # cudnn's flags are of the whole process, and a model is probed once for all threads
+HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
+    "_forward_pre_hooks_with_kwargs",
+)  # fmt: skip
 
 
 def folded[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> M:
@@ -38,14 +44,17 @@ def folded[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> M:
         Runs a model on some image. Which norm follows which convolution is seen by running it, and the folded copy
         must give the same, else the model itself comes back. Not run again as long as the model's parts and weights
         stay.
+
+    Several threads may ask for the same model: one of them probes it, and the others wait.
     """
     if not _norms(model) or model.training:
         return model
-    state, known = _state(model), _seen.get(model)
-    pairs = known[1] if known is not None and known[0] == state else _pairs(model, probe)
-    if pairs is None:
-        return model
-    _seen[model] = state, pairs
+    with _probing:
+        state, known = _state(model), _seen.get(model)
+        pairs = known[1] if known is not None and known[0] == state else _pairs(model, probe)
+        if pairs is None:
+            return model
+        _seen[model] = state, pairs
     return _fold_all(copied(model), pairs)
 
 
@@ -63,7 +72,8 @@ def folded_call[Out](net: nn.Module, *given: Tensor, probe: Callable[[nn.Module]
     state = next(net.parameters()).device, tuple(map(id, net.parameters()))
     known = _twins.get(net)
     if known is None or known[0] != state:
-        pairs = _pairs_in_eval(net, probe)
+        with _probing:
+            pairs = _pairs_in_eval(net, probe)
         twin = _fold_all(copied(net), pairs)
         if state[0].type == "cpu":
             _strided_in_float32(twin)
@@ -76,9 +86,11 @@ def folded_call[Out](net: nn.Module, *given: Tensor, probe: Callable[[nn.Module]
 
 
 def copied[M: nn.Module](model: M, made: dict[nn.Module, nn.Module] | None = None) -> M:
-    """The model and its parts anew, with the same weights."""
+    """The model and its parts anew, with the same weights; hooks that are added to one are not in the other."""
     made = {} if made is None else made  # a part that is used twice stays one
     twin = made[model] = copy.copy(model)
+    for name in HOOKS:
+        setattr(twin, name, OrderedDict(getattr(model, name)))
     twin._parameters, twin._buffers = dict(model._parameters), dict(model._buffers)
     twin._modules = {
         name: child if child is None else made[child] if child in made else copied(child, made)
@@ -91,8 +103,9 @@ def _pairs[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> Pairs | None
     kind = next(model.parameters()).device.type
     exact = torch.backends.cudnn.flags(allow_tf32=False), torch.autocast(kind, enabled=False)
     with torch.inference_mode(False), torch.no_grad(), exact[0], exact[1]:
-        before, found = _watched(model, probe)
-        names = {module: name for name, module in model.named_modules()}
+        watched = copied(model)  # another thread may be running the model itself
+        before, found = _watched(watched, probe)
+        names = {module: name for name, module in watched.named_modules()}
         pairs = [(names[conv], names[norm]) for norm, conv in found.items()]
         after = probe(_fold_all(copied(model), pairs))
     apart = float((after - before).abs().max() / before.std().clamp_min(1e-12))

@@ -33,7 +33,10 @@ def is_done(sdata: SpatialData, asked: Asked) -> bool:
 
     Raises ValueError for a result of that name that was made of something else, unless it may be overwritten.
     """
-    if not asked.resume or sdata.path is None or _sdata.run_folder(sdata, asked.key).is_dir():
+    if not asked.resume or sdata.path is None:
+        return False
+    _sdata.recover(sdata.path)
+    if _sdata.run_folder(sdata, asked.key).is_dir():
         return False
     shapes_key = None
     if asked.output in ("layer", "both"):

@@ -104,7 +104,10 @@ class Job:
             record = self.record | {"raster_mpp": self.raster.mpp, "latent": asked.output == "latent"}
             del record["shapes_digest"]  # a map is of no shapes
             changes.append(self.raster.target.image(record))
-        _sdata.commit(self.sdata, changes, overwrite=asked.overwrite)
+        if self.run is not None:
+            self.run.check()
+        folder = None if self.run is None else self.run.folder
+        _sdata.commit(self.sdata, changes, overwrite=asked.overwrite, run=folder)
         self._stack.close()
         logger.info("wrote %s", ", ".join(type(change).__name__.lower() for change in changes))
 
@@ -141,6 +144,7 @@ def opened(sdata: SpatialData | str | Path) -> SpatialData:
         return sdata
     from spatialdata import read_zarr
 
+    _sdata.recover(Path(sdata))
     try:
         return read_zarr(sdata)
     except MemoryError:
