@@ -66,7 +66,7 @@ def main() -> None:
     source = "leave-one-section-out over C2..C5 of one patient; mean over the folds whose panel has the gene"
     assert model.card is not None
     model.card = replace(model.card, val_pcc=reliability(folds, panel), val_source=source, scores=scores(folds))
-    model.save(OUT)
+    model.save(OUT, overwrite=True)
     size = sum(path.stat().st_size for path in OUT.iterdir()) / 1e6
     print(f"{OUT.name}: {size:.1f} MB, {sum(p.numel() for p in model.parameters())} parameters")
 

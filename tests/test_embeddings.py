@@ -147,7 +147,22 @@ def test_the_same_file_with_a_right_header_is_read(embeddings, tmp_path):
     from stpredict._embeddings import GeneEmbeddings
 
     write(tmp_path / "genes.safetensors", embeddings)
-    assert GeneEmbeddings.load(tmp_path / "genes.safetensors").genes == GENES
+    with pytest.warns(UserWarning, match="is of an older version and has no hash"):
+        assert GeneEmbeddings.load(tmp_path / "genes.safetensors").genes == GENES
+
+
+@pytest.mark.parametrize("what", ["vectors", "card"])
+def test_a_file_whose_hash_is_another_is_refused(embeddings, tmp_path, what):
+    from stpredict._embeddings import GeneEmbeddings
+
+    path = tmp_path / "genes.safetensors"
+    embeddings.save(path)
+    content = bytearray(path.read_bytes())
+    at = len(content) - 3 if what == "vectors" else content.index(b"SCD")
+    content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="genes.safetensors was changed or damaged"):
+        GeneEmbeddings.load(path)
 
 
 def test_a_damaged_or_missing_file_is_named(embeddings, tmp_path):

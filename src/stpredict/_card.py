@@ -10,8 +10,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from stpredict._schema import LARGEST_JSON, Range, check_fields, parse_json, shown
+
 FORMAT = "stpredict-card/1"
 WEIGHTS, CARD = "model.safetensors", "card.json"
+NEW_WEIGHTS, NEW_CARD = ".model.safetensors.new", ".card.json.new"  # while a model is saved over an older one
+LIMITS: Mapping[str, Range] = {"mpp": (0.01, 1000.0), "n_target_genes": (1, 10**7)}
 _SHIPPED = Path(__file__).parent / "models" / "weights"
 
 
@@ -55,34 +59,68 @@ class Card:
     weights_sha256: str | None = None
 
     def write(self, path: Path) -> None:
-        """Write the card as JSON."""
+        """Write the card as JSON. Raises ValueError, naming the field, for a card that `read` would refuse."""
+        check_card(self)
         path.write_text(json.dumps({"format": FORMAT} | asdict(self), indent=1, allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Card:
         """Read a card.
 
-        Raises FileNotFoundError where there is none, ValueError where it is no card of this format or lacks a field.
+        Raises FileNotFoundError where there is none, ValueError where it is no card of this format, lacks a field, or
+        has one of another type, out of its range, or at odds with another; all name the file.
         """
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path.parent} has no {path.name}; a model is a folder with model.safetensors and it."
             )
-        try:
-            content = json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not JSON: {error}. Save the model again with `model.save`.") from error
+        if path.stat().st_size > LARGEST_JSON:
+            raise ValueError(f"{path} has {path.stat().st_size} bytes, which no card has.")
+        content = parse_json(path.read_bytes(), str(path))
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             found = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise ValueError(f"{path} is not a card of stpredict: its format is {found!r}, expected {FORMAT!r}.")
+            raise ValueError(f"{path} is not a card of stpredict: its format is {shown(found)}, expected {FORMAT!r}.")
         content.pop("format")
         known = {f.name for f in fields(cls)}
-        missing = {"model", "config", "genes", "mpp"} - set(content)
-        if missing or set(content) - known:
+        missing, unknown = sorted({"model", "config", "genes", "mpp"} - set(content)), sorted(set(content) - known)
+        if missing or unknown:
+            raise ValueError(f"{path}: missing fields {shown(missing)}, unknown fields {shown(unknown)}.")
+        content = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+        try:
+            check_card(card := cls(**content))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        return card
+
+
+def check_card(card: Card) -> None:
+    """Raise ValueError, naming the field, for a wrong type or range, and where card and config disagree."""
+    check_fields(vars(card), Card, LIMITS)
+    for gene, value in card.val_pcc.items():
+        if value is not None and abs(value) > 1.001:  # a correlation, and what rounding adds to it
+            raise ValueError(f"val_pcc of {shown(gene)} is {value:g}; a correlation lies in [-1, 1].")
+    config = {key: tuple(value) if isinstance(value, list) else value for key, value in card.config.items()}
+    for name, default in (("genes", ()), ("mpp", None), ("encoder", None)):
+        said, stands = getattr(card, name), config.get(name, default)
+        if said != stands:
             raise ValueError(
-                f"{path}: missing fields {sorted(missing)}, unknown fields {sorted(set(content) - known)}."
+                f"{name} is {shown(said)}, and config.{name} is {shown(stands)}: a card and its config name the same."
             )
-        return cls(**content | {"genes": tuple(content["genes"]), "sections": tuple(content.get("sections", ()))})
+
+
+def card_file(folder: Path) -> Path:
+    """The file that is the card of a folder.
+
+    A model is saved over an older one by putting both new files beside the old, moving the weights and then the card.
+    Once the new weights have been moved, a new card that still waits is the card of the folder.
+    """
+    moved = (folder / NEW_CARD).is_file() and not (folder / NEW_WEIGHTS).exists() and (folder / WEIGHTS).exists()
+    return folder / (NEW_CARD if moved else CARD)
+
+
+def read_card(folder: Path) -> Card:
+    """The card of a model's folder; raises as `Card.read` does."""
+    return Card.read(card_file(folder))
 
 
 def sha256(path: Path) -> str:
@@ -94,7 +132,7 @@ def sha256(path: Path) -> str:
 def shipped() -> dict[str, Path]:
     """Names and folders of the trained models that come with the package."""
     folders = sorted(_SHIPPED.iterdir()) if _SHIPPED.is_dir() else []
-    return {folder.name: folder for folder in folders if (folder / CARD).is_file()}
+    return {folder.name: folder for folder in folders if card_file(folder).is_file()}
 
 
 def find_model(name_or_path: str | Path) -> Path:
@@ -106,7 +144,7 @@ def find_model(name_or_path: str | Path) -> Path:
     if str(name_or_path) in known:
         return known[str(name_or_path)]
     folder = Path(name_or_path)
-    if not (folder / CARD).is_file():
+    if not card_file(folder).is_file():
         close = difflib.get_close_matches(str(name_or_path), known, n=1)
         raise FileNotFoundError(
             f"no model {str(name_or_path)!r}: it is neither a folder with a {CARD} nor one of the models that come "

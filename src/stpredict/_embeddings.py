@@ -6,22 +6,24 @@ import difflib
 import hashlib
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from stpredict._schema import Range, check_fields, parse_json, shown
 
 FORMAT = "stpredict-gene-embeddings/1"
-_CARD, _VECTORS = "card", "vectors"
+_CARD, _VECTORS, _HASH = "card", "vectors", "sha256"
+_LIMITS: dict[str, Range] = dict.fromkeys(("n_symbol_only", "n_truncated", "max_tokens"), (0, 10**9))
 _MADE_BY = ("encoder", "revision", "pooling", "max_tokens")  # what two sets must share to be of one space
 
 
@@ -152,13 +154,15 @@ class GeneEmbeddings:
     def save(self, path: str | Path) -> None:
         """Write one .safetensors file; whole or not at all, and in place of a file of that name.
 
-        The tensor "vectors" is (m, w) float32; the header's metadata has "format" and "card", all other fields as JSON.
+        The tensor "vectors" is (m, w) float32; the header's metadata has "format", "card" (all other fields as JSON)
+        and "sha256" (a hash of both).
         """
         path = Path(path)
-        card = {f.name: getattr(self, f.name) for f in fields(self) if f.name != _VECTORS}
+        card = json.dumps({f.name: getattr(self, f.name) for f in fields(self) if f.name != _VECTORS})
+        metadata = {"format": FORMAT, _CARD: card, _HASH: _hash(card, self.vectors)}
         scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            save_file({_VECTORS: self.vectors}, scratch, metadata={"format": FORMAT, _CARD: json.dumps(card)})
+            save_file({_VECTORS: self.vectors}, scratch, metadata=metadata)
             os.replace(scratch, path)
         finally:
             scratch.unlink(missing_ok=True)
@@ -167,7 +171,9 @@ class GeneEmbeddings:
     def load(cls, path: str | Path) -> GeneEmbeddings:
         """Read what `save` wrote.
 
-        Raises FileNotFoundError where there is no file, ValueError where it is damaged or something else.
+        Warns of a file of an older version, which has no hash.
+
+        Raises FileNotFoundError where there is no file, ValueError where it is damaged, changed or something else.
         """
         path = Path(path)
         if not path.is_file():
@@ -177,8 +183,9 @@ class GeneEmbeddings:
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
-                vectors = file.get_tensor(_VECTORS) if _VECTORS in file.keys() else None
-        except SafetensorError as error:
+                whole = _VECTORS in file.keys() and file.get_slice(_VECTORS).get_dtype() == "F32"
+                vectors = file.get_tensor(_VECTORS) if whole else None
+        except (SafetensorError, OverflowError, TypeError) as error:
             raise ValueError(
                 f"{path} is no .safetensors file, or a damaged one ({error}). Write it again with stp.tl.embed_genes."
             ) from error
@@ -187,21 +194,47 @@ class GeneEmbeddings:
                 f"{path} holds no gene embeddings: its format is {metadata.get('format')!r}, expected {FORMAT!r} with "
                 f"a tensor {_VECTORS!r}. stp.tl.embed_genes(texts, encoder=..., path=...) writes them."
             )
-        return cls(vectors=vectors, **_read_card(metadata.get(_CARD, ""), path))
+        text = metadata.get(_CARD, "")
+        if metadata.get(_HASH, found := _hash(text, vectors)) != found:
+            raise ValueError(
+                f"{path} was changed or damaged: its vectors and card have not the sha256 that it names. Copy it "
+                "again, or write it again with stp.tl.embed_genes."
+            )
+        card = _read_card(text, path)
+        try:
+            made = cls(vectors=vectors, **card)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        if _HASH not in metadata:
+            warnings.warn(
+                f"{path} is of an older version and has no hash, so that damage would not be seen. Save it again: "
+                "stp.tl.GeneEmbeddings.load(path).save(path).",
+                UserWarning,
+                stacklevel=2,
+            )
+        return made
 
 
 def _read_card(text: str, path: Path) -> dict[str, Any]:
     """The fields beside the vectors; ValueError where they are not those of GeneEmbeddings."""
-    try:
-        card = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: the card is not JSON ({error}). Write it again with stp.tl.embed_genes.") from error
+    card = parse_json(text, f"{path}: the card")
     known = {f.name for f in fields(GeneEmbeddings)} - {_VECTORS}
     found = set(card) if isinstance(card, dict) else set()
     missing, unknown = sorted({"genes", "encoder"} - found), sorted(found - known)
     if missing or unknown:
-        raise ValueError(f"{path}: the card lacks {missing} and has unknown fields {unknown}.")
+        raise ValueError(f"{path}: the card lacks {missing} and has unknown fields {shown(unknown)}.")
+    try:
+        check_fields(card, GeneEmbeddings, _LIMITS)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return card | {"genes": tuple(card["genes"])}
+
+
+def _hash(card: str, vectors: NDArray[np.float32]) -> str:
+    """sha256 of a card's text and of the vectors, their shape included."""
+    digest = hashlib.sha256(f"{card} {vectors.shape}".encode())
+    digest.update(np.ascontiguousarray(vectors, dtype="<f4").data)
+    return digest.hexdigest()
 
 
 def closest(missing: Sequence[str], known: Sequence[str]) -> str:

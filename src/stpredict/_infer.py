@@ -229,3 +229,10 @@ def _head(
             some = on[k : k + step]
             latent = torch.from_numpy(rows[some]).to(query.device)
             values[some] = model.link(model.head(latent, query)).float().cpu().numpy()
+    wrong = np.flatnonzero(~np.isfinite(values[on]).all(axis=0))
+    if len(wrong):
+        raise ValueError(
+            f"{type(model).__name__}{f' in {model.loaded_from}' if model.loaded_from else ''} predicts values that are "
+            f"NaN or infinite for {len(wrong)} of {values.shape[1]} genes. Its weights are damaged, or training "
+            "diverged; train it again, with a lower lr."
+        )

@@ -240,7 +240,7 @@ def test_what_cannot_be_is_refused(colour_section, monkeypatch):
     with pytest.raises(ValueError, match=r"config='large' is unknown. Choose one of \['published', 'small'\]"):
         BLEEP(GENES, config="large")
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # annotations are checked in tests alone
-    with pytest.raises(ValueError, match="matching='best' is unknown: use one of"):
+    with pytest.raises(ValueError, match="matching='best' must be one of 'average'"):
         fresh(matching="best")
     with pytest.raises(ValueError, match="frozen=False trains the encoder, but the recipe's encoder_lr is 0"):
         fresh(frozen=False, recipe=Recipe(encoder_lr=0.0))

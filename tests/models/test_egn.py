@@ -333,7 +333,7 @@ def test_what_cannot_be_is_refused(colour_section, monkeypatch):
     with pytest.raises(ValueError, match=r"config='large' is unknown. Choose one of \['published', 'small'\]"):
         EGN(GENES, config="large")
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # annotations are checked in tests alone
-    with pytest.raises(ValueError, match="tokens='words' is unknown: use 'encoder' or 'pixels'"):
+    with pytest.raises(ValueError, match="tokens='words' must be one of 'encoder', 'pixels'"):
         fresh(tokens="words")
     with pytest.raises(ValueError, match="patch_px=80 must be a multiple of 32 px"):
         fresh(patch_px=80)

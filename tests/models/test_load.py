@@ -58,9 +58,12 @@ def test_missing_and_unknown_tensors_are_named(saved):
     ("fields", "message"),
     [
         ({"format": "somebody-else/3"}, "is not a card of stpredict: its format is 'somebody-else/3'"),
-        ({"model": "Oracle"}, "holds a 'Oracle', which this version does not know"),
+        ({"model": "Oracle"}, "model is 'Oracle', which this version does not know"),
         ({"colour": "red"}, r"unknown fields \['colour'\]"),
-        ({"config": {"genes": ["a"], "depth": 3}}, r"fields that RidgeConfig does not know: \['depth'\]"),
+        (
+            {"config": {"genes": ["red", "green", "blue"], "mpp": 1.0, "depth": 3}},
+            r"fields that RidgeConfig does not know: \['depth'\]",
+        ),
     ],
 )
 def test_a_foreign_card_is_refused(saved, fields, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from stpredict.nn.encoders import Encoder
@@ -34,3 +35,27 @@ def test_pooled_of_constant_maps_has_a_gradient():
     flat = torch.ones(1, 2, 4, 4, requires_grad=True)
     pooled(Known([flat]), torch.zeros(1, 3, 4, 4)).sum().backward()
     assert torch.isfinite(flat.grad).all()
+
+
+def test_a_file_of_features_that_was_changed_or_swapped_is_refused(tmp_path, monkeypatch):
+    from stpredict.nn import features
+    from stpredict.nn.encoders import EncoderSpec
+
+    monkeypatch.setattr(features, "_held", type(features._held)())
+    one, other = (Encoder(EncoderSpec("mobilenetv2_035", taps), weights=None).eval() for taps in ((0, 1), (0, 2)))
+    patches = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    first = features.FeatureCache(one, folder=tmp_path)
+    first(patches)
+    (file,) = first.folder.iterdir()
+    features.FeatureCache(one, folder=tmp_path)  # whole: it is read
+    whole = file.read_bytes()
+    away = features.FeatureCache(other, folder=tmp_path).folder
+    (away / file.name).write_bytes(whole)
+    with pytest.raises(ValueError, match=f"{file.name} was changed or damaged, or holds features of another encoder"):
+        features.FeatureCache(other, folder=tmp_path)
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match=f"{file.name} was changed or damaged.*Remove it"):
+        features.FeatureCache(one, folder=tmp_path)
+    file.write_bytes(whole[:50])
+    with pytest.raises(ValueError, match=f"{file.name} is no file of features, or a damaged one"):
+        features.FeatureCache(one, folder=tmp_path)

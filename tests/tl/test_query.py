@@ -198,7 +198,7 @@ def test_the_model_of_the_provenance_is_loaded_and_checked(latent, pixnet, tmp_p
     mine = record["weights_sha256"][:12]
     with pytest.raises(ValueError, match=hashes.format(mine, mine)):
         _query(latent, model=other, key_added="other")
-    other.save(tmp_path / "model")
+    other.save(tmp_path / "model", overwrite=True)
     with pytest.raises(ValueError, match=hashes.format(mine, mine)):
         _query(latent, key_added="other")
     record["model_path"] = str(tmp_path / "gone")

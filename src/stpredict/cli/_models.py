@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 import stpredict as stp
-from stpredict._card import CARD, Card, find_model
+from stpredict._card import Card, find_model, read_card
 from stpredict.cli._options import shown
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def models(
 ) -> None:
     """List the trained models that come with the package, or print the card of one."""
     if model is not None:
-        print(card_text(Card.read(find_model(model) / CARD)))
+        print(card_text(read_card(find_model(model))))
         return
     table = stp.models.list_models()
     if table.empty:

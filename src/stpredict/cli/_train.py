@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 import stpredict as stp
-from stpredict._card import CARD
+from stpredict._card import card_file
 from stpredict.cli._options import (
     DATA,
     MODEL,
@@ -110,7 +110,7 @@ def train(
     Each store needs an H&E image, shapes, and a table of raw counts that annotates them. The gene panel is chosen from
     these stores alone, unless `--genes` names it.
     """
-    if (out / CARD).exists() and not overwrite:
+    if card_file(out).exists() and not overwrite:
         raise FileExistsError(f"{out} holds a model already. Pass another --out, or --overwrite to replace it.")
     start: dict[str, Any] = {"config": config, "encoder": encoder, "encoder_weights": encoder_weights}
     check_start(model, start)
@@ -125,7 +125,7 @@ def train(
         device=device, precision=precision, devices=devices, strategy=strategy, num_nodes=num_nodes,
         checkpoint_dir=checkpoint_dir, resume=resume, progress=progress, licence=licence, **where,
     )  # fmt: skip
-    fresh.save(out)
+    fresh.save(out, overwrite=overwrite)
     print(report(fresh, history))
     print(f"model: {out}")
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stpredict._card import CARD, Card, find_model, shipped
+from stpredict._card import card_file, find_model, read_card, shipped
+from stpredict._schema import shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,7 +87,7 @@ def list_models() -> pd.DataFrame:
     """
     import pandas as pd
 
-    cards = {name: Card.read(folder / CARD) for name, folder in shipped().items()}
+    cards = {name: read_card(folder) for name, folder in shipped().items()}
     rows = [
         {
             "name": name,
@@ -107,33 +106,21 @@ def list_models() -> pd.DataFrame:
 def load(name_or_path: str | Path) -> Model:
     """A trained model, ready to predict: a shipped name (`list_models`) or a folder of `model.save`.
 
-    Weights are checked against the card (hash, names, shapes); nothing is unpickled or downloaded.
+    A folder is read as data, whoever made it: nothing is unpickled or downloaded, no file outside it is opened, and its
+    network is compared with the weights (hash, names, shapes, types, finite values) before memory is taken for it.
 
-    Raises FileNotFoundError for an unknown name, ValueError for a damaged or foreign folder.
+    Raises FileNotFoundError for an unknown name, ValueError for a damaged or foreign folder; all name the file.
     """
-    from stpredict.models._base import load_weights
+    from stpredict.models._folder import read_model
 
     folder = find_model(name_or_path)
-    card = Card.read(folder / CARD)
+    card = read_card(folder)
     if card.model not in _classes():
-        raise ValueError(f"{folder} holds a {card.model!r}, which this version does not know: {sorted(_classes())}.")
-    model = _build(getattr(importlib.import_module(f"{__name__}.{_classes()[card.model]}"), card.model), card.config)
-    load_weights(model, folder)
+        known = sorted(_classes())
+        raise ValueError(
+            f"{card_file(folder)}: model is {shown(card.model)}, which this version does not know: {known}."
+        )
+    kind = getattr(importlib.import_module(f"{__name__}.{_classes()[card.model]}"), card.model)
+    model: Model = read_model(folder, kind)
     model.loaded_from = str(name_or_path) if str(name_or_path) in shipped() else str(folder.resolve())
     return model
-
-
-def _build(model_class: type[Model], config: Mapping[str, Any]) -> Model:
-    """A model from its class and the fields of its config, with random weights."""
-    config_class = model_class.config_class
-    known = {f.name for f in dataclasses.fields(config_class)}
-    if set(config) - known:
-        raise ValueError(
-            f"the card has fields that {config_class.__name__} does not know: {sorted(set(config) - known)}."
-        )
-    from stpredict.models._base import Recipe
-
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
-    if "recipe" in values:
-        values["recipe"] = Recipe(**values["recipe"])
-    return model_class(config=config_class(**values))

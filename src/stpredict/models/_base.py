@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,37 +14,18 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from stpredict._card import CARD, WEIGHTS, Card, sha256
+from stpredict._card import Card
 from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
+from stpredict.models._fields import Recipe
+from stpredict.models._folder import write_model
 from stpredict.models._samples import Batch, Samples, sections_of
 from stpredict.nn.pool import pool
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a model is trained when the caller says nothing else.
-
-    lr, encoder_lr
-        Peak learning rates of AdamW; `encoder_lr` is that of pretrained encoder weights (0 freezes them).
-    warmup
-        Share of the steps over which the learning rates rise; they fall along a cosine afterwards.
-    patience
-        Epochs without a better validation loss before training stops; None = never (the schedule ends it).
-    """
-
-    max_epochs: int = 30
-    batch_size: int = 8
-    lr: float = 5e-4
-    encoder_lr: float = 5e-4
-    weight_decay: float = 1e-4
-    warmup: float = 0.1
-    gradient_clip: float = 1.0
-    patience: int | None = None
+__all__ = ["Model", "Recipe", "as_panel", "check_panel", "new_card", "predict_batch", "weights_sha256"]
 
 
 class Model(nn.Module, ABC):
@@ -131,18 +112,19 @@ class Model(nn.Module, ABC):
     def finish(self, sections: Sequence[Section]) -> None:
         """After training: a reference bank, if the model keeps one."""
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the model to a folder: `model.safetensors` and `card.json`.
 
-        Raises ValueError for a model that was never trained (it has no card).
+        overwrite
+            Replace a model that is there already; whoever is killed meanwhile leaves the old one or the new one.
+
+        Raises ValueError for a model that was never trained (it has no card), FileExistsError where there is a model
+        already and `overwrite` is not given.
         """
         if self.card is None:
             raise ValueError(f"this {type(self).__name__} was never trained, so it has no card. Call tl.train first.")
         folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(_state(self), folder / WEIGHTS)
-        self.card = replace(self.card, weights_sha256=sha256(folder / WEIGHTS))
-        self.card.write(folder / CARD)
+        self.card = write_model(folder, _state(self), self.card, overwrite=overwrite)
         self.loaded_from = str(folder.resolve())
 
 
@@ -192,39 +174,3 @@ def new_card(model: Model, **content: Any) -> Card:
         versions={name: importlib.metadata.version(name) for name in ("stpredict", "torch", "timm")},
         **content,
     )
-
-
-def load_weights(model: Model, folder: Path) -> None:
-    """Fill a model from the weights in `folder`, strictly, and give it its card.
-
-    Buffers whose size training decides take their shape from the file's header.
-    Raises ValueError for a changed byte, or for missing, unknown or misshapen tensors.
-    """
-    card = Card.read(folder / CARD)
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} has a card but no {WEIGHTS}.")
-    if card.weights_sha256 != (found := sha256(path)):
-        raise ValueError(
-            f"{path} is not the file its card describes: sha256 {found[:12]}..., expected "
-            f"{str(card.weights_sha256)[:12]}... . It was changed or damaged; copy or download the model again."
-        )
-    with safe_open(path, "pt") as file:
-        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
-    wanted = model.state_dict()
-    missing, unknown = sorted(set(wanted) - set(shapes)), sorted(set(shapes) - set(wanted))
-    if missing or unknown:
-        raise ValueError(
-            f"{path} does not fit a {card.model} of its card: missing tensors {missing[:3]} ({len(missing)}), unknown "
-            f"tensors {unknown[:3]} ({len(unknown)})."
-        )
-    for name, buffer in list(model.named_buffers()):
-        if tuple(buffer.shape) != shapes.get(name, tuple(buffer.shape)):
-            owner, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(owner), leaf, torch.empty(shapes[name], dtype=buffer.dtype))
-    try:
-        model.load_state_dict(load_file(path))
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit a {card.model} of its card: {error}") from error
-    model.card = card
-    model.eval()

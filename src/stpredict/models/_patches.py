@@ -35,6 +35,10 @@ class PatchEncoder(nn.Module):
         Whether the encoder stays as it is; its features are then computed once for every patch.
     folder
         Where frozen features are kept between processes; None: in memory.
+    patch_px
+        Side of the patches, which the encoder must take; None: it is not known yet.
+
+    Raises ValueError for a side that the encoder does not take.
     """
 
     centre: Tensor
@@ -48,9 +52,14 @@ class PatchEncoder(nn.Module):
         kind: Literal["pooled", "averaged", "tokens"],
         frozen: bool = True,
         folder: str | Path | None = None,
+        patch_px: int | None = None,
     ) -> None:
         super().__init__()
         self.encoder = Encoder(spec, weights=weights).requires_grad_(not frozen)
+        if patch_px is not None and patch_px % self.encoder.block_px:
+            raise ValueError(
+                f"patch_px={patch_px} must be a multiple of {self.encoder.block_px} px, which {spec.name!r} takes."
+            )
         self.kind, self.frozen, self.folder = kind, frozen, folder
         self.width = 2 * sum(self.encoder.channels) if kind == "pooled" else self.encoder.channels[-1]
         self.register_buffer("centre", torch.zeros(self.width))

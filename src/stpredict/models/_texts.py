@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -49,8 +48,8 @@ class Vocabulary(nn.Module):
         super().__init__()
         self.genes, self.spec = tuple(genes), dict(spec)
         width = int(spec["width"])
-        rows = np.zeros((len(genes), width), np.float32) if embeddings is None else embeddings.take(genes)
-        self.register_buffer("vectors", torch.from_numpy(rows.copy()))
+        rows = None if embeddings is None else torch.from_numpy(embeddings.take(genes).copy())
+        self.register_buffer("vectors", torch.zeros(len(genes), width) if rows is None else rows)
         self.register_buffer("centre", torch.zeros(width))
         self.register_buffer("scale", torch.ones(()))
         self._row = {gene: i for i, gene in enumerate(self.genes)}

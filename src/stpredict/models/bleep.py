@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe
 from stpredict.models._config import configured
+from stpredict.models._fields import Config
 from stpredict.models._patches import PatchEncoder
 from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, dihedral
 from stpredict.nn.encoders import EncoderSpec
@@ -47,7 +48,7 @@ ROWS = 1024  # shapes compared with the whole bank at once
 
 
 @dataclass(frozen=True)
-class BLEEPConfig:
+class BLEEPConfig(Config):
     """Every choice of a BLEEP. Each value that the paper does not give carries its reason.
 
     genes
@@ -147,7 +148,7 @@ class BLEEP(Model):
         self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
         spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
         self.encoder = PatchEncoder(
-            spec, weights=encoder_weights, kind=c.features, frozen=c.frozen, folder=feature_cache
+            spec, weights=encoder_weights, kind=c.features, frozen=c.frozen, folder=feature_cache, patch_px=c.patch_px
         )
         self.image_projection = ProjectionHead(self.encoder.width, c.width, dropout=c.dropout)
         self.expression_projection = ProjectionHead(len(c.genes), c.width, dropout=c.dropout)
@@ -284,7 +285,4 @@ def contrastive(
 
 
 def _config(config: str | BLEEPConfig, genes: Sequence[str], mpp: float | None) -> BLEEPConfig:
-    made = configured(config, BLEEPConfig, PUBLISHED, genes, mpp=mpp)
-    if made.matching not in get_args(Matching):
-        raise ValueError(f"matching={made.matching!r} is unknown: use one of {sorted(get_args(Matching))}.")
-    return made
+    return configured(config, BLEEPConfig, PUBLISHED, genes, mpp=mpp)

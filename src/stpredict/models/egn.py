@@ -43,6 +43,7 @@ from stpredict import _coverage
 from stpredict._section import Section, image_digest
 from stpredict.models._base import Model, Recipe, predict_batch
 from stpredict.models._config import configured
+from stpredict.models._fields import Config
 from stpredict.models._patches import PatchEncoder
 from stpredict.models._samples import Batch, Patch, PatchSamples, Samples
 from stpredict.nn.encoders import EncoderSpec, rgb
@@ -54,7 +55,7 @@ EXACT = "donot_use_mm_for_euclid_dist"  # a distance must not depend on the othe
 
 
 @dataclass(frozen=True)
-class EGNConfig:
+class EGNConfig(Config):
     """Every choice of an EGN. Each value that the paper does not give carries its reason.
 
     genes
@@ -325,8 +326,6 @@ def _tokens_a_side(c: EGNConfig, encoder: PatchEncoder) -> int:
 
 def _config(config: str | EGNConfig, genes: Sequence[str], mpp: float | None) -> EGNConfig:
     made = configured(config, EGNConfig, PUBLISHED, genes, mpp=mpp)
-    if made.tokens not in ("encoder", "pixels"):
-        raise ValueError(f"tokens={made.tokens!r} is unknown: use 'encoder' or 'pixels'.")
     if made.depth < made.bridge_every:
         raise ValueError(f"depth={made.depth} leaves no place for a bridge after every {made.bridge_every} blocks.")
     return made

@@ -37,6 +37,7 @@ from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe
 from stpredict.models._config import configured
+from stpredict.models._fields import Config
 from stpredict.models._patches import PatchEncoder
 from stpredict.models._samples import Batch, PatchSamples, Samples, SectionSamples, sections_of
 from stpredict.models._texts import Vocabulary, as_embeddings, text_spec
@@ -48,7 +49,7 @@ TOKEN_BYTES = 6 * 256 * 4  # held for every token of one sequence: two states, k
 
 
 @dataclass(frozen=True)
-class GeneQueryConfig:
+class GeneQueryConfig(Config):
     """Every choice of a GeneQuery. Each value that the paper does not give carries its reason.
 
     genes, vocabulary, text
@@ -168,7 +169,7 @@ class GeneQuery(Model):
         self.names = None if c.names is None else Vocabulary(c.vocabulary, c.names, names)
         spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
         self.encoder = PatchEncoder(
-            spec, weights=encoder_weights, kind=c.features, frozen=c.frozen, folder=feature_cache
+            spec, weights=encoder_weights, kind=c.features, frozen=c.frozen, folder=feature_cache, patch_px=c.patch_px
         )
         self.image_projection = nn.Linear(self.encoder.width, c.width)
         self.gene_projection = nn.Linear(int(c.text["width"]), c.width)
@@ -337,11 +338,6 @@ def _config(
     form = context or "spot"
     given = {"context": context, "names": None if names is None else text_spec(names), "mpp": mpp}
     made = configured(config, GeneQueryConfig, PUBLISHED[form], genes, embeddings, small=SMALL[form], **given)
-    if not made.text:
-        raise ValueError(
-            "GeneQuery answers by text: pass embeddings=stp.tl.embed_genes(stp.pp.describe_genes(genes, source=...), "
-            "encoder=...)."
-        )
     if embeddings is not None:
         embeddings.take(made.genes)  # raises for genes that have none
     if embeddings is not None and names is not None:

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, predict_batch
 from stpredict.models._config import configured
+from stpredict.models._fields import Config
 from stpredict.models._patches import PatchEncoder, grid_of
 from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, SectionSamples
 from stpredict.nn.encoders import EncoderSpec
@@ -44,7 +45,7 @@ FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
-class HisToGeneConfig:
+class HisToGeneConfig(Config):
     """Every choice of a HisToGene. Each value that the paper does not give carries its reason.
 
     genes, mpp, patch_px
@@ -260,7 +261,7 @@ def _encoder(c: HisToGeneConfig, weights: str | Path | None, folder: str | Path 
             raise ValueError("patch='pixels' has no encoder; leave out encoder_weights=.")
         return None
     spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
-    return PatchEncoder(spec, weights=weights, kind="pooled", frozen=c.frozen, folder=folder)
+    return PatchEncoder(spec, weights=weights, kind="pooled", frozen=c.frozen, folder=folder, patch_px=c.patch_px)
 
 
 def _config(config: str | HisToGeneConfig, genes: Sequence[str], mpp: float | None) -> HisToGeneConfig:

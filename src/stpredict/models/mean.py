@@ -13,11 +13,12 @@ from torch import Tensor
 
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, as_panel, check_panel, predict_batch
+from stpredict.models._fields import Config
 from stpredict.models._samples import Batch, PatchSamples, Samples
 
 
 @dataclass(frozen=True)
-class MeanConfig:
+class MeanConfig(Config):
     """Ordered panel, and the resolution at which images would be read (none is looked at)."""
 
     genes: tuple[str, ...]

@@ -32,26 +32,28 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
-from stpredict._card import CARD, WEIGHTS, Card, find_model, sha256
+from stpredict._card import WEIGHTS, find_model, read_card
 from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, predict_batch
 from stpredict.models._config import configured
 from stpredict.models._context import ContextBranch, fit_context
+from stpredict.models._fields import Config
+from stpredict.models._folder import checked
 from stpredict.models._heads import PanelHead, TextHead
 from stpredict.models._samples import Batch, Samples, WindowSamples
 from stpredict.models._texts import Vocabulary, as_embeddings
+from stpredict.nn.architecture import IMAGENET
 from stpredict.nn.decoder import Decoder
 from stpredict.nn.encoders import Encoder, EncoderSpec, rgb
 from stpredict.nn.losses import mse_pcc
+from stpredict.nn.state import read_tensors
 
 
 @dataclass(frozen=True)
-class PixNetConfig:
+class PixNetConfig(Config):
     """Every choice of a PixNet. Each value that the sources do not give carries its reason.
 
     genes, mpp
@@ -115,6 +117,8 @@ PUBLISHED: Mapping[str, Any] = {
         "mlp_ratio": 2.66667 * 2, "no_embed_class": True, "reg_tokens": 8, "mlp_layer": "SwiGLUPacked",
         "act_layer": "SiLU", "dynamic_img_size": True,
     },
+    "encoder_mean": IMAGENET[0],
+    "encoder_std": IMAGENET[1],
     "filters": (64, 128, 256, 512, 512, 512),
     "n_bilinear": 2,
     "context_rank": 0,
@@ -177,10 +181,9 @@ class PixNet(Model):
         self.stride = self.encoder.strides[0] / 2 ** (len(c.filters) - len(c.taps))
         _check_sizes(c, self.encoder)
         if home is not None:
-            state = load_file(home / WEIGHTS)
             bodies = ("encoder.", "decoder.", "context_map.encoder.")
-            body = {key: value for key, value in state.items() if key.startswith(bodies)}
-            self.load_state_dict(body, strict=False)
+            names = [key for key in self.state_dict() if key.startswith(bodies)]
+            self.load_state_dict(read_tensors(home / WEIGHTS, names), strict=False)
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
@@ -278,19 +281,17 @@ def _home_of(encoder_weights: str | Path | None) -> Path | None:
 
 def _donor(home: Path, encoder: str | None) -> dict[str, Any]:
     """The fields of a saved PixNet's config that decide the shapes of its encoder, decoder and context."""
-    card = Card.read(home / CARD)
+    card = read_card(home)
     if card.model != "PixNet":
         raise ValueError(f"encoder_weights={str(home)!r} is a {card.model}; name a PixNet.")
     if encoder not in (None, card.encoder):
         raise ValueError(f"encoder={encoder!r}, but encoder_weights={str(home)!r} has {card.encoder!r}; leave one out.")
-    if card.weights_sha256 != sha256(home / WEIGHTS):
-        raise ValueError(f"{home / WEIGHTS} is not the file its card describes: it was changed or damaged.")
+    saved = checked(home, PixNet)
     shape = ("encoder", "taps", "encoder_kwargs", "encoder_mean", "encoder_std", "filters", "n_bilinear")
-    fields = {key: card.config[key] for key in (*shape, "attention_window")}
-    with safe_open(home / WEIGHTS, "pt") as file:
-        if not any(key.startswith("context_map.encoder.") for key in file.keys()):
-            fields["context_rank"] = 0  # a context without pretrained weights would be noise
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    fields = {key: getattr(saved.config, key) for key in (*shape, "attention_window")}
+    if not any(key.startswith("context_map.encoder.") for key in saved.header):
+        fields["context_rank"] = 0  # a context without pretrained weights would be noise
+    return fields
 
 
 def _config(
@@ -303,8 +304,8 @@ def _config(
     embeddings: GeneEmbeddings | None,
 ) -> PixNetConfig:
     made = configured(config, PixNetConfig, PUBLISHED, genes, embeddings, encoder=encoder, mpp=mpp, head=head)
-    if made.head not in ("panel", "text"):
-        raise ValueError(f"head={made.head!r} is unknown: use 'panel' or 'text'.")
+    if made.n_bilinear >= len(made.filters):
+        raise ValueError(f"n_bilinear={made.n_bilinear}: a decoder of {len(made.filters)} filters has one step less.")
     if made.head == "text" and not made.text:
         raise ValueError("head='text' answers by text: pass embeddings=stp.tl.embed_genes(texts, encoder=...).")
     if made.head == "panel" and embeddings is not None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, as_panel, check_panel, predict_batch
+from stpredict.models._fields import LIMITS, Config
 from stpredict.models._samples import Batch, PatchSamples, Samples
 from stpredict.nn.encoders import rgb
 from stpredict.nn.stain import HED_OF_RGB
@@ -24,7 +25,7 @@ N_FEATURES = 42  # 7 statistics x (R, G, B, haematoxylin, eosin, DAB)
 
 
 @dataclass(frozen=True)
-class RidgeConfig:
+class RidgeConfig(Config):
     """Ordered panel, resolution, side of the patch in micrometres, and the penalties tried."""
 
     genes: tuple[str, ...]
@@ -32,6 +33,14 @@ class RidgeConfig:
     patch_um: float = 112.0
     penalties: tuple[float, ...] = tuple(10.0**k for k in range(-1, 6))
     recipe: Recipe = field(default_factory=lambda: Recipe(batch_size=64))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = LIMITS["patch_px"]
+        if not low <= (side := round(self.patch_um / self.mpp)) <= high:
+            raise ValueError(
+                f"patch_um={self.patch_um:g} at mpp={self.mpp:g} is a patch of {side} px; it must have {low} to {high}."
+            )
 
 
 class Ridge(Model):

@@ -41,6 +41,7 @@ from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, predict_batch
 from stpredict.models._config import configured
+from stpredict.models._fields import Config
 from stpredict.models._patches import PatchEncoder, grid_of
 from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, SectionSamples, sections_of
 from stpredict.models._texts import Vocabulary, as_embeddings
@@ -51,7 +52,7 @@ from stpredict.nn.losses import mse_pcc
 
 
 @dataclass(frozen=True)
-class SGNConfig:
+class SGNConfig(Config):
     """Every choice of an SGN. Each value that the source does not give carries its reason.
 
     genes, vocabulary, text
@@ -159,7 +160,7 @@ class SGN(Model):
         self.texts = Vocabulary(c.vocabulary, c.text, embeddings)
         spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
         self.encoder = PatchEncoder(
-            spec, weights=encoder_weights, kind=c.features, frozen=c.frozen, folder=feature_cache
+            spec, weights=encoder_weights, kind=c.features, frozen=c.frozen, folder=feature_cache, patch_px=c.patch_px
         )
         widths = [self.encoder.width] + [c.width] * c.depth
         self.layers = nn.ModuleList(GraphLayer(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
@@ -313,11 +314,6 @@ def _config(
     config: str | SGNConfig, genes: Sequence[str], embeddings: GeneEmbeddings | None, mpp: float | None
 ) -> SGNConfig:
     made = configured(config, SGNConfig, PUBLISHED, genes, embeddings, mpp=mpp)
-    if not made.text:
-        raise ValueError(
-            "SGN answers by text: pass embeddings=stp.tl.embed_genes(stp.pp.describe_genes(genes, source=...), "
-            "encoder=...)."
-        )
     if embeddings is not None:
         embeddings.take(made.genes)  # raises for genes that have none
     return made

@@ -36,13 +36,14 @@ from torch import Tensor, nn
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, predict_batch
 from stpredict.models._config import configured
+from stpredict.models._fields import Config
 from stpredict.models._patches import PatchEncoder
 from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, dihedral
 from stpredict.nn.encoders import EncoderSpec
 
 
 @dataclass(frozen=True)
-class STNetConfig:
+class STNetConfig(Config):
     """Every choice of an STNet. Each value that the paper does not give carries its reason.
 
     genes, mpp, patch_px
@@ -121,7 +122,7 @@ class STNet(Model):
         self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
         spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
         self.encoder = PatchEncoder(
-            spec, weights=encoder_weights, kind="averaged", frozen=c.frozen, folder=feature_cache
+            spec, weights=encoder_weights, kind="averaged", frozen=c.frozen, folder=feature_cache, patch_px=c.patch_px
         )
         self.linear = nn.Linear(self.encoder.width, len(c.genes))
         nn.init.zeros_(self.linear.weight)

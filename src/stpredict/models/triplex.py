@@ -40,6 +40,7 @@ from stpredict._section import Section, take
 from stpredict._window import Window
 from stpredict.models._base import Model, Recipe
 from stpredict.models._config import configured
+from stpredict.models._fields import Config
 from stpredict.models._patches import PatchEncoder, grid_of
 from stpredict.models._samples import Batch, Patch, PatchSamples, Samples
 from stpredict.nn.encoders import EncoderSpec
@@ -49,7 +50,7 @@ SPOTS = 8  # whose neighbouring patches are encoded together
 
 
 @dataclass(frozen=True)
-class TRIPLEXConfig:
+class TRIPLEXConfig(Config):
     """Every choice of a TRIPLEX. Each value that the source does not give carries its reason.
 
     genes, mpp, patch_px
@@ -142,7 +143,7 @@ class TRIPLEX(Model):
         c = self.config = _config(config, genes, mpp)
         self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
         spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
-        places: dict[str, Any] = {"weights": encoder_weights, "folder": feature_cache}
+        places: dict[str, Any] = {"weights": encoder_weights, "folder": feature_cache, "patch_px": c.patch_px}
         self.encoder = PatchEncoder(spec, kind="tokens", frozen=c.frozen, **places)
         self.context_encoder = PatchEncoder(spec, kind=c.context_features, **places)
         self.projections = nn.ModuleList(

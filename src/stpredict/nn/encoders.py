@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from stpredict._schema import shown
+from stpredict.nn.architecture import HUB, IMAGENET, check_encoder, described, is_determined, timm_name
 from stpredict.nn.fold import folded, folded_call
+from stpredict.nn.state import differences, read_tensors
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,17 @@ class EncoderSpec:
     """Which encoder, and how it is fed.
 
     name
-        A timm name (``mobilenetv2_100``), or a hub name (``hf-hub:MahmoodLab/UNI2-h``).
+        A timm name (``mobilenetv2_100``), or a hub name (``hf-hub:MahmoodLab/UNI2-h``), which is built as the keywords
+        say; a hub is asked for weights alone, where ``weights="timm"``.
     taps
         CNN: indices of timm's feature stages, finest first (stage i has stride 2^(i + 1)). ViT: transformer blocks,
         counted from 1, early to late.
     kwargs
-        Passed on to ``timm.create_model`` as they are.
+        What shapes the network (`stpredict.nn.architecture.KEYWORDS`), for ``timm.create_model``; others are refused.
+        Of a hub name: patch_size, embed_dim, depth and num_heads of a vision transformer, or its timm name as
+        architecture.
     mean, std
-        Normalisation of RGB in [0, 1]; None: what timm records for the name.
+        Normalisation of RGB in [0, 1]; None: what timm records for the name, ImageNet's for a hub name.
     """
 
     name: str
@@ -57,28 +61,29 @@ class Encoder(nn.Module):
 
     def __init__(self, spec: EncoderSpec, *, weights: str | Path | None) -> None:
         super().__init__()
-        _check_hub(spec.name, weights)
+        check_encoder(spec.name, spec.kwargs)
+        _check_weights(weights)
+        if not is_determined(spec.name, spec.kwargs):
+            found = described(spec.name, spec.kwargs, spec.mean, spec.std)
+            spec = replace(spec, **{key.removeprefix("encoder_"): value for key, value in found.items()})
         self.spec = spec
-        self.is_vit = _is_vit(spec.name)
-        from_hub = weights == "timm"
-        kwargs = dict(spec.kwargs)
-        if isinstance(kwargs.get("mlp_layer"), str):  # a config holds names, timm wants the class
-            kwargs["mlp_layer"] = getattr(timm.layers, kwargs["mlp_layer"])
+        self.is_vit = _is_vit(timm_name(spec.name, spec.kwargs))
+        self.net = _net(spec, is_vit=self.is_vit, pretrained=weights == "timm")
         if self.is_vit:
-            self.net = timm.create_model(spec.name, pretrained=from_hub, num_classes=0, **kwargs)
             patch, native = self.net.patch_embed.patch_size[0], self.net.patch_embed.img_size[0]
             self.strides, self.block_px = (patch,) * len(spec.taps), native
             self.channels = (self.net.embed_dim,) * len(spec.taps)
         else:
-            self.net = timm.create_model(
-                spec.name, pretrained=from_hub, features_only=True, out_indices=spec.taps, **kwargs
-            )
             self.strides = tuple(self.net.feature_info.reduction())
             self.channels, self.block_px = tuple(self.net.feature_info.channels()), max(self.strides)
-        if weights is not None and not from_hub:
+        if weights is not None and weights != "timm":
             _load_local(self.net, Path(weights))
-        config = timm.data.resolve_data_config({}, model=self.net)
-        for key, value in (("mean", spec.mean or config["mean"]), ("std", spec.std or config["std"])):
+        if spec.name.startswith(HUB):
+            mean, std = IMAGENET
+        else:
+            config = timm.data.resolve_data_config({}, model=self.net)
+            mean, std = config["mean"], config["std"]
+        for key, value in (("mean", spec.mean or mean), ("std", spec.std or std)):
             self.register_buffer(key, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> Encoder:
@@ -141,21 +146,35 @@ def folded_encoder(encoder: Encoder) -> Encoder:
     return folded(encoder, lambda each: each._probed(each.net))
 
 
+def _net(spec: EncoderSpec, *, is_vit: bool, pretrained: bool) -> Any:
+    """timm's network; ValueError naming the encoder where name, taps and keywords do not make one."""
+    kwargs = {key: value for key, value in spec.kwargs.items() if key != "architecture"}
+    if isinstance(kwargs.get("mlp_layer"), str):  # a config holds names, timm wants the class
+        kwargs["mlp_layer"] = getattr(timm.layers, kwargs["mlp_layer"])
+    name = spec.name if pretrained else timm_name(spec.name, spec.kwargs)
+    kwargs |= {"num_classes": 0} if is_vit else {"features_only": True, "out_indices": tuple(spec.taps)}
+    said = f"encoder={spec.name!r} with taps={tuple(spec.taps)} and encoder_kwargs={shown(dict(spec.kwargs))}"
+    try:
+        net: Any = timm.create_model(name, pretrained=pretrained, **kwargs)
+    except OSError as error:  # only where weights are fetched
+        raise ConnectionError(
+            f"the weights of {said} are neither in the local cache nor to be had from their hub "
+            f"({type(error).__name__}: {str(error)[:200]}). Pass a local file as `encoder_weights`."
+        ) from error
+    except Exception as error:
+        raise ValueError(f"timm builds no network of {said} ({type(error).__name__}: {str(error)[:200]}).") from error
+    if is_vit and not all(1 <= tap <= len(net.blocks) for tap in spec.taps):
+        raise ValueError(f"taps={tuple(spec.taps)}: {spec.name!r} has the blocks 1 to {len(net.blocks)}.")
+    return net
+
+
 def _is_vit(name: str) -> bool:
-    """Whether the architecture is one of timm's plain vision transformers; a hub name is looked up on the hub."""
-    if name.startswith("hf-hub:"):
-        _, name, _ = timm.models.load_model_config_from_hf(name.removeprefix("hf-hub:"))
+    """Whether the architecture is one of timm's plain vision transformers."""
     module = timm.models.model_entrypoint(name.split(".")[0]).__module__
     return module.rsplit(".", 1)[-1] in {"vision_transformer", "eva", "deit", "beit"}
 
 
-def _check_hub(name: str, weights: str | Path | None) -> None:
-    # timm contacts the hub for such a name even with pretrained=False, and retries for half a minute when offline
-    if name.startswith("hf-hub:") and os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
-        raise ConnectionError(
-            f"encoder {name!r} is described on a hub, and HF_HUB_OFFLINE is set. Unset it, or name the architecture "
-            "by its timm name with its keywords in `encoder_kwargs` and pass a local file as `encoder_weights`."
-        )
+def _check_weights(weights: str | Path | None) -> None:
     if weights is not None and weights != "timm" and not Path(weights).is_file():
         raise FileNotFoundError(
             f"encoder_weights={str(weights)!r} is no file. Pass a local .safetensors file, 'timm' for the weights that "
@@ -165,19 +184,12 @@ def _check_hub(name: str, weights: str | Path | None) -> None:
 
 def _load_local(net: nn.Module, path: Path) -> None:
     """Load a timm state dict (safetensors) that may hold a classifier this pyramid has no use for; never less."""
-    state = load_file(path)
     wanted = net.state_dict()
-    missing = sorted(set(wanted) - set(state))
-    if missing:
-        raise ValueError(
-            f"{path.name} lacks {len(missing)} of the {len(wanted)} tensors of the encoder, such as {missing[:3]}; it "
-            f"holds {sorted(state)[:3]}. Pass the timm state dict of this very architecture."
-        )
-    wrong = [key for key in wanted if wanted[key].shape != state[key].shape]
+    state = read_tensors(path, wanted)
+    wrong = differences(wanted, state, cast=True)
     if wrong:
-        key = wrong[0]
         raise ValueError(
-            f"{path.name}: {len(wrong)} tensors have another shape, such as {key}: {tuple(state[key].shape)} for "
-            f"{tuple(wanted[key].shape)}. Pass the timm state dict of this very architecture."
+            f"encoder_weights={str(path)!r} does not fit the encoder: {wrong}. Pass the timm state dict of this very "
+            "architecture."
         )
-    net.load_state_dict({key: state[key] for key in wanted})
+    net.load_state_dict(state, strict=False)  # counters of batches may be missing

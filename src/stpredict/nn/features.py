@@ -15,13 +15,16 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 from torch import Tensor
 
 from stpredict.nn.encoders import Encoder, folded_encoder, rgb
 
+VERSION = 2  # of the files of a folder: with a hash; those of another version lie in other folders
 MEMORY_BYTES = 2**29  # of features held by this process, all encoders together; the oldest go first
 ENCODE_ROWS = 64  # patches a forward pass
+AWAY = "Remove it: its features are then computed again."
 
 _held: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
 _holding = threading.RLock()  # patches are also encoded in the thread that cuts them
@@ -62,12 +65,14 @@ class FeatureCache:
         Frozen, in eval mode: its weights must not change while the cache is in use. It runs in the number format of the
         surrounding autocast, with its batch norms folded into its convolutions.
     folder
-        Where features are kept between processes, as safetensors; None: in memory alone.
+        Where features are kept between processes, as safetensors with a hash of what they hold; None: in memory alone.
+
+    Raises ValueError, naming the file, where one in the folder was changed or damaged, or is of another encoder.
     """
 
     def __init__(self, encoder: Encoder, *, kind: str = "pooled", folder: str | Path | None = None) -> None:
         self.encoder, self.features = encoder, FEATURES[kind]
-        self.fingerprint = hashlib.sha256(f"{kind}{_fingerprint(encoder)}".encode()).hexdigest()
+        self.fingerprint = hashlib.sha256(f"{VERSION}{kind}{_fingerprint(encoder)}".encode()).hexdigest()
         self.folder = None if folder is None else Path(folder) / self.fingerprint[:16]
         self.n_encoded = 0
         self._fast: Encoder | None = None  # folded, on the encoder's device
@@ -117,18 +122,37 @@ class FeatureCache:
         name = hashlib.sha256(rows.tobytes()).hexdigest()[:32]
         handle, aside = tempfile.mkstemp(dir=self.folder, suffix=".part")
         os.close(handle)
-        save_file({"keys": rows.copy(), "features": features}, aside)
+        save_file({"keys": rows.copy(), "features": features}, aside, metadata={"sha256": self._hash(rows, features)})
         os.replace(aside, self.folder / f"{name}.safetensors")
 
     def _read(self) -> None:
         assert self.folder is not None
         for path in sorted(self.folder.glob("*.safetensors")):
-            stored = load_file(path)
-            keys = [row.tobytes() for row in stored["keys"]]
+            rows, features = self._file(path)
             with _holding:
-                _held.update(zip(keys, stored["features"], strict=True))
+                _held.update(zip([row.tobytes() for row in rows], features, strict=True))
         with _holding:
             self._forget()
+
+    def _file(self, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        try:
+            with safe_open(path, "numpy") as file:
+                said = (file.metadata() or {}).get("sha256")
+                rows, features = file.get_tensor("keys"), file.get_tensor("features")
+            whole = said == self._hash(rows, features)
+        except (SafetensorError, OverflowError, TypeError) as error:
+            raise ValueError(f"{path} is no file of features, or a damaged one ({error}). {AWAY}") from error
+        if not whole:
+            raise ValueError(f"{path} was changed or damaged, or holds features of another encoder. {AWAY}")
+        return rows, features
+
+    def _hash(self, rows: NDArray[np.uint8], features: NDArray[np.float32]) -> str:
+        """Of keys and features, their shapes and types, and of the encoder that they belong to."""
+        said = f"{self.fingerprint} {rows.shape} {features.shape} {features.dtype}"
+        digest = hashlib.sha256(said.encode())
+        for part in (rows, features):
+            digest.update(np.ascontiguousarray(part).data)
+        return digest.hexdigest()
 
     def _forget(self) -> None:
         size = sum(value.nbytes for value in list(_held.values())[:1]) * len(_held)

@@ -1,0 +1,115 @@
+"""What every configuration and recipe is held to: the type and the range of each of its fields.
+
+One table serves constructors and cards. A rule that joins several fields stands in the file of its model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stpredict._schema import Range, check_fields, check_value, shown
+from stpredict.nn.architecture import check_encoder
+
+_ANY, _SOME = (0, 2**20), (1, 2**20)  # numbers of things
+_WEIGHT, _SHARE, _DROPPED = (0.0, 1e6), (0.0, 1.0), (0.0, 0.99)
+LIMITS: Mapping[str, Range] = {
+    # the image
+    "mpp": (0.01, 1000.0), "patch_px": (1, 2048), "patch_um": (0.01, 1e5), "window_px": (1, 8192),
+    "core_px": (1, 8192), "halo_px": (0, 4096), "token_px": (1, 2048), "stain_jitter": _SHARE,
+    # the encoder
+    "taps": (0, 256), "encoder_mean": (-1.0, 2.0), "encoder_std": (1e-3, 10.0),
+    # sizes of networks
+    "width": (1, 16384), "out_width": (1, 16384), "mlp_width": (1, 65536), "text_hidden": (1, 16384),
+    "filters": (1, 8192), "depth": (1, 256), "text_depth": (1, 256), "projector_depth": (1, 256),
+    "heads": (1, 256), "head_width": (1, 4096), "text_heads": (1, 256), "bridge_heads": (1, 256),
+    "bridge_head_width": (1, 4096), "bridge_every": (1, 256), "n_bilinear": (0, 16), "attention_window": (1, 256),
+    "context_rank": (0, 4096), "context_cells": (1, 256), "n_places": (1, 65536), "side": (1, 63),
+    "fusion": (0, 16384), "section": (0, 16384), "neighbours": (0, 16384),
+    # what is looked at, and how often
+    "n_near": _ANY, "n_alike": _ANY, "top": _SOME, "exemplars": _SOME, "symmetries": (1, 8), "turns": (1, 8),
+    "train_genes": _SOME, "train_spots": _SOME,
+    # shares, weights, temperatures
+    "dropout": _DROPPED, "feature_dropout": _DROPPED, "text_dropout": _DROPPED, "context_share": _SHARE,
+    "branch_share": _SHARE, "pcc_weight": _WEIGHT, "pool_weight": _WEIGHT, "place_sd": (0.0, 1e3),
+    "temperature": (1e-6, 1e6), "pool_temperature": (1e-6, 1e6), "penalties": (0.0, 1e30),
+    # the recipe
+    "max_epochs": (1, 10**9), "batch_size": (1, 10**9), "lr": (1e-30, 1e6), "encoder_lr": (0.0, 1e6),
+    "weight_decay": _WEIGHT, "warmup": _SHARE, "gradient_clip": (0.0, 1e30), "patience": (1, 10**9),
+}  # fmt: skip
+WIDEST_TEXT = 65536  # values of the embedding of a text
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A dataclass whose fields have the types that they are declared with, and lie in `LIMITS`.
+
+    Numbers of NumPy become those of Python, and lists tuples, as a card keeps them.
+    """
+
+    def __post_init__(self) -> None:
+        check_fields(vars(self), type(self), LIMITS)
+        for name, value in list(vars(self).items()):
+            plain = (
+                value.item() if isinstance(value, np.generic) else tuple(value) if isinstance(value, list) else value
+            )
+            object.__setattr__(self, name, plain)
+
+
+@dataclass(frozen=True)
+class Recipe(Checked):
+    """How a model is trained when the caller says nothing else.
+
+    lr, encoder_lr
+        Peak learning rates of AdamW; `encoder_lr` is that of pretrained encoder weights (0 freezes them).
+    warmup
+        Share of the steps over which the learning rates rise; they fall along a cosine afterwards.
+    patience
+        Epochs without a better validation loss before training stops; None = never (the schedule ends it).
+
+    Raises ValueError, naming the field, for a value of another type or out of its range.
+    """
+
+    max_epochs: int = 30
+    batch_size: int = 8
+    lr: float = 5e-4
+    encoder_lr: float = 5e-4
+    weight_decay: float = 1e-4
+    warmup: float = 0.1
+    gradient_clip: float = 1.0
+    patience: int | None = None
+
+
+@dataclass(frozen=True)
+class Config(Checked):
+    """What all configurations are held to; raises ValueError that names the field."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        values = vars(self)
+        for name in ("genes", "vocabulary"):
+            if "" in values.get(name, ()):
+                raise ValueError(f"{name} holds a name that is empty.")
+        for name in ("encoder_mean", "encoder_std"):
+            if len(values.get(name) or (0, 0, 0)) != 3:
+                raise ValueError(f"{name}={shown(values[name])} must be three numbers: red, green, blue.")
+        if values.get("encoder") is not None:
+            check_encoder(values["encoder"], values["encoder_kwargs"])
+            if not values["taps"]:
+                raise ValueError("taps is empty; name at least one stage or block of the encoder.")
+        for name in ("text", "names"):
+            if values.get(name):
+                check_text(name, values[name])
+
+
+def check_text(name: str, spec: Mapping[str, Any]) -> None:
+    """Raise ValueError where a config does not say how embeddings of texts were made, in full."""
+    hints = {"encoder": str, "revision": str | None, "pooling": str, "width": int, "text_sha256": str}
+    hints["n_symbol_only"] = int
+    if set(spec) != set(hints):
+        raise ValueError(f"{name} must have the keys {sorted(hints)}, got {shown(sorted(spec))}.")
+    for key, hint in hints.items():
+        check_value(f"{name}[{key!r}]", spec[key], hint, (1, WIDEST_TEXT) if key == "width" else None)
