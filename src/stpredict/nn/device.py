@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Literal
 
+import psutil
 import torch
 
 logger = logging.getLogger("stpredict")
@@ -44,7 +45,7 @@ def resolve_precision(precision: str, device: torch.device) -> Precision:
     Raises ValueError for an unknown name.
     """
     if precision == "auto":
-        has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16(device)
+        has_bf16 = _cuda_has_bf16(device) if device.type == "cuda" else _cpu_has_bf16(device)
         chosen: Precision = "bf16-mixed" if has_bf16 else "32-true"
         logger.info("precision='auto' chose %s on %s", chosen, device)
         return chosen
@@ -57,6 +58,19 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """The context in which a forward pass runs at this precision."""
     kind = torch.float16 if precision == "16-mixed" else torch.bfloat16
     return torch.autocast(device.type, dtype=kind, enabled=precision != "32-true")
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that tensors on this device can still take: of the CUDA device itself, else of the machine."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, and not in use
+    return int(torch.cuda.mem_get_info(device)[0]) + held
+
+
+def _cuda_has_bf16(device: torch.device) -> bool:
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _cpu_has_bf16(device: torch.device) -> bool:

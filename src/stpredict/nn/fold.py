@@ -56,7 +56,7 @@ def copied[M: nn.Module](model: M, made: dict[nn.Module, nn.Module] | None = Non
 
 
 def _pairs[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> Pairs | None:
-    exact = torch.backends.cudnn.flags(allow_tf32=False)
+    exact = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
     with torch.inference_mode(False), torch.no_grad(), exact:
         before, found = _watched(model, probe)
         names = {module: name for name, module in model.named_modules()}
