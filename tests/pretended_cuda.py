@@ -1,7 +1,7 @@
 """A CUDA device that is not there: tensors that say they are on it, compute on the CPU, and refuse to meet others.
 
-What mixes devices fails as it would on a card, and values are real, so that whole predictions can be compared. Gradients
-are not followed: the engine that does so asks for the driver.
+What mixes devices fails as it would on a card, and values are real, so that whole predictions can be compared.
+Gradients are not followed: the engine that does so asks for the driver.
 """
 
 from __future__ import annotations
