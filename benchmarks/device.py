@@ -153,7 +153,8 @@ class Run:
 
     def _watch(self, process: subprocess.Popen, group: list[str], folder: Path) -> str:
         """Take over results as they come; returns why the process was stopped, or nothing."""
-        begun: dict[str, float] = {"": time.monotonic()}
+        begun: dict[str, float] = {}
+        last = time.monotonic()  # when the process began, or a part of it ended
         while True:
             ended = process.poll() is not None
             for name in group:
@@ -161,13 +162,13 @@ class Run:
                     begun[name] = time.monotonic()
                 if name not in self.results and (folder / f"{name}.json").is_file():
                     self.results[name] = json.loads((folder / f"{name}.json").read_text())
+                    last = time.monotonic()
                     self._tell(name, folder)
             if ended:
                 return ""
             current = next((name for name in group if name not in self.results), "")
-            limit = START if current not in begun else SMALL_SECONDS if self.args.small else PARTS[current].seconds
-            since = begun.get(current, begun[""])
-            if time.monotonic() - since > limit:
+            limit = SMALL_SECONDS if self.args.small else PARTS[current].seconds if current in begun else START
+            if time.monotonic() - begun.get(current, last) > limit:
                 return f"took longer than its limit of {limit:.0f} s"
             if self.left() <= 0:
                 return f"the {self.args.limit:.0f} s of the whole run were over"
