@@ -5,8 +5,7 @@
     uv run --with monai python benchmarks/speed.py monai
     python benchmarks/speed.py lazyslide          # makes an environment of its own for it
 
-Only the ratios mean anything on a processor whose speed changes. Where there is a CUDA device, `device` prints absolute
-times too, against the card's copies and matrix products of the same run.
+Only the ratios mean anything on a processor whose speed changes. For a CUDA device there is `device.py`.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ PARTS: dict[str, tuple[str, Callable[[int], str]]] = {
     "lazyslide": ("lazyslide", _part("_speed_lazyslide", "table")),
     "seams": ("Seams", lambda _: importlib.import_module("_speed_predict").seams()),
     "raster": ("Writing a raster", _part("_speed_raster", "table")),
-    "device": ("Absolute times on a CUDA device", _part("_speed_device", "table")),
     "memory": ("Peak memory", _part("_speed_predict", "memory")),
 }
 OTHERS = ("monai", "lazyslide")  # need packages that are not among our own

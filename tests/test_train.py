@@ -66,6 +66,26 @@ def test_a_resumed_run_ends_where_the_whole_one_does(build, sections, tmp_path, 
     assert (tmp_path / "broken" / "log" / "metrics.csv").is_file()
 
 
+def test_training_leaves_torchs_deterministic_mode_as_it_was(build, sections):
+    import torch
+
+    from stpredict._train import fit
+
+    assert not torch.are_deterministic_algorithms_enabled()
+    fit(build("Mean"), sections, [], _plan())
+    fit(build("STNet"), sections, [], _plan(max_epochs=1))
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_training_on_the_cpu_beside_a_card_does_not_warn(build, sections, monkeypatch):
+    from lightning.pytorch.accelerators import CUDAAccelerator
+
+    from stpredict._train import fit
+
+    monkeypatch.setattr(CUDAAccelerator, "is_available", staticmethod(lambda: True))
+    assert len(fit(build("STNet"), sections, [], _plan(max_epochs=1))) == 1  # warnings are errors here
+
+
 def test_resume_without_a_checkpoint_is_refused(build, sections, tmp_path):
     from stpredict._train import fit
 

@@ -139,9 +139,9 @@ def _loop(model: Model, train: Sequence[Section], val: Sequence[Section], plan: 
     folder = Path(plan.checkpoint_dir) if plan.checkpoint_dir is not None else None
     L.seed_everything(plan.seed, verbose=False)
     model.train()  # Lightning keeps the mode it finds, and the encoder's batch norm must be told to stay as it is
-    with _quiet_lightning():
+    with warnings.catch_warnings(), _quiet_lightning(), _determinism_as_found():
+        warnings.filterwarnings("ignore", message="GPU available but not used.*")  # the caller's choice
         trainer = _trainer(plan, recipe, device, folder, has_val=bool(val))
-    with warnings.catch_warnings(), _quiet_lightning():
         warnings.filterwarnings(
             "ignore", message=".*LeafSpec.*", category=FutureWarning
         )  # Lightning 2.6 with torch 2.15
@@ -215,6 +215,16 @@ def _quiet_lightning() -> Iterator[None]:
     finally:
         for each, level in zip(loggers, levels, strict=True):
             each.setLevel(level)
+
+
+@contextmanager
+def _determinism_as_found() -> Iterator[None]:
+    """Torch's deterministic mode put back, which Lightning sets for the whole process: it slows predictions down."""
+    found = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(found[0], warn_only=found[1])
 
 
 def _val_samples(model: Model, val: Sequence[Section]) -> Samples | None:

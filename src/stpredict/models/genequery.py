@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import psutil
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -41,6 +40,7 @@ from stpredict.models._fields import Config
 from stpredict.models._patches import PatchEncoder
 from stpredict.models._samples import Batch, PatchSamples, Samples, SectionSamples, sections_of
 from stpredict.models._texts import Vocabulary, as_embeddings, text_spec
+from stpredict.nn.device import free_bytes
 from stpredict.nn.encoders import EncoderSpec
 from stpredict.nn.transformer import TransformerBlock
 
@@ -314,7 +314,7 @@ class GeneQuery(Model):
         return torch.cat(parts)
 
     def _check_memory(self, n: int) -> None:
-        need, free = n * TOKEN_BYTES, psutil.virtual_memory().available
+        need, free = n * TOKEN_BYTES, free_bytes(self.low.device)
         if need > free:
             raise ValueError(
                 f"a section of {n} shapes needs {need / 1e9:.1f} GB for its keys and states, and {free / 1e9:.1f} GB "

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import psutil
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -38,6 +37,7 @@ from stpredict.models._config import configured
 from stpredict.models._fields import Config
 from stpredict.models._patches import PatchEncoder, grid_of
 from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, SectionSamples
+from stpredict.nn.device import free_bytes
 from stpredict.nn.encoders import EncoderSpec
 from stpredict.nn.transformer import TransformerBlock
 
@@ -222,7 +222,7 @@ class HisToGene(Model):
         c = self.config
         # of every token: two states and what is added up; queries, keys, values
         token_bytes = 3 * (c.width + c.heads * c.head_width) * FLOAT_BYTES
-        need, free = n * token_bytes, psutil.virtual_memory().available
+        need, free = n * token_bytes, free_bytes(self.mean.device)
         if need > free:
             raise ValueError(
                 f"a section of {n} shapes needs {need / 1e9:.1f} GB for its keys and states, and {free / 1e9:.1f} GB "

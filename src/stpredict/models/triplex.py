@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import psutil
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -43,6 +42,7 @@ from stpredict.models._config import configured
 from stpredict.models._fields import Config
 from stpredict.models._patches import PatchEncoder, grid_of
 from stpredict.models._samples import Batch, Patch, PatchSamples, Samples
+from stpredict.nn.device import free_bytes
 from stpredict.nn.encoders import EncoderSpec
 from stpredict.nn.towers import FusionTower, NeighbourTower, SectionTower, fusion_loss
 
@@ -253,7 +253,7 @@ class TriplexSamples(Samples):
         self.row = [{int(k): j for j, k in enumerate(rows)} for rows in on]
         self.place = [torch.from_numpy(grid_of(s)) if s.n_shapes else torch.zeros(0, 2).long() for s in sections]
         for section, place in zip(sections, self.place, strict=True):
-            _check_memory(section, place, width)
+            _check_memory(section, place, width, encoder.centre.device)
         self.whole = [
             encoder.every([s], patch_px=patches.patch_px).cpu() if s.n_shapes else torch.zeros(0, encoder.width)
             for s in sections
@@ -322,10 +322,10 @@ def _on_image(section: Section, bounds: NDArray[np.float64]) -> NDArray[np.int64
     return np.flatnonzero((bounds[:, 2:] > 0).all(axis=1) & (bounds[:, :2] < section.image.window.shape).all(axis=1))
 
 
-def _check_memory(section: Section, place: Tensor, width: int) -> None:
+def _check_memory(section: Section, place: Tensor, width: int, device: torch.device) -> None:
     """Raise ValueError for a section whose tokens and grid do not fit into memory."""
     n, cells = len(place), int((place.max(dim=0).values + 1).prod()) if len(place) else 0
-    need, free = 4 * width * (8 * n + 3 * cells), psutil.virtual_memory().available
+    need, free = 4 * width * (8 * n + 3 * cells), free_bytes(device)
     if need > free:
         raise ValueError(
             f"section {section.name!r} of {n} shapes on a grid of {cells} places needs {need / 1e9:.1f} GB for its "

@@ -6,6 +6,7 @@ import logging
 import os
 from typing import Literal
 
+import psutil
 import torch
 
 logger = logging.getLogger("stpredict")
@@ -46,7 +47,7 @@ def resolve_precision(precision: str, device: torch.device) -> Precision:
     Raises ValueError for an unknown name.
     """
     if precision == "auto":
-        has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16(device)
+        has_bf16 = _cuda_has_bf16(device) if device.type == "cuda" else _cpu_has_bf16(device)
         chosen: Precision = "bf16-mixed" if has_bf16 else "32-true"
         logger.info("precision='auto' chose %s on %s", chosen, device)
         return chosen
@@ -84,6 +85,19 @@ def _note_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_note_fork)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that tensors on this device can still take: of the CUDA device itself, else of the machine."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, and not in use
+    return int(torch.cuda.mem_get_info(device)[0]) + held
+
+
+def _cuda_has_bf16(device: torch.device) -> bool:
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _cpu_has_bf16(device: torch.device) -> bool:

@@ -101,7 +101,10 @@ def copied[M: nn.Module](model: M, made: dict[nn.Module, nn.Module] | None = Non
 
 def _pairs[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> Pairs | None:
     kind = next(model.parameters()).device.type
-    exact = torch.backends.cudnn.flags(allow_tf32=False), torch.autocast(kind, enabled=False)
+    exact = (
+        torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False),
+        torch.autocast(kind, enabled=False),
+    )
     with torch.inference_mode(False), torch.no_grad(), exact[0], exact[1]:
         watched = copied(model)  # another thread may be running the model itself
         before, found = _watched(watched, probe)
