@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +54,13 @@ class Plan:
         """Raise ValueError, which names the setting, for one with which nothing could be trained."""
         counts = {"max_epochs": 1, "batch_size": 1, "devices": 1, "num_nodes": 1, "seed": 0}
         for name, least in counts.items():
-            value = getattr(self, name)
-            if value is not None and not (
-                isinstance(value, Integral) and not isinstance(value, bool) and value >= least
-            ):
+            value: Any = getattr(self, name)
+            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+            if value is not None and not (whole and value >= least):
                 raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
-        if self.lr is not None and not (isinstance(self.lr, Real) and math.isfinite(self.lr) and self.lr > 0):
-            raise ValueError(f"lr={self.lr!r} must be a positive, finite learning rate, such as 1e-3.")
+        lr: object = self.lr
+        if lr is not None and not (isinstance(lr, int | float) and math.isfinite(lr) and lr > 0):
+            raise ValueError(f"lr={lr!r} must be a positive, finite learning rate, such as 1e-3.")
 
     def recipe(self, own: Recipe) -> Recipe:
         """The model's recipe with what the caller gave put in its place."""

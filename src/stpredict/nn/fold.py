@@ -58,7 +58,7 @@ def folded[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> M:
     return _fold_all(copied(model), pairs)
 
 
-def folded_call[Out](net: nn.Module, *given: Tensor, probe: Callable[[nn.Module], Tensor]) -> Out:
+def folded_call(net: nn.Module, *given: Tensor, probe: Callable[[nn.Module], Tensor]) -> Any:
     """What a network gives for some input, computed with its batch norms folded into its convolutions.
 
     Gradients reach the weights of both, as they do in the network itself: the weights of a folded convolution are

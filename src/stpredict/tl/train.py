@@ -113,7 +113,7 @@ def train(
     )
 
 
-def _check_sections(sdatas: Sequence[SpatialData], val: object) -> None:
+def _check_sections(sdatas: Sequence[SpatialData], val: Any) -> None:
     """Raise ValueError for what is no section, and for no section at all."""
     from spatialdata import SpatialData
 
@@ -124,7 +124,8 @@ def _check_sections(sdatas: Sequence[SpatialData], val: object) -> None:
         raise ValueError(
             f"val={type(val).__name__} is neither a share of each section, such as 0.15, nor a list of sections."
         )
-    for name, given in (("sdatas", sdatas), ("val", [] if share else val)):
+    both: dict[str, Sequence[Any]] = {"sdatas": sdatas, "val": [] if share else val}
+    for name, given in both.items():
         for i, sdata in enumerate(given):
             if not isinstance(sdata, SpatialData):
                 raise ValueError(
