@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shutil
 from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+
+# The main job, executed in every build; `sphinx-build -t slow` executes the others too.
+MAIN = ("quickstart", "genes_by_text")
+NOT_EXECUTED = """
+:::{{note}}
+This page takes longer than a build of the documentation should, and was not executed: its code stands here without
+results. `sphinx-build -t slow docs docs/_build/html` executes it, and so does
+`jupytext --to notebook --execute tutorials/{name}.md`.
+:::
+"""
+
+
+def executed(src: Path, cache: Path) -> Path:
+    """The folder of what was executed with the files of `src` as they are; those of other files are removed."""
+    files = sorted(path for path in src.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(src).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    folder = cache / digest.hexdigest()[:16]
+    for other in cache.glob("*/"):
+        if other != folder:
+            shutil.rmtree(other)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def slow_tutorials() -> list[str]:
+    """Names of the tutorials that a build does not execute unless it is asked to."""
+    return sorted(path.stem for path in (HERE.parent / "tutorials").glob("*.md") if path.stem not in MAIN)
+
 
 info = metadata("stpredict")
 project = info["Name"]
@@ -46,9 +78,12 @@ napoleon_use_rtype = False
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-# Run again only what changed; .ci/run forces the execution. An error in a cell ends the build.
+# Executed tutorials are kept by their own code (jupyter-cache) in a folder named by a hash of `src`: while neither
+# changes they are not executed again. An error in a cell ends the build.
 nb_execution_mode = "cache"
-nb_execution_timeout = 600
+nb_execution_cache_path = str(executed(HERE.parent / "src", HERE / "_build" / ".jupyter_cache"))
+nb_execution_excludepatterns = [] if tags.has("slow") else [f"tutorials/{name}.md" for name in slow_tutorials()]  # noqa: F821
+nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 
@@ -70,6 +105,14 @@ def close_definitions(_app: Any, _what: str, _name: str, _obj: Any, _options: An
             lines.insert(i, "")
 
 
+def say_not_executed(app: Any, name: str, source: list[str]) -> None:
+    """Say below the title of a tutorial that it was not executed."""
+    if f"{name}.md" in app.config.nb_execution_excludepatterns:
+        note = NOT_EXECUTED.format(name=Path(name).name)
+        source[0] = re.sub(r"^# .+\n", lambda title: title[0] + note, source[0], count=1, flags=re.MULTILINE)
+
+
 def setup(app: Any) -> None:
+    app.connect("source-read", say_not_executed)
     # before napoleon (500)
     app.connect("autodoc-process-docstring", close_definitions, priority=400)

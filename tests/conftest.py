@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,10 +27,25 @@ def _models() -> list[str]:
 MODELS = _models()
 
 
-def pytest_configure() -> None:
-    """Stores are thousands of small files: where Linux has a file system in memory, `tmp_path` lies there."""
+def pytest_configure(config) -> None:
+    """Settle what every process of the tests inherits, before torch is imported and before the workers start.
+
+    Stores are thousands of small files: where Linux has a file system in memory, `tmp_path` lies there. Beside others a
+    process computes in one thread. Without compiled bytecode each process compiles torch and spatialdata anew.
+    """
     if os.access(MEMORY, os.W_OK):
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+    if config.getoption("numprocesses", None):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
+
+
+def pytest_xdist_auto_num_workers(config) -> int:
+    """Two processes for folders, whose tests are mostly bound by Python; this process alone for named files."""
+    if config.args and all(Path(arg.split("::")[0]).is_file() for arg in config.args):
+        return 0
+    return int(os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS", "2"))
 
 
 def pytest_generate_tests(metafunc) -> None:

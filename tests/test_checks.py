@@ -1,0 +1,126 @@
+"""What must be green and which tutorials a build executes: `.ci/run` with stand-ins for its tools, docs/conf.py."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = {
+    "tests": "pytest",
+    "lint": "ruff check",
+    "format": "ruff format",
+    "floors": "lint-imports",
+    "sizes": "sizes.py",
+    "types": "mypy",
+    "docs and tutorials": "sphinx-build",
+}
+UV = """#!/bin/sh
+echo "uv $*"
+case "$*" in *"$FAILING"*) exit 3 ;; esac
+"""
+
+
+@pytest.fixture
+def ci(tmp_path):
+    """A function that runs a copy of `.ci/run` in which the command with the words `failing` fails."""
+    script = tmp_path / "repository" / ".ci" / "run"
+    script.parent.mkdir(parents=True)
+    shutil.copy(ROOT / ".ci" / "run", script)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name, text in {"uv": UV, "pip": "#!/bin/sh\n"}.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+
+    def run(failing: str) -> subprocess.CompletedProcess:
+        env = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "FAILING": failing}
+        return subprocess.run(["bash", str(script)], env=env, capture_output=True, text=True, timeout=60)
+
+    return run
+
+
+def test_every_step_is_run_once(ci):
+    done = ci("nothing fails")
+    assert done.returncode == 0, done.stderr
+    assert "all green" in done.stdout
+    for name, command in STEPS.items():
+        assert done.stdout.count(f"=== {name}\n") == 1
+        assert done.stdout.count(command) >= 1
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_that_fails_fails_the_run_and_is_named(ci, name):
+    done = ci(STEPS[name])
+    assert done.returncode != 0
+    assert "all green" not in done.stdout
+    assert done.stdout.splitlines()[-1].endswith(f": {name}")
+    for other in STEPS:  # the others are run to their end
+        assert (f"--- {other} FAILED:" in done.stdout) == (other == name)
+
+
+def test_without_an_environment_nothing_is_green(ci):
+    done = ci("sync")
+    assert done.returncode != 0
+    assert "all green" not in done.stdout
+
+
+@pytest.fixture
+def configured(tmp_path):
+    """A function of Sphinx tags: docs/conf.py in a tree of its own, which has a third tutorial."""
+    for folder in ("docs", "src", "tutorials"):
+        (tmp_path / folder).mkdir()
+    shutil.copy(ROOT / "docs" / "conf.py", tmp_path / "docs")
+    (tmp_path / "src" / "code.py").write_text("x = 1\n")
+    for path in (ROOT / "tutorials").glob("*.md"):
+        shutil.copy(path, tmp_path / "tutorials")
+    (tmp_path / "tutorials" / "long.md").write_text("# A long one\n")
+
+    class Tags(set):
+        def has(self, tag):
+            return tag in self
+
+    return lambda *tags: runpy.run_path(str(tmp_path / "docs" / "conf.py"), {"tags": Tags(tags)})
+
+
+def test_the_two_that_show_the_main_job_are_executed_and_the_others_on_demand(configured):
+    conf = configured()
+    assert all((ROOT / "tutorials" / f"{name}.md").is_file() for name in conf["MAIN"])
+    assert "tutorials/long.md" in conf["nb_execution_excludepatterns"]
+    assert not {f"tutorials/{name}.md" for name in conf["MAIN"]} & set(conf["nb_execution_excludepatterns"])
+    assert configured("slow")["nb_execution_excludepatterns"] == []
+
+
+def test_a_page_that_was_not_executed_says_so_below_its_title(configured):
+    for tags, said in [((), True), (("slow",), False)]:
+        conf = configured(*tags)
+        app = type("App", (), {"config": type("Config", (), conf)})
+        page = ["---\nkernelspec: {}\n---\n# A long one\n\n# not a title\n"]
+        conf["say_not_executed"](app, "tutorials/long", page)
+        assert ("\n# A long one\n\n:::{note}" in page[0]) == said
+        assert page[0].count("was not executed") == said
+        first = ["# A title\n"]
+        conf["say_not_executed"](app, f"tutorials/{conf['MAIN'][0]}", first)
+        assert first == ["# A title\n"]
+
+
+def test_what_was_executed_is_kept_while_src_stays(configured, tmp_path):
+    def cache() -> Path:
+        return Path(configured()["nb_execution_cache_path"])
+
+    first = cache()
+    (first / "kept").touch()
+    (tmp_path / "src" / "__pycache__").mkdir()
+    (tmp_path / "src" / "__pycache__" / "code.pyc").touch()
+    assert cache() == first
+    assert (first / "kept").exists()
+    (tmp_path / "src" / "code.py").write_text("x = 2\n")
+    assert cache() != first
+    assert not first.exists()
+    (tmp_path / "src" / "code.py").rename(tmp_path / "src" / "other.py")
+    assert len({first, cache()}) == 2
