@@ -132,7 +132,7 @@ def million_bins(s: Setting) -> list[Row]:
 
 
 def gene_query(s: Setting) -> list[Row]:
-    """The head of both forms, in float32, without and with TF32 for what is not said otherwise."""
+    """The head of both forms, in float32 as in a prediction."""
     n_spots, n_genes = (24, 12) if s.small else (2400, 3467)
     genes, rows = tuple(f"g{i}" for i in range(n_genes)), []
     embeddings = texts(genes, 384)

@@ -23,14 +23,8 @@ def published(s: Setting) -> list[Row]:
     model = build_published(genes, small=s.small)
     n = sum(each.numel() for each in model.encoder.parameters())
     rows = [Row("parameters of the encoder", round(n / 1e6, 3), "M")]
-    if s.cuda:
-        free = free_bytes(torch.device(s.device)) / 2**30
-        rows += _moved(model, s, free)
-        need = _gib_of_a_tile(model, s)
-        rows.append(Row(f"memory of one tile, weights included; {free:.1f} GiB are free", need, "GiB"))
-        if need > free:
-            rows.append(Row("too little memory for one tile", what_fits(model, need, free)))
-            return rows
+    if s.cuda and (said := _memory(model, s, rows)):
+        return [*rows, Row("too little memory", said)]
     fast = _infer._folded(model.to(s.device))
     batch = 1 if s.small else _batch(fast, s)
     rows += forward_rows(fast, s, (1,) if batch == 1 else (1, batch), goal=GOAL)
@@ -40,12 +34,19 @@ def published(s: Setting) -> list[Row]:
     return rows + end_to_end(model, where, s, batch=batch, goal=False)
 
 
-def _moved(model: PixNet, s: Setting, free: float) -> list[Row]:
+def _memory(model: PixNet, s: Setting, rows: list[Row]) -> str:
+    """Bring the model to the card and note what a tile takes; what is to be said where there is too little memory."""
+    free = free_bytes(torch.device(s.device)) / 2**30
     weights = sum(each.numel() * each.element_size() for each in model.state_dict().values()) / 2**30
     if weights > free:
-        return [Row("weights", weights, "GiB", f"<= {free:.1f} GiB that are free", False)]
-    model.to(s.device)
-    return [Row("weights", weights, "GiB")]
+        return f"the weights alone take {weights:.1f} GiB, and {free:.1f} GiB are free"
+    try:
+        need = _gib_of_a_tile(model.to(s.device), s)
+    except torch.OutOfMemoryError:
+        window = 4 * model.encoder.block_px
+        return f"not even a window of {window} px fits beside weights of {weights:.1f} GiB; {free:.1f} GiB were free"
+    rows.append(Row(f"memory of one tile, weights of {weights:.1f} GiB included; {free:.1f} GiB are free", need, "GiB"))
+    return what_fits(model, need, free) if need > free else ""
 
 
 def _gib_of_a_tile(model: PixNet, s: Setting) -> float:

@@ -8,7 +8,7 @@ import importlib
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -298,8 +298,3 @@ def compiled(s: Setting) -> list[Row]:
         Row("compiled against eager, float32, largest difference", apart, "sd", f"<= {EXACT}", apart <= EXACT),
         Row("compiled against eager, bf16, least correlation of a gene (fewer roundings when compiled)", alike),
     ]
-
-
-def holds(rows: Sequence[Row]) -> list[Row]:
-    """The rows that do not hold."""
-    return [row for row in rows if row.ok is False]

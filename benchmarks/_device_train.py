@@ -14,6 +14,7 @@ from _device_simulated import measured, tiny
 
 from stpredict import _train
 from stpredict._section import Section
+from stpredict._task import MIN_STEPS
 from stpredict.models import PixNet, PixNetConfig
 from stpredict.models._samples import Batch
 
@@ -64,7 +65,7 @@ def steps(s: Setting) -> list[Row]:
         sections, epochs = [measured(seed, side=4096, n=600, n_genes=250, mpp=2.0) for seed in (1, 2)], 3
         model = PixNet(config=PixNetConfig(genes=sections[0].genes or (), context_rank=0))
     samples = model.samples(sections, train=True)
-    size = max(1, min(model.recipe.batch_size, len(samples) // _train_min_steps()))
+    size = max(1, min(model.recipe.batch_size, len(samples) // MIN_STEPS))
     n = epochs * (len(samples) // size)
     plan = _plan(s, max_epochs=epochs, precision="auto")
     took = once(lambda: _train.fit(model, sections, [], plan), s.device)
@@ -80,12 +81,6 @@ def steps(s: Setting) -> list[Row]:
         Row("plain loop over two batches at hand, bf16 on a card", n / plain, "steps/s"),
         Row("train / plain loop, by time", took / plain),
     ]
-
-
-def _train_min_steps() -> int:
-    from stpredict import _task
-
-    return _task.MIN_STEPS
 
 
 def _loop(model: PixNet, batches: Iterator[Batch], s: Setting) -> float:
