@@ -6,7 +6,8 @@ Gradients are not followed: the engine that does so asks for the driver.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -113,6 +114,25 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return tree_map(lambda each: OnCuda(each) if isinstance(each, torch.Tensor) and to_cuda else each, out)
 
 
+class InThisThread:
+    """Stands in for a pool of threads, in which torch's modes, and with them the device, would not be there."""
+
+    def __init__(self, _: int) -> None: ...
+
+    def __enter__(self) -> InThisThread:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def submit(self, work: Callable[[Any], Any], item: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(work(item))
+        except Exception as error:  # noqa: BLE001 - as a pool does
+            done.set_exception(error)
+        return done
+
+
 @contextmanager
 def pretended_cuda() -> Iterator[torch.device]:
     """Within it there is one CUDA device."""
@@ -122,7 +142,11 @@ def pretended_cuda() -> Iterator[torch.device]:
         mock.patch("torch.cuda.device_count", lambda: 1),
         mock.patch("torch.cuda.is_bf16_supported", lambda including_emulation=True: True),
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
+        mock.patch("torch.cuda.mem_get_info", lambda device: (2**34, 2**35)),
+        mock.patch("torch.cuda.memory_reserved", lambda device: 0),
+        mock.patch("torch.cuda.memory_allocated", lambda device: 0),
         mock.patch("torch.Tensor.pin_memory", lambda self: self),
+        mock.patch("stpredict._beside.ThreadPoolExecutor", InThisThread),
         # tensors of inference mode have no version, which views of a subclass ask for; gradients are off below
         mock.patch("torch.inference_mode.__enter__", lambda self: None),
         mock.patch("torch.inference_mode.__exit__", lambda self, *_: None),
