@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -85,7 +86,7 @@ def array_of(pixels: Any, what: str) -> NDArray[Any]:
     Raises OSError, which names `what`, for a chunk that cannot be read.
     """
     try:
-        return pixels.compute(scheduler="threads") if hasattr(pixels, "compute") else np.asarray(pixels)
+        return _computed(pixels) if hasattr(pixels, "compute") else np.asarray(pixels)
     except MemoryError:
         raise
     except Exception as error:  # codecs raise whatever they like
@@ -93,6 +94,19 @@ def array_of(pixels: Any, what: str) -> NDArray[Any]:
             f"{what} cannot be read ({type(error).__name__}: {error}): a chunk of the store is damaged, or its files "
             "were moved or changed after the object was opened. Read the object again, or restore it from a copy."
         ) from error
+
+
+def _computed(pixels: Any) -> NDArray[Any]:
+    """The values of a dask array; one chunk is read by the caller, several by threads that all callers share."""
+    if pixels.npartitions == 1:
+        return pixels.compute(scheduler="sync")
+    return pixels.compute(scheduler="threads", pool=_readers(os.getpid()))
+
+
+@cache
+def _readers(pid: int) -> ThreadPoolExecutor:
+    """The threads of a process; in one that was forked, its own."""
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix=f"stpredict-read-{pid}")
 
 
 def _renew_pool() -> None:
