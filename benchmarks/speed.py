@@ -28,6 +28,7 @@ PARTS: dict[str, tuple[str, Callable[[int], str]]] = {
     "predict": ("Prediction", _part("_speed_predict", "ratios")),
     "slide": ("From opening a store to its table", _part("_speed_slide", "table")),
     "train": ("Training", _part("_speed_train", "table")),
+    "call": ("What a call costs beside its work", _part("_speed_call", "table")),
     "crops": ("Dense once against a crop for every shape", _part("_speed_predict", "crops")),
     "genes": ("More genes, more shapes", _part("_speed_predict", "genes")),
     "monai": ("MONAI", _part("_speed_predict", "monai")),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -61,31 +62,51 @@ class ImageView:
         Every working pixel is the mean of the level's pixels under it, weighted by covered area. Weights depend on
         absolute positions alone, so two windows agree to the bit where they overlap.
         """
-        out = np.full((*window.shape, 3), WHITE, dtype=np.uint8)
-        part = window.intersect(self.window)
-        if part is None:
-            return out
-        if self.scale == (1.0, 1.0):  # the average of one pixel
-            level = self._level(slice(part.y0, part.y1), slice(part.x0, part.x1))
-            out[part.slices(window)] = np.moveaxis(level, 0, -1)
-            return out
+        return self.read_all([window])[0]
+
+    def read_all(self, windows: Sequence[Window]) -> list[NDArray[np.uint8]]:
+        """The pixels of several windows, as `read` returns them; a chunk of the image that they share is read once."""
+        parts = [window.intersect(self.window) for window in windows]
+        seen = [None if part is None else self._seen(part) for part in parts]
+        levels = iter(self._levels([each[:2] for each in seen if each is not None]))
+        made = []
+        for window, part, each in zip(windows, parts, seen, strict=True):
+            out = np.full((*window.shape, 3), WHITE, dtype=np.uint8)
+            if part is not None and each is not None:
+                shares, level = each[2], next(levels)
+                out[part.slices(window)] = np.moveaxis(level, 0, -1) if shares is None else _average(level, *shares)
+            made.append(out)
+        return made
+
+    def _seen(self, part: Window) -> tuple[slice, slice, tuple[sparse.csr_array, sparse.csr_array] | None]:
+        """Rows and columns of the level under a window, and their shares; None: every pixel is one of the level."""
+        if self.scale == (1.0, 1.0):
+            return slice(part.y0, part.y1), slice(part.x0, part.x1), None
         y, rows = _shares(part.y0, part.y1, self.scale[0], self.pixels.shape[1])
         x, columns = _shares(part.x0, part.x1, self.scale[1], self.pixels.shape[2])
-        out[part.slices(window)] = _average(self._level(y, x), rows, columns)
-        return out
+        return y, x, (rows, columns)
 
-    def _level(self, y: slice, x: slice) -> NDArray[np.uint8]:
-        what = f"the image, rows {y.start} to {y.stop} and columns {x.start} to {x.stop} of its level,"
-        return array_of(self.pixels[:, y, x], what)
+    def _levels(self, where: Sequence[tuple[slice, slice]]) -> list[NDArray[np.uint8]]:
+        if not where:
+            return []
+        y0, y1 = min(y.start for y, _ in where), max(y.stop for y, _ in where)
+        x0, x1 = min(x.start for _, x in where), max(x.stop for _, x in where)
+        what = f"the image, rows {y0} to {y1} and columns {x0} to {x1} of its level,"
+        return arrays_of([self.pixels[:, y, x] for y, x in where], what)
 
 
 def array_of(pixels: Any, what: str) -> NDArray[Any]:
-    """The values of a lazy array; read here and not by a cluster of the user's, where a task would wait for itself.
+    """The values of a lazy array; see `arrays_of`."""
+    return arrays_of([pixels], what)[0]
+
+
+def arrays_of(pixels: Sequence[Any], what: str) -> list[NDArray[Any]]:
+    """The values of lazy arrays of one kind; read here and not by a cluster of the user's, where a task would wait.
 
     Raises OSError, which names `what`, for a chunk that cannot be read.
     """
     try:
-        return pixels.compute(scheduler="threads") if hasattr(pixels, "compute") else np.asarray(pixels)
+        return _computed(pixels) if hasattr(pixels[0], "compute") else [np.asarray(each) for each in pixels]
     except MemoryError:
         raise
     except Exception as error:  # codecs raise whatever they like
@@ -93,6 +114,21 @@ def array_of(pixels: Any, what: str) -> NDArray[Any]:
             f"{what} cannot be read ({type(error).__name__}: {error}): a chunk of the store is damaged, or its files "
             "were moved or changed after the object was opened. Read the object again, or restore it from a copy."
         ) from error
+
+
+def _computed(pixels: Sequence[Any]) -> list[NDArray[Any]]:
+    """The values of dask arrays; one chunk is read by the caller, several by threads that all callers share."""
+    import dask
+
+    if sum(each.npartitions for each in pixels) == 1:
+        return list(dask.compute(*pixels, scheduler="sync"))
+    return list(dask.compute(*pixels, scheduler="threads", pool=_readers(os.getpid())))
+
+
+@cache
+def _readers(pid: int) -> ThreadPoolExecutor:
+    """The threads of a process; in one that was forked, its own."""
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix=f"stpredict-read-{pid}")
 
 
 def _renew_pool() -> None:
@@ -224,10 +260,12 @@ def image_digest(section: Section, *, n_side: int = 4, side_px: int = 64) -> byt
     """
     height, width = section.image.height, section.image.width
     digest = hashlib.sha256(f"{height} {width}".encode())
-    for i in range(n_side):
-        for j in range(n_side):
-            y, x = ((2 * at + 1) * size // (2 * n_side) for at, size in ((i, height), (j, width)))
-            digest.update(section.image.read(Window(y - side_px // 2, x - side_px // 2, side_px, side_px)).tobytes())
+    centres = [[(2 * at + 1) * size // (2 * n_side) for at in range(n_side)] for size in (height, width)]
+    half = side_px // 2
+    for square in section.image.read_all(
+        [Window(y - half, x - half, side_px, side_px) for y in centres[0] for x in centres[1]]
+    ):
+        digest.update(square.tobytes())
     return digest.digest()
 
 

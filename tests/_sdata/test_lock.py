@@ -63,7 +63,8 @@ def test_the_lock_of_a_process_that_has_ended_is_taken_over_and_the_log_says_fro
 ) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    for dead in ({"pid": ended.pid}, {"started": 1.0}):  # or one whose id another process has now
+    # one that has ended, one whose id another process has now, and a call of ours that was interrupted
+    for dead in ({"pid": ended.pid}, {"started": 1.0}, {}):
         holder = _held_by(path, **dead)
         with caplog.at_level(logging.WARNING), Lock(path, "writing", wait=False) as lock:
             lock.check()

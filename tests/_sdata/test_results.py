@@ -16,7 +16,7 @@ from spatialdata.models import TableModel
 
 from stpredict._sdata import _results, table_rows
 
-from .samples import GENES, RECORD, backed, fill, make_layer, make_sdata, make_table, make_target
+from .samples import GENES, RECORD, backed, disk, fill, make_layer, make_sdata, make_table, make_target
 
 
 @pytest.fixture(params=["memory", "backed"])
@@ -324,3 +324,14 @@ def test_rows_of_another_model_are_not_mixed_in_and_the_warning_says_so() -> Non
     layer = sdata.tables["table"].layers["pixnet"]
     assert np.isnan(layer[:10]).all()
     assert (layer[10:, 4] == 2.0).all()
+
+
+def test_a_new_table_has_the_files_that_spatialdata_writes(tmp_path: Path) -> None:
+    sdata = backed(tmp_path)
+    change = make_table(sdata)
+    theirs = SpatialData(tables={"spots_pixnet": change.table}, shapes={"spots": sdata.shapes["spots"]})
+    with ad.settings.override(auto_shard_zarr_v3=False):
+        theirs.write(tmp_path / "theirs")
+    _results.commit(sdata, [change])
+    one, other = (disk(tmp_path / name / "tables" / "spots_pixnet") for name in ("slide.zarr", "theirs"))
+    assert one == other

@@ -22,6 +22,7 @@ _log = logging.getLogger("stpredict")
 BEAT_S = 10.0  # between two signs of life of a holder
 STALE_S = 120.0  # without one, after which a lock of another machine is taken over
 POLL_S = 0.02
+_ours: set[str] = set()  # tokens of the locks that this process holds or is about to
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,11 @@ class Holder:
 
     def is_dead(self) -> bool:
         """Whether it is a process of this machine that has ended; one of another machine is only known by its beat."""
-        here = (self.host, self.namespace) == (socket.gethostname(), namespace())
-        return here and started(self.pid) != self.started
+        if (self.host, self.namespace) != (socket.gethostname(), namespace()):
+            return False
+        if (self.pid, self.started) == (os.getpid(), started(os.getpid())):
+            return self.token not in _ours  # interrupted before it could let go
+        return started(self.pid) != self.started
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -66,7 +70,37 @@ class Lock:
         self.path, self.what, self.wait = path, what, wait
 
     def __enter__(self) -> Self:
-        self._me, told = Holder.me(), False
+        self._me = Holder.me()
+        _ours.add(self._me.token)
+        try:
+            self._acquire()
+            self._ended = threading.Event()
+            self._beat = threading.Thread(target=self._beats, name="stpredict-lock", daemon=True)
+            self._beat.start()
+        except BaseException:
+            _ours.discard(self._me.token)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._beat.join()
+        if self._is_mine():
+            self.path.unlink(missing_ok=True)
+        _ours.discard(self._me.token)
+
+    def check(self) -> None:
+        """Raise RuntimeError where another process has taken the lock over, as it may after `STALE_S` seconds."""
+        if not self._is_mine():
+            raise RuntimeError(
+                f"{read_holder(self.path) or 'another process'} has taken over the lock {self.path}, which showed no "
+                f"sign of life for {STALE_S:g} seconds: was this process suspended? Nothing was written."
+            )
+
+    def _acquire(self) -> None:
+        told = False
         while not self._create():
             holder = read_holder(self.path)
             if holder is None and not self._is_stale():
@@ -82,26 +116,6 @@ class Lock:
                     _log.info("waiting for %s, which is %s", holder, self.what)
                 told = True
                 time.sleep(POLL_S)
-        self._ended = threading.Event()
-        self._beat = threading.Thread(target=self._beats, name="stpredict-lock", daemon=True)
-        self._beat.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        self._beat.join()
-        if self._is_mine():
-            self.path.unlink(missing_ok=True)
-
-    def check(self) -> None:
-        """Raise RuntimeError where another process has taken the lock over, as it may after `STALE_S` seconds."""
-        if not self._is_mine():
-            raise RuntimeError(
-                f"{read_holder(self.path) or 'another process'} has taken over the lock {self.path}, which showed no "
-                f"sign of life for {STALE_S:g} seconds: was this process suspended? Nothing was written."
-            )
 
     def _create(self) -> bool:
         try:

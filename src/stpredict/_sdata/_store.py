@@ -22,6 +22,7 @@ import zarr
 from anndata.io import read_elem
 
 from stpredict._sdata import _store_commit as _commit
+from stpredict._sdata._inline import InlineStore
 from stpredict._sdata._lock import Lock, namespace, release_dead
 from stpredict._sdata._scratch import clear_leftovers, remove
 from stpredict._sdata._store_plan import Plan
@@ -123,7 +124,8 @@ class Store:
                 f"table {table_name!r} is in the object but not in its store {self.path}. Write it there first with "
                 f"sdata.write_element({table_name!r})."
             )
-        group = zarr.open_group(self.path / "tables" / table_name, mode="r", use_consolidated=False)
+        base = InlineStore(self.path / "tables" / table_name, read_only=True)
+        group = zarr.open_group(base, mode="r", use_consolidated=False)
         for axis, memory in (("obs", table.obs_names), ("var", table.var_names)):
             stored = np.asarray(read_elem(group[f"{axis}/{group[axis].attrs['_index']}"]), dtype=object)
             _check_same(stored, np.asarray(memory, dtype=object), f"table {table_name!r}", axis, self.path)

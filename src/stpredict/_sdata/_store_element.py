@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+import zarr
+from anndata import AnnData
+from anndata.io import write_elem
 from spatialdata import SpatialData, get_dask_backing_files, read_zarr
+from spatialdata.models import get_table_keys
 from xarray import DataArray, DataTree
 
+from stpredict._sdata._inline import InlineStore
 from stpredict._sdata._store import Journal, Store, check_element_key
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-
     from stpredict._sdata._store_plan import Plan
 
 
@@ -80,7 +87,7 @@ class Table:
 
     def build(self, folder: Path) -> None:
         """Write the table aside, as spatialdata writes it."""
-        write_aside(folder / self.kind, tables={self.table_name: self.table})
+        write_table(folder / self.kind, self.table_name, self.table)
 
     def put(self, plan: Plan, store: Store, folder: Path) -> None:
         """Plan the table's move into the store."""
@@ -89,6 +96,23 @@ class Table:
     def apply(self, journal: Journal, sdata: SpatialData, store: Store | None) -> None:
         """Put the table into the object."""
         _set_element(journal, sdata, self.kind, self.table_name, self.table)
+
+
+def write_table(path: Path, name: str, table: AnnData) -> None:
+    """Write a table as ``tables/{name}`` of a new folder, with what spatialdata says of it."""
+    group = zarr.open_group(InlineStore(path), mode="w", zarr_format=3).create_group("tables")
+    write_elem(group, name, table)
+    keys = zip(("region", "region_key", "instance_key"), get_table_keys(table), strict=True)
+    group[name].attrs.update(_table_attributes() | dict(keys))
+
+
+@cache
+def _table_attributes() -> dict[str, Any]:
+    """What spatialdata says of every table, in its order; seen once, in one that it writes itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_aside(Path(folder) / "s", tables={"t": AnnData(np.zeros((1, 1), np.float32))})
+        known = json.loads((Path(folder) / "s" / "tables" / "t" / "zarr.json").read_bytes())["attributes"]
+    return {name: value for name, value in known.items() if not name.startswith("encoding-")}
 
 
 def write_aside(path: Path, **elements: Any) -> None:

@@ -15,6 +15,7 @@ import zarr
 from anndata import ImplicitModificationWarning
 from anndata.io import write_elem
 
+from stpredict._sdata._inline import InlineStore
 from stpredict._sdata._store import Journal, Store, check_key
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Entry:
 
     def build(self, folder: Path) -> None:
         """Write everything aside, as anndata writes it."""
-        group = zarr.open_group(folder / self._aside, mode="w", zarr_format=3)
+        group = zarr.open_group(InlineStore(folder / self._aside), mode="w", zarr_format=3)
         for axis in ("var", "obs"):
             write_elem(group, axis, {k: np.asarray(v) for k, v in getattr(self, axis).items() if v is not None})
         write_elem(group, "uns", {NAMESPACE: {self.key: dict(self.record)}})

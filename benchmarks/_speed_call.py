@@ -1,0 +1,49 @@
+"""What a `tl.predict` costs beside its work: the whole call on a small slide in a store, less the bare forward pass."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+
+from _speed_predict import MODEL, forward, interleaved
+from _speed_slide import store
+
+import stpredict as stp
+from stpredict import _infer
+from stpredict.models import load
+from stpredict.nn.allocator import keep_freed_memory
+
+SIDE = 1024  # 1 Mpx: four tiles
+
+
+def table(rounds: int) -> str:
+    """A new table, a layer of that table, and a layer with its raster, each over an older result."""
+    model = load(MODEL).eval()
+    folded = _infer._folded(model)
+    lines = ["| result | bare forward pass, s | tl.predict, s | difference, s |", "|---|---|---|---|"]
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # spatialdata's, about its own dependencies
+        images = store(Path(folder) / "made.zarr", model, SIDE)
+        path = Path(shutil.copytree(Path(folder) / "made.zarr", Path(folder) / "slide.zarr"))
+
+        def bare() -> None:
+            with keep_freed_memory():
+                forward(folded, images, "32")
+
+        for name, asked in {
+            "a new table": {"table_added": "spots_250"},
+            "a layer": {"table_name": "spots_250", "key_added": "again"},
+            "a layer and a raster": {"table_name": "spots_250", "key_added": "both", "output": "both"},
+        }.items():
+
+            def whole(asked: dict[str, str] = asked) -> None:
+                stp.tl.predict(
+                    path, model, mpp=model.mpp, shapes_key="spots", overwrite=True, device="cpu", precision="32",
+                    progress=False, **asked,
+                )  # fmt: skip
+
+            one, other = interleaved(rounds, bare, whole)
+            lines.append(f"| {name} | {one:.2f} | {other:.2f} | {other - one:.2f} |")
+    return "\n".join(lines)
