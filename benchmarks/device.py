@@ -123,16 +123,19 @@ class Run:
                     self.note(name, "not run", f"the {self.args.limit:.0f} s of the whole run were over")
                 self.waiting = []
                 break
-            group = self.waiting[:1] if PARTS[self.waiting[0]].alone else self._together()
+            group = self._together()
             self._process(group)
         self.write()
 
     def _together(self) -> list[str]:
-        group = []
+        """The next parts that one process may do: on a card some want one for themselves."""
+        group: list[str] = []
         for name in self.waiting:
-            if PARTS[name].alone:
+            alone = PARTS[name].alone and self.args.device.startswith("cuda")
+            if not alone or not group:
+                group.append(name)
+            if alone:
                 break
-            group.append(name)
         return group
 
     def _process(self, group: list[str]) -> None:
