@@ -80,4 +80,5 @@ PARTS: dict[str, Part] = {
     "training": Part("Training of two epochs, and resumed", RIGHT, "_device_train", 60),
     "out_of_memory": Part("Out of memory", RIGHT, "_device_right", 40, alone=True),
 }
+START_SECONDS = 45.0  # that a process may take to begin its first part
 SMALL_SECONDS = 300.0  # of every part; a busy machine may take this long

@@ -26,12 +26,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from _device_parts import FAST, PARTS, RIGHT, SMALL_SECONDS
+from _device_parts import FAST, PARTS, RIGHT, SMALL_SECONDS, START_SECONDS
 from _device_run import LAST_LINES, write
 from device_wheels import BELOW, DOOR, named
 
 LIMIT = 480.0  # seconds in all
-START = 45.0  # seconds that a process may take to begin its first part
 LEAST = 5.0  # seconds of the budget below which no part begins
 
 
@@ -169,13 +168,18 @@ class Run:
                     self._tell(name, folder)
             if ended:
                 return ""
-            current = next((name for name in group if name not in self.results), "")
-            limit = SMALL_SECONDS if self.args.small else PARTS[current].seconds if current in begun else START
+            current = next((name for name in group if name not in self.results), group[-1])
+            limit = self._limit(current, begun=current in begun)
             if time.monotonic() - begun.get(current, last) > limit:
                 return f"took longer than its limit of {limit:.0f} s"
             if self.left() <= 0:
                 return f"the {self.args.limit:.0f} s of the whole run were over"
             time.sleep(0.05)
+
+    def _limit(self, name: str, *, begun: bool) -> float:
+        """Seconds that a part may take, or its process to come to it."""
+        part = SMALL_SECONDS if self.args.small else PARTS[name].seconds
+        return part if begun else max(START_SECONDS, part)
 
     def _settle(self, group: list[str], over: str, code: int, said: list[str]) -> None:
         """Whom the end of the process befell, and who waits still."""

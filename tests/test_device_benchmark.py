@@ -18,7 +18,7 @@ COPIED = ("device.py", "_device_run.py", "device_wheels.py")
 PARTS = """
 import os, time
 from dataclasses import dataclass
-SMALL_SECONDS, RIGHT, FAST = 8.0, "right", "fast"
+SMALL_SECONDS, START_SECONDS, RIGHT, FAST = 8.0, 300.0, "right", "fast"
 class Skipped(Exception): ...
 @dataclass
 class Setting:
