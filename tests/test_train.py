@@ -238,3 +238,23 @@ def test_two_processes_train_as_one_does_within_what_seeds_differ(build, section
     for loss in ("train_loss", "val_loss"):
         spread = np.ptp([history[loss] for history in alone], axis=0)
         assert (np.abs(two[loss] - alone[0][loss]) <= spread).all()
+
+
+def test_batches_come_in_order_and_are_made_in_the_number_format_of_the_network():
+    import torch
+
+    from stpredict._task import Batches
+
+    class Named:
+        def __getitem__(self, index):
+            return index, torch.is_autocast_enabled("cpu")
+
+        def collate(self, samples):
+            return samples
+
+    indices = [[3, 1], [2], [0, 4]]
+    for precision, half in (("bf16-mixed", True), ("32-true", False)):
+        batches = Batches(Named(), indices, precision=precision, device=torch.device("cpu"))
+        assert len(batches) == 3
+        for _ in range(2):
+            assert list(batches) == [[(i, half) for i in batch] for batch in indices]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,9 +21,11 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from stpredict import metrics
+from stpredict._schema import check_fields
 from stpredict._section import Section, blocks, take
 from stpredict._task import KeepBest, Task, val_batches
 from stpredict.models._base import Model, Recipe, new_card, predict_batch
+from stpredict.models._fields import LIMITS
 from stpredict.models._samples import Samples, held_in_memory
 from stpredict.nn.allocator import keep_freed_memory
 from stpredict.nn.device import autocast, resolve_device, resolve_precision, run_after_fork
@@ -52,15 +53,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Raise ValueError, which names the setting, for one with which nothing could be trained."""
-        counts = {"max_epochs": 1, "batch_size": 1, "devices": 1, "num_nodes": 1, "seed": 0}
-        for name, least in counts.items():
-            value: Any = getattr(self, name)
-            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-            if value is not None and not (whole and value >= least):
-                raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
-        lr: object = self.lr
-        if lr is not None and not (isinstance(lr, int | float) and math.isfinite(lr) and lr > 0):
-            raise ValueError(f"lr={lr!r} must be a positive, finite learning rate, such as 1e-3.")
+        check_fields(
+            vars(self), Plan, {**LIMITS, "devices": (1, 10**6), "num_nodes": (1, 10**6), "seed": (0, 2**32 - 1)}
+        )
 
     def recipe(self, own: Recipe) -> Recipe:
         """The model's recipe with what the caller gave put in its place."""
@@ -94,6 +89,7 @@ def fit(model: Model, train: Sequence[Section], val: Sequence[Section], plan: Pl
         model.to(device)
         with autocast(precision, device):  # frozen encoders see here what they will see in the loop and in prediction
             model.prepare(train)
+        model.card = model.loaded_from = None  # from here on no card and no folder has these weights
         recipe = plan.recipe(model.recipe)
         history = pd.DataFrame({"epoch": [0]})
         if any(p.requires_grad for p in model.parameters()):
@@ -102,8 +98,8 @@ def fit(model: Model, train: Sequence[Section], val: Sequence[Section], plan: Pl
         with autocast(precision, device):
             model.finish(train)
             model.eval()
+            _check_finite(model, history, recipe)
             val_pcc = _reliability(model, val) if val else {}
-    model.loaded_from = None  # no folder has these weights
     model.card = new_card(model, seed=plan.seed, val_pcc=val_pcc, **card)
     return history
 
@@ -156,16 +152,19 @@ def _loop(model: Model, train: Sequence[Section], val: Sequence[Section], plan: 
         raise ValueError(
             f"no step was taken: {len(task.samples)} samples make no batch. Pass fewer devices or more shapes."
         )
-    _check_finite(model, task.history, recipe)
     return pd.DataFrame(task.history)
 
 
-def _check_finite(model: Model, history: Sequence[Mapping[str, float]], recipe: Recipe) -> None:
-    """Raise ValueError where a training left weights that are not finite, and say since when."""
+def _check_finite(model: Model, history: pd.DataFrame, recipe: Recipe) -> None:
+    """Raise ValueError where a training left weights that are not finite, and say since when.
+
+    history
+        What `fit` returns.
+    """
     broken = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
     if broken:
-        first = next((int(row["epoch"]) for row in history if not math.isfinite(row["train_loss"])), None)
-        since = "" if first is None else f" The training loss is not finite from epoch {first} on."
+        lost = history[~np.isfinite(history["train_loss"])] if "train_loss" in history else history[:0]
+        since = f" The training loss is not finite from epoch {lost['epoch'].iloc[0]:.0f} on." if len(lost) else ""
         raise ValueError(
             f"training diverged: {len(broken)} tensors hold values that are not finite, such as {broken[0]}.{since} "
             f"Pass a smaller lr (now {recipe.lr:g}), and check the measured values of the sections."

@@ -97,6 +97,21 @@ def test_the_small_configuration_counts_as_derived_by_hand(build):
     assert sum(p.numel() for p in model.decoder.parameters()) == wanted
 
 
+def test_attention_with_a_gradient_has_the_values_and_gradients_of_torchs_own():
+    import torch
+
+    from stpredict.nn.decoder import _attend
+
+    torch.manual_seed(0)
+    given = [torch.randn(3, 16, 6, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    weight, found = torch.randn(3, 16, 6, dtype=torch.float64), []
+    for attend in (_attend, torch.nn.functional.scaled_dot_product_attention):
+        out = attend(*given)
+        found.append((out, *torch.autograd.grad((out * weight).sum(), given)))
+    for own, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(own, wanted, rtol=1e-10, atol=1e-12)
+
+
 def test_skip_fusion_is_attention_in_windows():
     import torch
 
@@ -306,6 +321,8 @@ def test_a_training_that_diverged_leaves_no_card(colour_section):
     values = section.expression.copy()
     values[:, 1] = np.inf
     plan = Plan(max_epochs=1, batch_size=2, device="cpu", precision="32", progress=False)
+    fit(model, [section], [], plan)
+    assert model.card is not None  # and none after it went on to values that are no numbers
     with np.errstate(invalid="ignore"), pytest.raises(ValueError, match="training diverged: .* from epoch 0 on"):
         fit(model, [replace(section, expression=values)], [], plan)
     assert model.card is None

@@ -232,3 +232,24 @@ def test_what_it_cannot_be_built_from(tmp_path):
         fresh(frozen=False)
     with pytest.raises(FileNotFoundError, match="is no file"):
         STNet(GENES, encoder_weights=tmp_path / "none.safetensors")
+
+
+def test_a_trained_encoder_is_folded_for_prediction_and_gives_the_same(colour_section):
+    """The folded copy has no norms left in its encoder, and the model itself keeps its own."""
+    from stpredict._infer import _folded
+    from stpredict.models._base import Recipe
+
+    model = fresh(frozen=False, recipe=Recipe(encoder_lr=1e-3)).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        model.linear.weight.normal_(generator=generator)
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_var.uniform_(0.5, 2.0, generator=generator)
+    fast, samples = _folded(model), model.samples([colour_section(0)], train=False)
+    batch = samples.collate([samples[i] for i in range(4)])
+    count = lambda m: sum(isinstance(each, torch.nn.BatchNorm2d) for each in m.modules())  # noqa: E731
+    assert count(model) > count(fast) == 0
+    with torch.inference_mode():
+        wanted = model.latent(batch)
+        torch.testing.assert_close(fast.latent(batch), wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))

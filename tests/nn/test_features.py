@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -59,3 +61,49 @@ def test_a_file_of_features_that_was_changed_or_swapped_is_refused(tmp_path, mon
     file.write_bytes(whole[:50])
     with pytest.raises(ValueError, match=f"{file.name} is no file of features, or a damaged one"):
         features.FeatureCache(one, folder=tmp_path)
+
+
+def test_features_of_each_number_format_are_remembered_apart(monkeypatch):
+    from stpredict.nn import features
+    from stpredict.nn.device import same_autocast
+    from stpredict.nn.encoders import EncoderSpec
+
+    monkeypatch.setattr(features, "_held", type(features._held)())
+    torch.manual_seed(0)
+    encoder = Encoder(EncoderSpec("mobilenetv2_035", (0, 1)), weights=None).eval()
+    cache, device = features.FeatureCache(encoder), torch.device("cpu")
+    patches = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    full = cache(patches)
+    with torch.autocast("cpu", torch.bfloat16):
+        half, ambient = cache(patches), same_autocast(device)
+    assert cache.n_encoded == 6
+    assert not torch.equal(half, full)
+    torch.testing.assert_close(half, full, rtol=0.05, atol=0.05 * float(full.abs().max()))
+
+    def elsewhere():
+        alone = cache(patches)  # a thread begins without autocast
+        with ambient:
+            return alone, cache(patches)
+
+    with ThreadPoolExecutor(1) as thread:
+        alone, repeated = thread.submit(elsewhere).result()
+    assert torch.equal(alone, full)
+    assert torch.equal(repeated, half)
+    assert cache.n_encoded == 6  # nothing was encoded anew
+
+
+def test_a_cache_gives_the_features_of_the_encoder_itself(monkeypatch):
+    from stpredict.nn import features
+    from stpredict.nn.encoders import EncoderSpec, rgb
+
+    monkeypatch.setattr(features, "_held", type(features._held)())
+    torch.manual_seed(0)
+    encoder = Encoder(EncoderSpec("mobilenetv2_035", (0, 1)), weights=None).eval()
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean, std=0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+    patches = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        wanted = pooled(encoder, rgb(patches))
+    torch.testing.assert_close(features.FeatureCache(encoder)(patches), wanted, rtol=1e-4, atol=1e-5)

@@ -75,10 +75,10 @@ def train(
 
     Returns the history, one row an epoch: epoch, train_loss, val_loss (with validation), lr.
 
-    Raises ValueError, before any work, for settings with which nothing could be trained and for a section that is given
-    twice; for a training that diverged; and for sections that cannot be used (see `stp.pp.gene_panel` for a panel that
-    all have),
-    FileNotFoundError for `resume` without a checkpoint.
+    Raises ValueError, before any work, for settings with which nothing could be trained, for what is no section and for
+    one that is given twice; for sections that cannot be used (see `stp.pp.gene_panel` for a panel that all have); and
+    for a training that diverged, after which the model has no card.
+    Raises FileNotFoundError for `resume` without a checkpoint.
     """
     plan = _train.Plan(
         max_epochs=max_epochs, batch_size=batch_size, lr=lr, seed=seed, device=device, precision=precision,
