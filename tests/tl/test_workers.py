@@ -20,7 +20,7 @@ def client(tmp_path_factory):
     from dask.distributed import Client
 
     scratch = tmp_path_factory.mktemp("dask")  # clusters of other processes tidy up in the usual one
-    settings = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "local_directory": str(scratch)}
+    settings = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0", "local_directory": str(scratch)}
     with Client(processes=False, **settings) as client:
         yield client
 
