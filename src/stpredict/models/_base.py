@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict
+from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -19,13 +22,17 @@ from torch import Tensor, nn
 
 from stpredict._card import Card
 from stpredict._embeddings import GeneEmbeddings
+from stpredict._schema import check_value
 from stpredict._section import Section
 from stpredict.models._fields import Recipe
 from stpredict.models._folder import write_model
 from stpredict.models._samples import Batch, Samples, sections_of
 from stpredict.nn.pool import pool
 
-__all__ = ["Model", "Recipe", "as_panel", "check_panel", "new_card", "predict_batch", "weights_sha256"]
+__all__ = ["Model", "Recipe", "as_panel", "check_panel", "new_card", "predict_batch", "seeded", "weights_sha256"]
+
+_FIRST_SEED: ContextVar[int] = ContextVar("seed of first weights", default=0)
+SEED_RANGE = (0, 2**32 - 1)
 
 
 class Model(nn.Module, ABC):
@@ -126,6 +133,38 @@ class Model(nn.Module, ABC):
         folder = Path(path)
         self.card = write_model(folder, _state(self), self.card, overwrite=overwrite)
         self.loaded_from = str(folder.resolve())
+
+
+def seeded[**P](init: Callable[P, None]) -> Callable[P, None]:
+    """Make a constructor draw its weights by its argument `seed`, and leave torch's generator as it was.
+
+    The same arguments then give the same model, whatever was drawn before: a run is repeated by the seeds it names.
+    """
+
+    @wraps(init)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> None:
+        seed = kwargs.get("seed")
+        check_value("seed", seed, int | None, SEED_RANGE)
+        generator = torch.default_generator
+        before = generator.get_state()
+        generator.manual_seed(_FIRST_SEED.get() if seed is None else int(seed))  # type: ignore[call-overload]
+        try:
+            init(*args, **kwargs)
+        finally:
+            generator.set_state(before)
+
+    return drawn
+
+
+@contextmanager
+def first_seed(seed: int) -> Generator[None]:
+    """Within it, models that are made without `seed` draw their first weights by this one, and so does torch."""
+    torch.manual_seed(seed)
+    token = _FIRST_SEED.set(seed)
+    try:
+        yield
+    finally:
+        _FIRST_SEED.reset(token)
 
 
 def _state(model: Model) -> dict[str, Tensor]:

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.stats import rankdata
 
 from stpredict import _infer, _sdata, _train, metrics
-from stpredict.models._base import weights_sha256
+from stpredict.models._base import first_seed, weights_sha256
 from stpredict.tl._kept import content, hash_of, kept
 
 if TYPE_CHECKING:
@@ -150,8 +149,8 @@ def _rows_of(
     run: _Run, train: Sequence[SpatialData], test: Sequence[SpatialData], path: str | Path | None
 ) -> pd.DataFrame:
     """The rows of one run, from its file if there is one."""
-    torch.manual_seed(run.split.seed)
-    model = run.build(run.split.seen)
+    with first_seed(run.split.seed):
+        model = run.build(run.split.seen)
     file = None if path is None else Path(path) / f"{run.name}_{run.split.share:g}_seed{run.split.seed}.json"
     where = {key: value for key, value in run.where.items() if key != "mpp"}
     sections = [content(sdata, where) for sdata in (*train, *test)]
