@@ -110,7 +110,7 @@ def test_an_empty_or_double_panel_is_refused(build, model_name):
 def test_a_single_name_is_no_panel(model_name):
     from stpredict import models
 
-    with pytest.raises(ValueError, match=r"a panel is a list of gene names, got 'GNAS'. Pass \['GNAS'\]."):
+    with pytest.raises(ValueError, match=r"genes='GNAS' must be a list, each of it a text. Pass \['GNAS'\]."):
         getattr(models, model_name)("GNAS")
 
 

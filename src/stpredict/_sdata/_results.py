@@ -59,17 +59,16 @@ def commit(sdata: SpatialData, changes: Sequence[Change], *, overwrite: bool = F
             change.check(sdata, store, overwrite=overwrite)
         _check_distinct(changes)
         with Journal(store) as journal:
-            if store is not None:
-                _write(journal, store, changes, run)
+            known = sdata.attrs
+            described = _with_records(known, changes) if store is None else _write(journal, store, changes, run)
             for change in changes:
                 change.apply(journal, sdata, store)
-            known = sdata.attrs
-            new = _with_records(known, changes)
+            new = {**known, NAMESPACE: described[NAMESPACE]}  # of a store all records, those of other writers too
             journal.step("set attrs", lambda: setattr(sdata, "attrs", new), lambda: setattr(sdata, "attrs", known))
 
 
-def _write(journal: Journal, store: Store, changes: Sequence[Change], run: Path | None) -> None:
-    """Build the changes aside, and make them visible in the store."""
+def _write(journal: Journal, store: Store, changes: Sequence[Change], run: Path | None) -> Mapping[str, Any]:
+    """Build the changes aside, and make them visible in the store, whose attributes are returned."""
     assert journal.folder is not None
     tables: dict[str, Members] = {}
     plan = journal.plan()
@@ -85,8 +84,10 @@ def _write(journal: Journal, store: Store, changes: Sequence[Change], run: Path 
             change.put(plan, store, folder)
     for name, members in tables.items():
         plan.change(f"tables/{name}", members)
-    plan.describe(_with_records(store.meta()["attributes"], changes))
+    described = _with_records(store.meta()["attributes"], changes)
+    plan.describe(described)
     journal.carry_out(plan, run)
+    return described
 
 
 def check_layer(sdata: SpatialData, table_name: str, key: str, *, overwrite: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -20,19 +21,28 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from stpredict._arguments import check_arguments
 from stpredict._card import Card
 from stpredict._embeddings import GeneEmbeddings
-from stpredict._schema import check_value
 from stpredict._section import Section
 from stpredict.models._fields import Recipe
 from stpredict.models._folder import write_model
 from stpredict.models._samples import Batch, Samples, sections_of
 from stpredict.nn.pool import pool
 
-__all__ = ["Model", "Recipe", "as_panel", "check_panel", "new_card", "predict_batch", "seeded", "weights_sha256"]
+__all__ = [
+    "Model",
+    "Recipe",
+    "as_panel",
+    "check_panel",
+    "constructor",
+    "first_seed",
+    "new_card",
+    "predict_batch",
+    "weights_sha256",
+]
 
 _FIRST_SEED: ContextVar[int] = ContextVar("seed of first weights", default=0)
-SEED_RANGE = (0, 2**32 - 1)
 
 
 class Model(nn.Module, ABC):
@@ -135,25 +145,26 @@ class Model(nn.Module, ABC):
         self.loaded_from = str(folder.resolve())
 
 
-def seeded[**P](init: Callable[P, None]) -> Callable[P, None]:
-    """Make a constructor draw its weights by its argument `seed`, and leave torch's generator as it was.
+def constructor[**P](init: Callable[P, None]) -> Callable[P, None]:
+    """Make a constructor check its arguments, draw weights by its `seed`, and leave torch's generator as it was.
 
     The same arguments then give the same model, whatever was drawn before: a run is repeated by the seeds it names.
     """
 
     @wraps(init)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> None:
-        seed = kwargs.get("seed")
-        check_value("seed", seed, int | None, SEED_RANGE)
+    def made(*args: P.args, **kwargs: P.kwargs) -> None:
+        given = inspect.signature(init).bind(*args, **kwargs).arguments
+        check_arguments(init, given)
+        seed = given.get("seed")
         generator = torch.default_generator
         before = generator.get_state()
-        generator.manual_seed(_FIRST_SEED.get() if seed is None else int(seed))  # type: ignore[call-overload]
+        generator.manual_seed(_FIRST_SEED.get() if seed is None else int(seed))
         try:
             init(*args, **kwargs)
         finally:
             generator.set_state(before)
 
-    return drawn
+    return made
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe, seeded
+from stpredict.models._base import Model, Recipe, constructor
 from stpredict.models._config import configured
 from stpredict.models._fields import Config
 from stpredict.models._patches import PatchEncoder
@@ -136,7 +136,7 @@ class BLEEP(Model):
     bank_embedding: Tensor
     bank_expression: Tensor
 
-    @seeded
+    @constructor
     def __init__(
         self,
         genes: Sequence[str] = (),

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 from stpredict import _coverage
 from stpredict._section import Section, image_digest
-from stpredict.models._base import Model, Recipe, predict_batch, seeded
+from stpredict.models._base import Model, Recipe, constructor, predict_batch
 from stpredict.models._config import configured
 from stpredict.models._fields import Config
 from stpredict.models._patches import PatchEncoder
@@ -147,7 +147,7 @@ class EGN(Model):
     low: Tensor
     span: Tensor
 
-    @seeded
+    @constructor
     def __init__(
         self,
         genes: Sequence[str] = (),

@@ -34,7 +34,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe, seeded
+from stpredict.models._base import Model, Recipe, constructor
 from stpredict.models._config import configured
 from stpredict.models._fields import Config
 from stpredict.models._patches import PatchEncoder
@@ -150,7 +150,7 @@ class GeneQuery(Model):
     low: Tensor
     span: Tensor
 
-    @seeded
+    @constructor
     def __init__(
         self,
         genes: Sequence[str] = (),

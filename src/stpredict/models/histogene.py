@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe, predict_batch, seeded
+from stpredict.models._base import Model, Recipe, constructor, predict_batch
 from stpredict.models._config import configured
 from stpredict.models._fields import Config
 from stpredict.models._patches import PatchEncoder, grid_of
@@ -134,7 +134,7 @@ class HisToGene(Model):
     mean: Tensor
     spread: Tensor
 
-    @seeded
+    @constructor
     def __init__(
         self,
         genes: Sequence[str] = (),

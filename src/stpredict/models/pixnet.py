@@ -37,7 +37,7 @@ from torch import Tensor
 from stpredict._card import WEIGHTS, find_model, read_card
 from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe, predict_batch, seeded
+from stpredict.models._base import Model, Recipe, constructor, predict_batch
 from stpredict.models._config import configured
 from stpredict.models._context import ContextBranch, fit_context
 from stpredict.models._fields import Config
@@ -134,8 +134,8 @@ class PixNet(Model):
 
     genes
         The ordered panel.
-    encoder, mpp
-        Override the configuration's.
+    encoder, mpp, seed
+        Override the configuration's; `seed` draws the first weights (None: 0, or that of `stp.tl.benchmark`).
     encoder_weights
         A local .safetensors state dict of timm; the name or folder of a saved PixNet, whose encoder and decoder are
         taken over; "timm" for the weights timm fetches for the name; None: random.
@@ -144,8 +144,6 @@ class PixNet(Model):
         (`stp.tl.embed_genes`), so that any gene with a text can be asked for. None: as the configuration says.
     config
         "small" (a CNN pyramid, trained and shipped here), "published" (UNI2-h, for a GPU), or a `PixNetConfig`.
-    seed
-        Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
     Raises ValueError for an empty or duplicated panel, or sizes that do not divide (with what they must divide by).
     Source: see the module's head.
@@ -156,7 +154,7 @@ class PixNet(Model):
     context = "shape"
     config_class: ClassVar = PixNetConfig
 
-    @seeded
+    @constructor
     def __init__(
         self,
         genes: Sequence[str] = (),

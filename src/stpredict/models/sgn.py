@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe, predict_batch, seeded
+from stpredict.models._base import Model, Recipe, constructor, predict_batch
 from stpredict.models._config import configured
 from stpredict.models._fields import Config
 from stpredict.models._patches import PatchEncoder, grid_of
@@ -145,7 +145,7 @@ class SGN(Model):
     spread: Tensor
     span: Tensor
 
-    @seeded
+    @constructor
     def __init__(
         self,
         genes: Sequence[str] = (),

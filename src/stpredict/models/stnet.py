@@ -34,7 +34,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe, predict_batch, seeded
+from stpredict.models._base import Model, Recipe, constructor, predict_batch
 from stpredict.models._config import configured
 from stpredict.models._fields import Config
 from stpredict.models._patches import PatchEncoder
@@ -110,7 +110,7 @@ class STNet(Model):
     context = "shape"
     config_class: ClassVar = STNetConfig
 
-    @seeded
+    @constructor
     def __init__(
         self,
         genes: Sequence[str] = (),

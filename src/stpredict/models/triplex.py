@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from stpredict._section import Section, take
 from stpredict._window import Window
-from stpredict.models._base import Model, Recipe, seeded
+from stpredict.models._base import Model, Recipe, constructor
 from stpredict.models._config import configured
 from stpredict.models._fields import Config
 from stpredict.models._patches import PatchEncoder, grid_of
@@ -132,7 +132,7 @@ class TRIPLEX(Model):
     mean: Tensor
     spread: Tensor
 
-    @seeded
+    @constructor
     def __init__(
         self,
         genes: Sequence[str] = (),
