@@ -39,7 +39,8 @@ def gene_panel(
     """The ordered genes of a panel, chosen from the usable spots of training sections by the rule of protocol stp-1.
 
     sdatas
-        Training sections only; a panel that has seen the test section makes a score too good.
+        Training sections only (objects, or paths of stores): a panel that has seen the test section makes a score too
+        good.
     n_genes
         For "mean" the number of genes; for "hvg_union" the number that each section contributes to the union.
     by

@@ -44,7 +44,7 @@ def tile_grid(
     mpp
         Micrometres per pixel of the full-resolution image; None: found as in `tl.predict`.
     key_added
-        Name of the new shapes.
+        Name of the new shapes; it must not be taken.
 
     The first shape touches the upper left corner of the image; only shapes that lie wholly on it are written, row by
     row, numbered from 0. They carry the image's transformation to every one of its coordinate systems. A backed object

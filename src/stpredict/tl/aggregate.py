@@ -32,6 +32,8 @@ def aggregate(
 ) -> None:
     """Read a raster inside any shapes, every pixel weighted by the exact area that a shape covers of it.
 
+    sdata
+        A SpatialData object, or the path of a .zarr store.
     raster_key
         An image of gene maps: one that `stp.tl.predict` wrote, or any other (gene, y, x) image.
     shapes_key

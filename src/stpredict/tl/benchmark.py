@@ -59,7 +59,7 @@ def benchmark(
     """Train and score models on sections that they have not seen, all under the same stated protocol.
 
     sdatas
-        Sections with raw counts, each with a name of its own.
+        Sections (objects, or paths of stores) with raw counts, each with a name of its own.
     models
         Name -> function of the fold's panel that returns a fresh model. The first one is what others are compared with.
     cv

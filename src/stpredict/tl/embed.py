@@ -37,6 +37,8 @@ def embed(
 ) -> None:
     """Write what a model sees of each shape before any gene is asked: its latent, pooled inside the shape.
 
+    sdata
+        A SpatialData object, or the path of a .zarr store.
     model
         A trained model, the name of a shipped one, or the folder of a saved one.
     image_key, shapes_key, table_name, mpp, tissue_key, overwrite, device, precision, batch_size

@@ -36,7 +36,7 @@ def evaluate(
     """Per-gene scores of a predicted layer by protocol stp-1, with two of the nulls beside them.
 
     sdatas
-        Sections that hold raw counts and the predicted layer `key` of table `table_name`.
+        Sections (objects, or paths of stores) that hold raw counts and the predicted layer `key` of table `table_name`.
     layer
         Where raw counts are; None: X.
     groups

@@ -50,6 +50,8 @@ def query(
 ) -> None:
     """More genes from a latent raster that was stored before; the image and the backbone are not touched.
 
+    sdata
+        A SpatialData object, or the path of a .zarr store.
     latent_key
         An image that `stp.tl.predict` wrote with output="latent".
     genes

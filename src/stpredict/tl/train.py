@@ -51,7 +51,8 @@ def train(
     """Train a model in place on measured sections.
 
     sdatas
-        Training sections, each with an H&E image, shapes, and a table of raw counts that annotates them.
+        Training sections (objects, or paths of .zarr stores), each with an H&E image, shapes, and a table of raw counts
+        that annotates them.
     model
         A model of `stp.models`, fresh or loaded (then its weights are trained on).
     val
