@@ -230,7 +230,7 @@ MEANT = {
     "a folder for a name": (lambda stp, s, m: stp.tl.predict(s, m, key_added="a/b"), "'a/b'"),
     "a tissue that is not there": (lambda stp, s, m: stp.tl.predict(s, m, tissue_key="tissue"), "tissue_key"),
     "a table of a layer": (lambda stp, s, m: stp.tl.evaluate(s, "ridge", table_name="tabel"), "table_name.*'table'"),
-    "a layer that is not there": (lambda stp, s, m: stp.tl.evaluate(s, "rigde"), "no .*'rigde'"),
+    "a layer that is not there": (lambda stp, s, m: stp.tl.evaluate(s, "rigde"), "key='rigde'"),
     "scores of no name": (lambda stp, s, m: stp.tl.evaluate(s, "ridge", scores=["r2"]), r"scores=\['r2'\]"),
     "groups of another number": (lambda stp, s, m: stp.tl.evaluate(s, "ridge", groups=["a", "b"]), "groups names 2"),
     "a raster that is not there": (lambda stp, s, m: stp.tl.aggregate(s, "map", shapes_key="spots"), "raster_key"),

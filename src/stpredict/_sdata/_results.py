@@ -59,16 +59,17 @@ def commit(sdata: SpatialData, changes: Sequence[Change], *, overwrite: bool = F
             change.check(sdata, store, overwrite=overwrite)
         _check_distinct(changes)
         with Journal(store) as journal:
-            known = sdata.attrs
-            described = _with_records(known, changes) if store is None else _write(journal, store, changes, run)
+            if store is not None:
+                _write(journal, store, changes, run)
             for change in changes:
                 change.apply(journal, sdata, store)
-            new = {**known, NAMESPACE: described[NAMESPACE]}  # of a store all records, those of other writers too
+            known = sdata.attrs
+            new = {**known, NAMESPACE: _records(known, changes)}
             journal.step("set attrs", lambda: setattr(sdata, "attrs", new), lambda: setattr(sdata, "attrs", known))
 
 
-def _write(journal: Journal, store: Store, changes: Sequence[Change], run: Path | None) -> Mapping[str, Any]:
-    """Build the changes aside, and make them visible in the store, whose attributes are returned."""
+def _write(journal: Journal, store: Store, changes: Sequence[Change], run: Path | None) -> None:
+    """Build the changes aside, and make them visible in the store."""
     assert journal.folder is not None
     tables: dict[str, Members] = {}
     plan = journal.plan()
@@ -84,10 +85,8 @@ def _write(journal: Journal, store: Store, changes: Sequence[Change], run: Path 
             change.put(plan, store, folder)
     for name, members in tables.items():
         plan.change(f"tables/{name}", members)
-    described = _with_records(store.meta()["attributes"], changes)
-    plan.describe(described)
+    plan.describe(_with_records(store.meta()["attributes"], changes))
     journal.carry_out(plan, run)
-    return described
 
 
 def check_layer(sdata: SpatialData, table_name: str, key: str, *, overwrite: bool) -> None:
@@ -240,11 +239,16 @@ def _check_distinct(changes: Sequence[Change]) -> None:
 
 
 def _with_records(attrs: Mapping[str, Any], changes: Sequence[Change]) -> dict[str, Any]:
-    """Attributes with the records of the changes; the given ones stay as they are (objects share them)."""
+    """A store's attributes with the records of the changes."""
+    return {**attrs, NAMESPACE: _records(attrs, changes)}
+
+
+def _records(attrs: Mapping[str, Any], changes: Sequence[Change]) -> dict[str, Any]:
+    """The records in attributes after the changes; those in `attrs` stay as they are (objects share them)."""
     records = dict(attrs.get(NAMESPACE, {}))
     for change in changes:
         records |= change.records(records)
-    return {**attrs, NAMESPACE: {place: record for place, record in records.items() if record is not None}}
+    return {place: record for place, record in records.items() if record is not None}
 
 
 def _index(index: NDArray[Any], size: int, n: int, what: str) -> NDArray[np.int64]:
