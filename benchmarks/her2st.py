@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from _settings import DATA, SECTIONS, pixnet
 from spatialdata import SpatialData
 
 import stpredict as stp
 from stpredict.models import Mean, Model, PixNet, Ridge
+from stpredict.models._base import first_seed
 
 BUILD: dict[str, Callable[[Sequence[str]], Model]] = {"pixnet": pixnet, "ridge": Ridge, "mean": Mean}
 MODELS = ("pixnet", "pixnet, 8 turns", "pixnet, decoder alone", "pixnet, context alone", "ridge", "mean")
@@ -35,8 +35,8 @@ def run_fold(test: str, sections: dict[str, SpatialData], *, n_genes: int, seed:
     panel = stp.pp.gene_panel(train, n_genes=n_genes, by="mean")
     fold: dict = {"test": test, "panel": panel, "seed": seed, "scores": {}, "pcc": {}, "seconds": {}, "parameters": {}}
     for name, build in BUILD.items():
-        torch.manual_seed(seed)
-        model = build(panel)
+        with first_seed(seed):
+            model = build(panel)
         start = time.perf_counter()
         stp.tl.train(train, model, val=0.0, seed=seed, progress=False)
         seconds = time.perf_counter() - start

@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from _settings import DATA, SECTIONS, pixnet
 
 import stpredict as stp
+from stpredict.models._base import first_seed
 
 OUT = Path(__file__).resolve().parents[1] / "src" / "stpredict" / "models" / "weights" / "pixnet-her2st"
 
@@ -53,8 +53,8 @@ def main() -> None:
     folds = [json.loads((args.results / f"{name}_seed{args.seed}.json").read_text()) for name in SECTIONS]
     sections = stp.datasets.her2st(list(SECTIONS), path=DATA / "her2st")
     panel = stp.pp.gene_panel(sections, n_genes=250, by="mean")
-    torch.manual_seed(args.seed)
-    model = pixnet(panel)
+    with first_seed(args.seed):
+        model = pixnet(panel)
     stp.tl.train(
         sections,
         model,

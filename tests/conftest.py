@@ -96,8 +96,6 @@ def colour_section():
 @pytest.fixture(scope="session")
 def build():
     """A function that makes a fresh model of a class by its name, small where the class has sizes."""
-    import torch
-
     from stpredict import models
 
     def texts(genes):
@@ -144,7 +142,6 @@ def build():
     }
 
     def make(name: str, genes: tuple[str, ...] = ("red", "green", "blue")):
-        torch.manual_seed(0)
         return small[name](genes) if name in small else getattr(models, name)(genes)
 
     return make

@@ -23,7 +23,9 @@ CONTRACT = {
     "datasets.toy": "(n_sections=2, *, seed=0)",
     "datasets.her2st": "(sections, *, path=None)",
     "pp.gene_panel": "(sdatas, *, n_genes, by='mean', min_spots=None, table_name='table', layer=None)",
-    "pp.tile_grid": "(sdata, *, diameter_um, pitch_um=None, shape='circle', image_key=None, mpp=None, key_added)",
+    "pp.tile_grid": (
+        "(sdata, *, diameter_um, pitch_um=None, shape='circle', image_key=None, mpp=None, key_added='tiles')"
+    ),
     "tl.train": (
         "(sdatas, model, *, val=None, image_key=None, shapes_key=None, table_name='table', layer=None, "
         "target='log1p_cp10k', mpp=None, tissue_key=None, max_epochs=None, batch_size=None, lr=None, seed=0, "

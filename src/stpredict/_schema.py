@@ -93,10 +93,11 @@ def _fits(value: Any, hint: Any) -> bool:
         return len(kinds) == len(value) and all(map(_fits, value, kinds))
     if origin is not None and issubclass(origin, Mapping):
         return isinstance(value, Mapping) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
-    return hint is Any or _is_a(value, hint)
+    return hint is Any or is_a(value, hint)
 
 
-def _is_a(value: Any, kind: Any) -> bool:
+def is_a(value: Any, kind: Any) -> bool:
+    """Whether a value is of a plain kind, numbers of NumPy among them; no bool is a number, and no float infinite."""
     if kind in (type(None), bool):
         return isinstance(value, kind)
     if kind is str:

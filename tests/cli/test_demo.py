@@ -135,12 +135,12 @@ def test_pixnet_starts_from_the_trained_model_where_one_comes_with_the_package(d
 
     start = str(demo[1] / "pixnet")
     size = _demo_run.Size(window_px=128, core_px=384, halo_px=128)
-    trained = _demo_run.PixNet(config=_demo_run.small_pixnet(["GNAS"], size).config, encoder_weights=start)
+    trained = _demo_run.PixNet(config=_demo_run.small_pixnet(["GNAS"], size, seed=0).config, encoder_weights=start)
     nets = {}
     for shipped in ({}, {start: demo[1] / "pixnet"}):
         monkeypatch.setattr(_demo_run, "START", start)
         monkeypatch.setattr(_demo_run, "shipped", lambda found=shipped: found)
-        nets[len(shipped)] = _demo_run.small_pixnet(["GNAS"], size)
+        nets[len(shipped)] = _demo_run.small_pixnet(["GNAS"], size, seed=0)
     of_start = trained.decoder.last[0].weight
     assert torch.equal(nets[1].decoder.last[0].weight, of_start)
     assert not torch.equal(nets[0].decoder.last[0].weight, of_start)

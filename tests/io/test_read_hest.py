@@ -166,7 +166,7 @@ class TestRefuses:
     @pytest.mark.parametrize("argument", ["mpp", "spot_diameter_um"])
     @pytest.mark.parametrize("value", [0.0, -1.0, np.inf])
     def test_impossible_lengths(self, root, argument, value):
-        with pytest.raises(ValueError, match=f"{argument} must be a positive number of micrometres, got {value}"):
+        with pytest.raises(ValueError, match=f"{argument}={value} must"):
             read_hest(root, **{argument: value})
 
     def test_a_scale_that_contradicts_the_spots(self, root):

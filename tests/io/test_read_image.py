@@ -299,7 +299,7 @@ class TestScale:
 
     @pytest.mark.parametrize("mpp", [0.0, -1.0, np.nan, np.inf])
     def test_impossible(self, tmp_path, mpp):
-        with pytest.raises(ValueError, match="mpp must be a positive number"):
+        with pytest.raises(ValueError, match="mpp=.* must"):
             read_image(_png(tmp_path / "a"), mpp=mpp)
 
 

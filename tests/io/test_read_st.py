@@ -250,7 +250,7 @@ class TestRefuses:
 
     @pytest.mark.parametrize("diameter", [0.0, -1.0, 201.0, np.nan])
     def test_impossible_spots(self, st_files, diameter):
-        with pytest.raises(ValueError, match="spot_diameter_um must be positive and at most pitch_um"):
+        with pytest.raises(ValueError, match="spot_diameter_um"):
             read(st_files, spot_diameter_um=diameter)
 
     def test_grey_image(self, st_files):

@@ -75,7 +75,7 @@ def test_the_mean_null_has_errors_but_no_correlation(pair: tuple[np.ndarray, np.
 
 
 def test_bad_input_says_what_is_wrong(pair: tuple[np.ndarray, np.ndarray]) -> None:
-    with pytest.raises(ValueError, match="n_top must be at least 1"):
+    with pytest.raises(ValueError, match="n_top=0 must be at least 1"):
         metrics.summary(*pair, n_top=0)
     with pytest.raises(ValueError, match="no genes to score"):
         metrics.summary(pair[0][:, :0], pair[1][:, :0])

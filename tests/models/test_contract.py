@@ -110,7 +110,7 @@ def test_an_empty_or_double_panel_is_refused(build, model_name):
 def test_a_single_name_is_no_panel(model_name):
     from stpredict import models
 
-    with pytest.raises(ValueError, match=r"a panel is a list of gene names, got 'GNAS'. Pass \['GNAS'\]."):
+    with pytest.raises(ValueError, match=r"genes='GNAS' must be a list, each of it a text. Pass \['GNAS'\]."):
         getattr(models, model_name)("GNAS")
 
 
@@ -118,3 +118,35 @@ def test_a_model_says_in_one_line_what_it_is(trained, build, model_name):
     assert repr(trained(model_name)[0]).startswith(f"{model_name}(3 genes, mpp=1")
     assert repr(trained(model_name)[0]).endswith("trained on colour0, colour1)")
     assert repr(build(model_name)).endswith("not trained)")
+
+
+def test_first_weights_are_of_the_seed_and_nothing_else(build, model_name):
+    import torch
+
+    from stpredict.models._base import first_seed, weights_sha256
+
+    hashes = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        before = torch.get_rng_state()
+        hashes.append(weights_sha256(build(model_name)))
+        assert torch.equal(torch.get_rng_state(), before)
+    with first_seed(3):
+        hashes.append(weights_sha256(build(model_name)))
+    assert hashes[0] == hashes[1]
+    assert (hashes[0] == hashes[2]) == (model_name in ("Mean", "Ridge"))  # which draw nothing
+
+
+def test_the_seed_of_a_constructor_is_checked_and_goes_before_all_others(model_name):
+    from stpredict import models
+    from stpredict.models._base import first_seed, weights_sha256
+
+    if model_name in ("GeneQuery", "Mean", "Ridge", "SGN"):
+        pytest.skip("needs texts, or draws nothing")
+    make = functools.partial(getattr(models, model_name), ["red"])
+    with first_seed(4):
+        hashes = [weights_sha256(model) for model in (make(seed=5), make(seed=5), make())]
+    assert hashes[0] == hashes[1] != hashes[2]
+    for wrong in (-1, 1.5, 2**32, "0"):
+        with pytest.raises(ValueError, match="seed="):
+            make(seed=wrong)

@@ -119,7 +119,7 @@ def test_ensembl_ids():
 
 @pytest.mark.parametrize(("genes", "options", "said"), [
     (["A", "B", "A"], {"source": "symbol"}, r"genes occur more than once: \['A'\] \(1 names\)"),
-    ("GNAS", {"source": "symbol"}, "takes a list of gene names, got 'GNAS'"),
+    ("GNAS", {"source": "symbol"}, "genes='GNAS' must be a list"),
     ([], {"source": "symbol"}, "takes a list of gene names"),
     (["A", " "], {"source": "symbol"}, r"1 genes have no name, at positions \[1\]"),
     (["A"], {"source": "NCBI"}, "source='NCBI' is not understood. It is 'symbol', 'ncbi', a table"),

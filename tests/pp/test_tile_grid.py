@@ -92,15 +92,15 @@ def test_a_backed_object_keeps_it_in_its_store(slide, tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
-    ({"diameter_um": 0}, "must be positive, got 0"),
-    ({"diameter_um": 5, "pitch_um": -1}, "must be positive, got 5 and -1"),
-    ({"diameter_um": float("nan")}, "must be positive"),
-    ({"diameter_um": 5, "shape": "hexagon"}, "unknown shape 'hexagon'"),
+    ({"diameter_um": 0}, "diameter_um=0 must be at least"),
+    ({"diameter_um": 5, "pitch_um": -1}, "pitch_um=-1 must be at least"),
+    ({"diameter_um": float("nan")}, "diameter_um=nan must be a finite number"),
+    ({"diameter_um": 5, "shape": "hexagon"}, "shape='hexagon' must be one of 'circle', 'square'"),
     ({"diameter_um": 21}, r"no circle of 21 um fits on image 'image', which is 20 x 45 um.*\(0.5 was used\)"),
     ({"diameter_um": 5, "key_added": "image"}, "'image'"),
     ({"diameter_um": 5, "key_added": "a b"}, "'a b'"),
     ({"diameter_um": 5, "image_key": "he"}, "no image 'he'"),
-    ({"diameter_um": 5, "mpp": 0}, "mpp must be a positive number"),
+    ({"diameter_um": 5, "mpp": 0}, "mpp=0 must lie in"),
 ])  # fmt: skip
 def test_what_is_refused_changes_nothing(slide, arguments, said):
     with pytest.raises(ValueError, match=said):

@@ -160,4 +160,11 @@ def test_markdown_has_mean_and_sd_in_one_cell(tables):
 
 def test_a_result_of_failures_alone_says_so(tables):
     with pytest.raises(ValueError, match="every run failed"):
-        tables.scores(pd.DataFrame([{"model": "m", "fold": "f", "gene": None, "error": "no"}]))
+        tables.scores(
+            pd.DataFrame(
+                [
+                    {"model": "m", "seed": 0, "fold": "f", "section": None, "gene": None, "metric": None, "value": None}
+                    | {"error": "no"}
+                ]
+            )
+        )

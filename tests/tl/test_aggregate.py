@@ -239,7 +239,7 @@ def test_bad_requests_are_named(raster_sdata):
     import stpredict as stp
 
     sdata, _, _ = raster_sdata
-    with pytest.raises(ValueError, match="stat='max' is unknown: use 'mean' or 'sum'"):
+    with pytest.raises(ValueError, match="stat='max' must be one of 'mean', 'sum'"):
         _aggregate(sdata, stat="max")
     with pytest.raises(ValueError, match=r"raster 'maps' lacks 1 of 2 genes: \['mauve'\]"):
         _aggregate(sdata, genes=["red", "mauve"])

@@ -108,7 +108,7 @@ CASES = {
     "bad key": (None, {"key_added": "org/model"}, "'org/model' cannot be the name"),
     "key differs by case": (_taken, {"key_added": "PixNet"}, "differs from the existing .* 'pixnet' by case alone"),
     "no such device": (None, {"device": "cuda:9"}, "device='cuda:9' is not there"),
-    "unknown output": (None, {"output": "picture"}, "output='picture' is unknown"),
+    "unknown output": (None, {"output": "picture"}, "output='picture' must be one of 'layer'"),
     "two tables": (None, {"table_name": "table", "table_added": "new"}, "pass one of them"),
 }
 

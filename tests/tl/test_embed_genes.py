@@ -163,7 +163,7 @@ def test_a_hub_id_is_the_commit_it_was(tl, embedded, tmp_path, monkeypatch):
     (pd.DataFrame({"gene": ["A", "B", "C"], "definition": ["x", np.nan, " "]}), r"2 genes have no text: \['B', 'C'\]"),
     ({"A": ""}, r"1 genes have no text: \['A'\].*describe_genes"),
     (pd.DataFrame({"symbol": ["A"], "definition": ["x"]}), r"got columns \['symbol', 'definition'\]"),
-    (["A"], "got list"),
+    (["A"], r"texts=\['A'\] must be"),
     ({}, "no texts to embed"),
 ])  # fmt: skip
 def test_what_is_no_text_is_refused(tl, texts, said):

@@ -279,7 +279,7 @@ CASES = {
         None, "latent", {"key_added": "latent", "output": "raster", "overwrite": True},
         "would take the name of the latent raster 'latent', which it is read from",
     ),
-    "unknown output": (None, "latent", {"output": "latent"}, r"output='latent' is unknown"),
+    "unknown output": (None, "latent", {"output": "latent"}, r"output='latent' must be one of 'layer'"),
     "no such shapes": (None, "latent", {"shapes_key": "spot"}, "no shapes 'spot'. Closest: 'spots'"),
 }  # fmt: skip
 

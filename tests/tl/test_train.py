@@ -113,7 +113,7 @@ def test_validation_that_is_neither_a_share_nor_sections_is_refused(make, val):
         stp.tl.train(make(0), stp.models.Mean(GENES), val=val, progress=False)
 
 
-@pytest.mark.parametrize("sdatas", [[], "section.zarr", [None], 7], ids=str)
+@pytest.mark.parametrize("sdatas", [[], [None], 7], ids=str)
 def test_what_is_no_section_is_refused(sdatas):
     import stpredict as stp
 

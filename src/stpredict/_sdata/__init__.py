@@ -6,6 +6,7 @@ from stpredict._sdata._affine import affines, is_micrometres, pixel_size, relati
 from stpredict._sdata._genes import match_genes
 from stpredict._sdata._join import table_rows
 from stpredict._sdata._mpp import DIAMETER_COLUMN, check_resolution, image_mpp
+from stpredict._sdata._open import all_opened, opened
 from stpredict._sdata._read import image_section, matrix_of, section, section_name, training_section, usable_rows
 from stpredict._sdata._resolve import (
     finest,
@@ -48,6 +49,7 @@ __all__ = [
     "Table",
     "Target",
     "add_shapes",
+    "all_opened",
     "affines",
     "check_counts",
     "check_element_key",
@@ -72,6 +74,7 @@ __all__ = [
     "matrix_of",
     "missing_key",
     "new_table",
+    "opened",
     "pixel_size",
     "place",
     "raster_size",

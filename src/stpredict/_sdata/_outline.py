@@ -68,6 +68,11 @@ def _steps(labels: Any, *, mask: bool) -> tuple[Steps, Steps]:
     above = np.zeros((1, labels.shape[1]), dtype=np.int64)
     for first in range(0, labels.shape[0] + 1, ROWS):
         read = array_of(labels[first : first + ROWS], f"the labels, rows {first} and after,")
+        if read.dtype.kind != "u" and read.size and read.min() < 0:
+            raise ValueError(
+                f"{int((read < 0).sum())} pixels of labels are below 0, such as {int(read.min())}, in rows {first} and "
+                "after. Instances are numbers above 0, and 0 is none: set the others to 0."
+            )
         band = (read != 0).astype(np.int64) if mask else read.astype(np.int64)
         if first + ROWS > labels.shape[0]:
             band = np.concatenate([band, np.zeros_like(above)])  # glass below the last row

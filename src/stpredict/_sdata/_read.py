@@ -16,7 +16,7 @@ from stpredict import _coverage
 from stpredict._sdata._genes import match_genes
 from stpredict._sdata._join import table_rows
 from stpredict._sdata._mpp import check_resolution, image_mpp, level_scale
-from stpredict._sdata._resolve import image_levels, missing_key, resolve_image, resolve_shapes
+from stpredict._sdata._resolve import image_levels, missing_key, resolve_image, resolve_shapes, warn_of_missing_chunks
 from stpredict._sdata._shapes import check_some_inside, place, shapes_of, tissue
 from stpredict._sdata._target import Target, check_counts, check_target, totals, usable
 from stpredict._sdata._target import target as target_of
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 logger = logging.getLogger("stpredict")
+
+MAX_FINER = 256.0  # an image that is finer than the model by more is of no microscope: its mpp is wrong
 
 
 def image_section(
@@ -197,9 +199,17 @@ def _view(
 ) -> tuple[ImageView, float]:
     """The image at `at_mpp`, and how many pixels of the full-resolution image make one of the view."""
     levels = image_levels(sdata, image_key)
+    warn_of_missing_chunks(sdata, image_key)
     own = image_mpp(sdata, image_key, shapes_key, mpp)
     check_resolution(own, at_mpp, image_key)
     step = at_mpp / own
+    height, width = levels[0].sizes["y"], levels[0].sizes["x"]
+    if step > MAX_FINER:
+        raise ValueError(
+            f"image {image_key!r} of {width} x {height} px would be {width * own:.3g} x {height * own:.3g} um at "
+            f"mpp={own:.3g}, {width / step:.3g} x {height / step:.3g} px at the {at_mpp:g} um per pixel of the model. "
+            "Correct mpp=: it is the micrometres of a pixel of the full-resolution image."
+        )
     best, scale = level_scale([(level.sizes["y"], level.sizes["x"]) for level in levels], step)
     return ImageView(pixels=levels[best].data, scale=scale, mpp=float(at_mpp)), step
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import zarr
 from spatialdata.models import get_table_keys
 from xarray import DataTree
 
@@ -15,6 +19,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
     from xarray import DataArray
 
+COLOURS = ("r", "g", "b", "red", "green", "blue")
+UNNAMED = re.compile(r"(c|ch|channel|band|image)?[ _:-]?\d+([:_-]\d+)*", re.IGNORECASE)  # as readers number channels
 RASTER_PLACE = "images/{}"  # where the provenance of an image that stpredict wrote is kept
 
 
@@ -22,7 +28,7 @@ def missing_key(key: str, existing: Iterable[str], *, what: str, argument: str) 
     """The error for a key that is not there: what was got, the closest names, what exists."""
     names = sorted(map(str, existing))
     if not names:
-        return ValueError(f"no {what} {key!r}: the object has no {what} at all.")
+        return ValueError(f"{argument}={key!r}: the object has no {what} at all.")
     close = get_close_matches(str(key), names, n=3, cutoff=0.5)
     hint = f"Closest: {', '.join(map(repr, close))}. " if close else ""
     return ValueError(f"no {what} {key!r}. {hint}Pass {argument}= one of {names}.")
@@ -121,6 +127,25 @@ def image_levels(sdata: SpatialData, image_key: str) -> list[DataArray]:
     return levels
 
 
+def warn_of_missing_chunks(sdata: SpatialData, image_key: str) -> None:
+    """Warn where chunks of an image are not in its store: they are read as black, whatever they were."""
+    folder = None if sdata.path is None else Path(sdata.path) / "images" / image_key
+    if folder is None or not folder.is_dir():
+        return
+    group = zarr.open_group(folder, mode="r")
+    described: Any = group.attrs.get("ome", group.attrs)
+    array: Any = group[described["multiscales"][0]["datasets"][0]["path"]]
+    n_missing = array.nchunks - array.nchunks_initialized
+    if n_missing > 0:
+        warnings.warn(
+            f"{n_missing} of {array.nchunks} chunks of image {image_key!r} are not in {sdata.path}, and are read as "
+            "black. That is right where the image is black, as writers leave such chunks out; else the store is not "
+            "whole: copy it again.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
 def raster_size(sdata: SpatialData, key: str) -> tuple[int, int]:
     """(height, width) in pixels of an image or of labels, at the finest level."""
     level = finest(sdata[key])
@@ -147,6 +172,12 @@ def _check_rgb(level: DataArray, image_key: str) -> None:
         raise ValueError(f"{got} {do}; an image of three channels is needed.")
     if level.dtype != np.uint8:
         raise ValueError(f"{got} Convert it to uint8 in 0..255.")
+    stains = [name for name in names if not (name.lower() in COLOURS or UNNAMED.fullmatch(name))]
+    if stains:
+        raise ValueError(
+            f"{got} Channels of these names are stains, not colours. Pass image_key= of the H&E image; if it is one, "
+            "name its channels: sdata.set_channel_names(image_key, ['r', 'g', 'b'], write=True)."
+        )
     short = "".join(name[:1].lower() for name in names)
     if sorted(short) == ["b", "g", "r"] and short != "rgb":
         raise ValueError(f"{got} Put the channels in the order red, green, blue.")

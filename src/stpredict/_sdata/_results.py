@@ -64,7 +64,7 @@ def commit(sdata: SpatialData, changes: Sequence[Change], *, overwrite: bool = F
             for change in changes:
                 change.apply(journal, sdata, store)
             known = sdata.attrs
-            new = _with_records(known, changes)
+            new = {**known, NAMESPACE: _records(known, changes)}
             journal.step("set attrs", lambda: setattr(sdata, "attrs", new), lambda: setattr(sdata, "attrs", known))
 
 
@@ -239,11 +239,16 @@ def _check_distinct(changes: Sequence[Change]) -> None:
 
 
 def _with_records(attrs: Mapping[str, Any], changes: Sequence[Change]) -> dict[str, Any]:
-    """Attributes with the records of the changes; the given ones stay as they are (objects share them)."""
+    """A store's attributes with the records of the changes."""
+    return {**attrs, NAMESPACE: _records(attrs, changes)}
+
+
+def _records(attrs: Mapping[str, Any], changes: Sequence[Change]) -> dict[str, Any]:
+    """The records in attributes after the changes; those in `attrs` stay as they are (objects share them)."""
     records = dict(attrs.get(NAMESPACE, {}))
     for change in changes:
         records |= change.records(records)
-    return {**attrs, NAMESPACE: {place: record for place, record in records.items() if record is not None}}
+    return {place: record for place, record in records.items() if record is not None}
 
 
 def _index(index: NDArray[Any], size: int, n: int, what: str) -> NDArray[np.int64]:

@@ -75,6 +75,10 @@ def rows_of(sdata: SpatialData, shapes_key: str) -> Rows:
     circles = kinds == POINT
     if circles.any():
         radius[circles] = _radius(shapes, shapes_key)[circles]
+        nowhere = circles & np.isnan(shapely.get_x(geometry)) & ~shapely.is_empty(geometry)
+        if nowhere.any():  # a spot that has no position covers nothing, as an empty point does
+            logger.info("shapes %r: %d spots have no position (NaN)", shapes_key, nowhere.sum())
+            geometry = np.where(nowhere, shapely.Point(), geometry)
     return _valid(geometry, shapes_key), radius
 
 

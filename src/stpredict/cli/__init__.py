@@ -22,7 +22,7 @@ from stpredict.cli._models import models
 from stpredict.cli._predict import predict
 from stpredict.cli._train import train
 
-ERRORS = (ValueError, OSError, ImportError, MemoryError)  # what the package raises for users
+ERRORS = (ValueError, OSError, ImportError, MemoryError, RuntimeError)  # what the package raises for users
 
 app = App(
     name="stpredict",

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from spatialdata.models import Image2DModel
 
 from stpredict import datasets, metrics, pp, tl
@@ -93,8 +92,7 @@ def run(out: Path, *, seed: int = 0, overwrite: bool = False, size: Size | None 
 def fit(train: SpatialData, *, seed: int, size: Size) -> dict[str, Model]:
     """PixNet, Ridge and Mean, trained on one section and nothing else."""
     panel = pp.gene_panel([train], n_genes=size.n_genes)
-    torch.manual_seed(seed)
-    models = {"pixnet": small_pixnet(panel, size), "ridge": Ridge(panel), "mean": Mean(panel)}
+    models = {"pixnet": small_pixnet(panel, size, seed=seed), "ridge": Ridge(panel), "mean": Mean(panel)}
     for name, model in models.items():
         tl.train(
             train,
@@ -108,7 +106,7 @@ def fit(train: SpatialData, *, seed: int, size: Size) -> dict[str, Model]:
     return models
 
 
-def small_pixnet(panel: list[str], size: Size) -> PixNet:
+def small_pixnet(panel: list[str], size: Size, *, seed: int) -> PixNet:
     """A PixNet for the toy: from the trained model of the package where there is one, else from random weights."""
     start = START if START in shipped() else None
     recipe = Recipe(max_epochs=size.max_epochs, batch_size=size.batch_size, lr=3e-3, encoder_lr=1e-3, weight_decay=1e-2)
@@ -116,7 +114,7 @@ def small_pixnet(panel: list[str], size: Size) -> PixNet:
         genes=tuple(panel), mpp=size.mpp, window_px=size.window_px, core_px=size.core_px, halo_px=size.halo_px,
         recipe=recipe,
     )  # fmt: skip
-    return PixNet(config=config, encoder_weights=start)
+    return PixNet(config=config, encoder_weights=start, seed=seed)
 
 
 def predict(test: SpatialData, models: Mapping[str, Model]) -> None:

@@ -151,10 +151,7 @@ def build(
     if model != "pixnet":
         kind = {"ridge": stp.models.Ridge, "mean": stp.models.Mean}[model]
         return kind(panel) if mpp is None else kind(panel, mpp=mpp)
-    import torch
-
-    torch.manual_seed(seed)
-    return stp.models.PixNet(panel, encoder=encoder, mpp=mpp, encoder_weights=encoder_weights, config=config)
+    return stp.models.PixNet(panel, encoder=encoder, mpp=mpp, encoder_weights=encoder_weights, config=config, seed=seed)
 
 
 def validation(val: Sequence[str] | None) -> float | list[SpatialData] | None:

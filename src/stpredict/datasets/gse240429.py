@@ -13,6 +13,7 @@ from anndata.utils import make_index_unique
 from scipy import sparse
 from spatialdata import SpatialData
 
+from stpredict._arguments import check_arguments
 from stpredict.datasets._spots import section
 from stpredict.io._counts import read_counts
 from stpredict.io.read_visium import PITCH_UM, SPOT_UM, STEP
@@ -46,6 +47,7 @@ def gse240429(sections: str | Iterable[str] | None = None, *, path: str | Path |
 
     Source: Xie et al., NeurIPS 2023; GEO series GSE240429, samples GSM7697868 to GSM7697871.
     """
+    check_arguments(gse240429, locals())
     names = list(SAMPLES) if sections is None else [sections] if isinstance(sections, str) else list(sections)
     unknown = [name for name in names if name not in SAMPLES]
     if unknown:

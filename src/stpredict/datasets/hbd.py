@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from spatialdata import SpatialData
 
+from stpredict._arguments import check_arguments
 from stpredict.datasets._spots import section
 from stpredict.io._counts import read_counts
 
@@ -38,6 +39,7 @@ def hbd(sections: str | Iterable[str] | None = None, *, path: str | Path | None 
 
     Source: He et al., Nature Biomedical Engineering 4 (2020), 827; files of Mendeley Data 29ntw7sh4r, version 5.
     """
+    check_arguments(hbd, locals())
     if path is None:
         raise ValueError(
             f"no checksums are known for the files of HBD, so they are not fetched. Download them from {URL}, unpack "

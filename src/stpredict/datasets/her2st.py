@@ -7,6 +7,7 @@ from pathlib import Path
 
 from spatialdata import SpatialData
 
+from stpredict._arguments import check_arguments
 from stpredict._fetch import Remote, fetch
 from stpredict.io import read_st
 
@@ -58,6 +59,7 @@ def her2st(sections: str | Iterable[str], *, path: str | Path | None = None) -> 
     Source: Andersson et al., Nature Communications 12 (2021), 6012; files of github.com/almaan/her2st at 85df741. The
     repository states no licence: for research.
     """
+    check_arguments(her2st, locals())
     names = [sections] if isinstance(sections, str) else list(sections)
     if path is None:
         unknown = [name for name in names if name not in SECTIONS]

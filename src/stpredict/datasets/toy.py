@@ -10,6 +10,7 @@ import pandas as pd
 from xarray import DataArray
 
 from stpredict import _coverage
+from stpredict._arguments import check_arguments
 from stpredict._sdata import relative_affine, rows_of, usable_rows
 from stpredict.datasets._toy_field import log1p_cp10k as log_rate
 from stpredict.datasets._toy_field import pooled
@@ -76,6 +77,7 @@ def toy(
 
     Raises ValueError for a setting outside its range, and for a section that holds fewer than two spots.
     """
+    check_arguments(toy, locals())
     check_number("n_sections", n_sections, low=1, whole=True)
     settings = Settings(
         seed=seed,
@@ -112,6 +114,7 @@ def toy_truth(sdata: SpatialData, *, genes: Iterable[str] | None = None, mpp: fl
 
     Raises ValueError for an object that is no toy section, genes that it lacks, and an mpp that is not positive.
     """
+    check_arguments(toy_truth, locals())
     check_number("mpp", mpp, above=0.0)
     field, profile, names = _truth(sdata, genes)
     amount = pooled(field, step=mpp / FIELD_MPP)
@@ -142,6 +145,7 @@ def toy_truth_shapes(
     Raises ValueError for an object that is no toy section, shapes or genes that it lacks, and shapes that cannot be
     placed on the field.
     """
+    check_arguments(toy_truth_shapes, locals())
     field, profile, names = _truth(sdata, genes)
     if shapes_key not in sdata.shapes:
         raise ValueError(f"no shapes {shapes_key!r}; there are {sorted(sdata.shapes)}. Pass shapes_key= one of them.")
@@ -161,6 +165,7 @@ def toy_oracle(sdata: SpatialData, *, genes: Iterable[str] | None = None) -> pd.
 
     Raises ValueError as `toy_truth_shapes` does, and where no spot is usable.
     """
+    check_arguments(toy_oracle, locals())
     truth = toy_truth_shapes(sdata, "spots", genes=genes)
     rows, _ = usable_rows(sdata, image_key="image", shapes_key="spots", table_name="table")
     table = sdata.tables["table"][rows]

@@ -12,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData
 
+from stpredict._arguments import check_arguments
 from stpredict.io._assemble import ARRAY_COLUMNS, assemble, check_on_image
 from stpredict.io._counts import read_counts
 from stpredict.io._grid import pitch_px
@@ -54,6 +55,7 @@ def read_hest(
 
     Source: Jaume et al., NeurIPS 2024 (Datasets and Benchmarks); its licence is CC BY-NC-SA 4.0.
     """
+    check_arguments(read_hest, locals())
     folder = Path(path)
     sample = _only_sample(folder) if name is None else name
     counts, image, metadata = _files(folder, sample)
@@ -104,8 +106,6 @@ def _is_length(value: Any) -> bool:
 def _length(stated: dict[str, Any], key: str, given: float | None, argument: str, source: Path) -> float:
     """`given`, else what the metadata state under `key`."""
     if given is not None:
-        if not _is_length(given):
-            raise ValueError(f"{argument} must be a positive number of micrometres, got {given}.")
         return float(given)
     if not _is_length(stated.get(key)):
         raise ValueError(f"{source} states no {key} (it is {stated.get(key)!r}). Give {argument}=, in micrometres.")

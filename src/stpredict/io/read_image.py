@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import numpy as np
 from spatialdata import SpatialData
 
+from stpredict._arguments import check_arguments
 from stpredict.io._image import image_element
 from stpredict.io._pixels import open_pixels
 
@@ -34,8 +34,7 @@ def read_image(path: str | Path, *, mpp: float | None = None, name: str = "slide
     Raises FileNotFoundError, ImportError where the extra is missing, and ValueError for an unknown format, pixels that
     are not 8-bit RGB or not square, a file too large to be decoded whole, and an mpp that is not positive.
     """
-    if mpp is not None and not (np.isfinite(mpp) and mpp > 0):
-        raise ValueError(f"mpp must be a positive number of micrometres per pixel, got {mpp}.")
+    check_arguments(read_image, locals())
     pixels = open_pixels(Path(path))
     known = mpp if mpp is not None else pixels.mpp
     if known is None:

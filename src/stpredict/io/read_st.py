@@ -10,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData
 
+from stpredict._arguments import check_arguments
 from stpredict.io._assemble import assemble, check_on_image
 from stpredict.io._counts import read_counts
 from stpredict.io._grid import pitch_px
@@ -53,6 +54,7 @@ def read_st(
     Raises ValueError for duplicate ids or genes, values that are not counts, no common spot, spots
     all off the image, a pitch that cannot be measured, and an image that is not 8-bit RGB.
     """
+    check_arguments(read_st, locals())
     _check_sizes(spot_diameter_um, pitch_um)
     table, places = _join(read_counts(counts), read_spots(Path(spots)), name)
     pixels = open_pixels(Path(image))

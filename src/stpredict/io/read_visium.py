@@ -10,6 +10,7 @@ import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData
 
+from stpredict._arguments import check_arguments
 from stpredict.io._assemble import assemble, check_on_image
 from stpredict.io._counts import read_counts
 from stpredict.io._grid import pitch_px
@@ -44,6 +45,7 @@ def read_visium(path: str | Path, *, name: str | None = None, image: str | Path 
     Raises FileNotFoundError that names every file that is missing, ImportError without the extra, and ValueError where
     several images could be meant or the image is not the one that Space Ranger was given.
     """
+    check_arguments(read_visium, locals())
     folder = find(Path(path), None if image is None else Path(image))
     source = _read(folder)
     table = _raw_counts(source)

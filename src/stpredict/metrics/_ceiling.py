@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
+from stpredict._arguments import check_arguments
 from stpredict.metrics._scores import pcc
 from stpredict.metrics._target import log1p_cp10k
 
@@ -38,8 +39,7 @@ def ceiling(counts: Any, columns: ArrayLike, *, n_splits: int = 1, seed: int = 0
 
     Source: protocol stp-1, "Ceiling".
     """
-    if n_splits < 1:
-        raise ValueError(f"n_splits must be at least 1, got {n_splits}.")
+    check_arguments(ceiling, locals())
     matrix = _raw(counts)
     positions = _positions(columns, n_columns=matrix.shape[1])
     rng = np.random.default_rng(seed)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
+from stpredict._arguments import check_arguments
 from stpredict.metrics._scores import _constant, _per_gene
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def morans_i_gap(pred: ArrayLike, true: ArrayLike, graph: Any) -> NDArray[np.flo
 
     Source: both terms equal ``squidpy.gr.spatial_autocorr(mode="moran", transformation=True)``.
     """
+    check_arguments(morans_i_gap, locals())
     weights = _row_normalised(graph)
 
     def gap(pred: NDArray[np.float64], true: NDArray[np.float64]) -> NDArray[np.float64]:

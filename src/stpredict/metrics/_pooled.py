@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stpredict._arguments import check_arguments
 from stpredict.metrics._scores import pcc, validated
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def pooled_pcc(preds: Sequence[ArrayLike], trues: Sequence[ArrayLike]) -> NDArra
     Raises ValueError where the two name different numbers of sections or none, where sections differ in their number of
     genes, and as `pcc` for each section.
     """
+    check_arguments(pooled_pcc, locals())
     if len(preds) != len(trues) or not len(preds):
         raise ValueError(
             f"preds and trues must hold one array for each section, the same sections; got {len(preds)} and "

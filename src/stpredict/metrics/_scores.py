@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
 from scipy.stats import rankdata
+
+from stpredict._arguments import check_arguments
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -30,6 +32,7 @@ def pcc(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
 
     Source: protocol stp-1, "Correlation"; equals ``scipy.stats.pearsonr`` column by column.
     """
+    check_arguments(pcc, locals())
     return _per_gene(_pearson, pred, true, min_spots=2)
 
 
@@ -45,6 +48,7 @@ def spearman(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
 
     Source: equals ``scipy.stats.spearmanr`` column by column.
     """
+    check_arguments(spearman, locals())
     return _per_gene(_spearman, pred, true, min_spots=2)
 
 
@@ -58,6 +62,7 @@ def mse(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
 
     Raises ValueError for arrays of unequal shape, not 2-D, without spots, or with values that are not finite.
     """
+    check_arguments(mse, locals())
     return _per_gene(lambda p, t: np.square(p - t).mean(axis=0), pred, true, min_spots=1)
 
 
@@ -71,11 +76,13 @@ def mae(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
 
     Raises ValueError as `mse`.
     """
+    check_arguments(mae, locals())
     return _per_gene(lambda p, t: np.abs(p - t).mean(axis=0), pred, true, min_spots=1)
 
 
 def validated(pred: ArrayLike, true: ArrayLike, *, min_spots: int) -> tuple[NDArray, NDArray]:
     """`pred` and `true` as arrays of one shape (n_spots, n_genes), all finite, else a ValueError."""
+    _check_labels(pred, true)
     arrays = {"pred": _dense("pred", pred), "true": _dense("true", true)}
     shape = arrays["pred"].shape
     if shape != arrays["true"].shape:
@@ -88,6 +95,22 @@ def validated(pred: ArrayLike, true: ArrayLike, *, min_spots: int) -> tuple[NDAr
     for name, array in arrays.items():
         _check_finite(name, array)
     return arrays["pred"], arrays["true"]
+
+
+def _check_labels(pred: Any, true: Any) -> None:
+    """Raise ValueError where both are frames whose rows or columns are others, or in another order."""
+    for what, axis in (("spots", "index"), ("genes", "columns")):
+        labels = [getattr(each, axis, None) if hasattr(each, "to_numpy") else None for each in (pred, true)]
+        if labels[0] is None or labels[1] is None or len(labels[0]) != len(labels[1]):
+            continue  # what has no labels is taken as it stands; another number of them is another shape
+        if list(labels[0]) != list(labels[1]):
+            same = set(labels[0]) == set(labels[1])
+            i = next(i for i, (p, t) in enumerate(zip(*labels, strict=True)) if p != t)
+            raise ValueError(
+                f"pred and true have {'the same' if same else 'other'} {what}{' in another order' if same else ''}: "
+                f"number {i} is {labels[0][i]!r} in pred and {labels[1][i]!r} in true. Align them, with "
+                f"pred.loc[true.index, true.columns], or pass arrays."
+            )
 
 
 def _dense(name: str, values: ArrayLike) -> NDArray:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
+from stpredict._arguments import check_arguments
 from stpredict.metrics._scores import _constant, _per_gene
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 K1, K2 = 0.01, 0.03  # of Wang et al. 2004
+MOST_CELLS = 2**27  # Visium HD at 2 um has 11 M
 
 
 def ssim(pred: ArrayLike, true: ArrayLike, grid: ArrayLike, *, win_size: int = 7) -> NDArray[np.float64]:
@@ -40,6 +42,7 @@ def ssim(pred: ArrayLike, true: ArrayLike, grid: ArrayLike, *, win_size: int = 7
     Source: Wang et al., IEEE Transactions on Image Processing 13 (2004), 600; on a full grid it equals
     ``skimage.metrics.structural_similarity(true, pred, win_size=win_size, data_range=np.ptp(true))``.
     """
+    check_arguments(ssim, locals())
     if win_size < 3 or win_size % 2 == 0:
         raise ValueError(f"win_size must be odd and at least 3, got {win_size}.")
     members = _windows(_cells(grid), win_size)
@@ -99,6 +102,12 @@ def _windows(cells: NDArray[np.int64], win_size: int) -> sparse.csr_array:
         raise ValueError(
             f"a window of {win_size} x {win_size} cells does not fit into the {height} x {width} cells that the spots "
             "span. Give a smaller win_size."
+        )
+    if height * width > MOST_CELLS:
+        raise ValueError(
+            f"grid spans {height} x {width} cells for {len(cells)} spots, more than the {MOST_CELLS} cells that an "
+            "array of spots may have. It is the array's rows and columns (array_row, array_col), not positions in "
+            "pixels."
         )
     half = win_size // 2
     spot_at = np.full((height, width), -1, dtype=np.int64)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from stpredict._arguments import check_arguments
 from stpredict.metrics._scores import mae, mse, pcc
 from stpredict.metrics._target import PROTOCOL
 
@@ -37,8 +38,7 @@ def summary(pred: ArrayLike, true: ArrayLike, *, n_top: int = 50) -> pd.Series:
 
     Source: protocol stp-1, "Correlation".
     """
-    if n_top < 1:
-        raise ValueError(f"n_top must be at least 1, got {n_top}.")
+    check_arguments(summary, locals())
     r = pcc(pred, true)
     if r.size == 0:
         raise ValueError(f"no genes to score: arrays of shape {np.shape(pred)}.")
@@ -66,6 +66,7 @@ def correlation_summary(r: NDArray[np.float64], true: ArrayLike, *, n_top: int =
     true
         (n_spots, n_genes), by which the top genes are chosen.
     """
+    check_arguments(correlation_summary, locals())
     measured = np.asarray(true)
     mean, variance = measured.mean(axis=0, dtype=np.float64), measured.var(axis=0, dtype=np.float64)
     return top_correlations(r, mean=mean, variance=variance, n_top=n_top)
@@ -75,6 +76,7 @@ def top_correlations(
     r: NDArray[np.float64], *, mean: NDArray[np.float64], variance: NDArray[np.float64], n_top: int = 50
 ) -> dict[str, float]:
     """As `correlation_summary`, with the mean and population variance (n_genes,) of the measured target known."""
+    check_arguments(top_correlations, locals())
     valid = np.isfinite(r)
     n_top = min(n_top, int(valid.sum()))
     return {

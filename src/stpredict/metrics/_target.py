@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stpredict._arguments import check_arguments
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
@@ -25,11 +27,19 @@ def log1p_cp10k(counts: ArrayLike, totals: ArrayLike) -> NDArray[np.float64]:
 
     Raises ValueError where a spot has no counts at all, or where the two disagree on the number of spots.
     """
+    check_arguments(log1p_cp10k, locals())
     counts, totals = np.asarray(counts, dtype=np.float64), np.asarray(totals, dtype=np.float64)
     if counts.ndim != 2 or totals.shape != counts.shape[:1]:
         raise ValueError(
             f"counts must be (n_spots, n_genes) and totals (n_spots,), got {counts.shape} and {totals.shape}."
         )
+    for name, values in (("counts", counts), ("totals", totals)):
+        wrong = ~np.isfinite(values) | (values < 0)
+        if wrong.any():
+            raise ValueError(
+                f"{name} holds {int(wrong.sum())} values that are NaN, infinite or negative, such as "
+                f"{values[wrong][0]:g}; pass raw counts, and their sums over all genes of the table."
+            )
     n_empty = int((totals <= 0).sum())
     if n_empty:
         raise ValueError(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stpredict._arguments import check_arguments
 from stpredict.metrics._scores import _per_gene
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def rvd(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
 
     Source: the evaluation of TRIPLEX (Chung et al., CVPR 2024), as released.
     """
+    check_arguments(rvd, locals())
     return _per_gene(_rvd, pred, true, min_spots=1)
 
 

@@ -7,6 +7,7 @@ import pkgutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stpredict._arguments import check_arguments
 from stpredict._card import card_file, find_model, read_card, shipped
 from stpredict._schema import shown
 
@@ -113,6 +114,7 @@ def load(name_or_path: str | Path) -> Model:
     """
     from stpredict.models._folder import read_model
 
+    check_arguments(load, locals())
     folder = find_model(name_or_path)
     card = read_card(folder)
     if card.model not in _classes():

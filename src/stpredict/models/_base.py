@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict
+from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from stpredict._arguments import check_arguments
 from stpredict._card import Card
 from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
@@ -25,7 +30,19 @@ from stpredict.models._folder import write_model
 from stpredict.models._samples import Batch, Samples, sections_of
 from stpredict.nn.pool import pool
 
-__all__ = ["Model", "Recipe", "as_panel", "check_panel", "new_card", "predict_batch", "weights_sha256"]
+__all__ = [
+    "Model",
+    "Recipe",
+    "as_panel",
+    "check_panel",
+    "constructor",
+    "first_seed",
+    "new_card",
+    "predict_batch",
+    "weights_sha256",
+]
+
+_FIRST_SEED: ContextVar[int] = ContextVar("seed of first weights", default=0)
 
 
 class Model(nn.Module, ABC):
@@ -126,6 +143,39 @@ class Model(nn.Module, ABC):
         folder = Path(path)
         self.card = write_model(folder, _state(self), self.card, overwrite=overwrite)
         self.loaded_from = str(folder.resolve())
+
+
+def constructor[**P](init: Callable[P, None]) -> Callable[P, None]:
+    """Make a constructor check its arguments, draw weights by its `seed`, and leave torch's generator as it was.
+
+    The same arguments then give the same model, whatever was drawn before: a run is repeated by the seeds it names.
+    """
+
+    @wraps(init)
+    def made(*args: P.args, **kwargs: P.kwargs) -> None:
+        given = inspect.signature(init).bind(*args, **kwargs).arguments
+        check_arguments(init, given)
+        seed = given.get("seed")
+        generator = torch.default_generator
+        before = generator.get_state()
+        generator.manual_seed(_FIRST_SEED.get() if seed is None else int(seed))
+        try:
+            init(*args, **kwargs)
+        finally:
+            generator.set_state(before)
+
+    return made
+
+
+@contextmanager
+def first_seed(seed: int) -> Generator[None]:
+    """Within it, models that are made without `seed` draw their first weights by this one, and so does torch."""
+    torch.manual_seed(seed)
+    token = _FIRST_SEED.set(seed)
+    try:
+        yield
+    finally:
+        _FIRST_SEED.reset(token)
 
 
 def _state(model: Model) -> dict[str, Tensor]:

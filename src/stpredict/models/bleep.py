@@ -36,7 +36,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe
+from stpredict.models._base import Model, Recipe, constructor
 from stpredict.models._config import configured
 from stpredict.models._fields import Config
 from stpredict.models._patches import PatchEncoder
@@ -121,6 +121,8 @@ class BLEEP(Model):
         "small", "published" (ResNet50, trained; for a GPU), or a `BLEEPConfig`.
 
     The reference bank is built when training ends and is part of the checkpoint: 4 bytes x (width + genes) a spot.
+    seed
+        Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
     Raises ValueError for an empty or duplicated panel, an unknown configuration or matching, and a trained encoder
     without a learning rate.
@@ -134,6 +136,7 @@ class BLEEP(Model):
     bank_embedding: Tensor
     bank_expression: Tensor
 
+    @constructor
     def __init__(
         self,
         genes: Sequence[str] = (),
@@ -142,6 +145,7 @@ class BLEEP(Model):
         feature_cache: str | Path | None = None,
         mpp: float | None = None,
         config: str | BLEEPConfig = "small",
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         c = self.config = _config(config, genes, mpp)

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 from stpredict import _coverage
 from stpredict._section import Section, image_digest
-from stpredict.models._base import Model, Recipe, predict_batch
+from stpredict.models._base import Model, Recipe, constructor, predict_batch
 from stpredict.models._config import configured
 from stpredict.models._fields import Config
 from stpredict.models._patches import PatchEncoder
@@ -128,6 +128,8 @@ class EGN(Model):
         "small", "published" (tokens from pixels, ResNet50 exemplars; for a GPU), or an `EGNConfig`.
 
     The bank of training windows (features, expression, section and place) is part of the checkpoint.
+    seed
+        Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
     Raises ValueError for an empty or duplicated panel, an unknown configuration, and windows that tokens do not fill.
     Source: see the module's head.
@@ -145,6 +147,7 @@ class EGN(Model):
     low: Tensor
     span: Tensor
 
+    @constructor
     def __init__(
         self,
         genes: Sequence[str] = (),
@@ -153,6 +156,7 @@ class EGN(Model):
         feature_cache: str | Path | None = None,
         mpp: float | None = None,
         config: str | EGNConfig = "small",
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         c = self.config = _config(config, genes, mpp)

@@ -34,7 +34,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe
+from stpredict.models._base import Model, Recipe, constructor
 from stpredict.models._config import configured
 from stpredict.models._fields import Config
 from stpredict.models._patches import PatchEncoder
@@ -133,6 +133,8 @@ class GeneQuery(Model):
         Overrides the configuration's.
     config
         "small", "published" (ResNet50; for a GPU), or a `GeneQueryConfig`.
+    seed
+        Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
     Raises ValueError for an empty or duplicated panel, genes without an embedding, an unknown configuration, and a
     context that contradicts it.
@@ -148,6 +150,7 @@ class GeneQuery(Model):
     low: Tensor
     span: Tensor
 
+    @constructor
     def __init__(
         self,
         genes: Sequence[str] = (),
@@ -159,6 +162,7 @@ class GeneQuery(Model):
         feature_cache: str | Path | None = None,
         mpp: float | None = None,
         config: str | GeneQueryConfig = "small",
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         embeddings, names = as_embeddings(embeddings), as_embeddings(names)

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe, predict_batch
+from stpredict.models._base import Model, Recipe, constructor, predict_batch
 from stpredict.models._config import configured
 from stpredict.models._fields import Config
 from stpredict.models._patches import PatchEncoder, grid_of
@@ -118,6 +118,8 @@ class HisToGene(Model):
     config
         "small" (features of a frozen MobileNetV2), "published" (raw pixels, 8 layers, for a GPU), or a
         `HisToGeneConfig`.
+    seed
+        Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
     Raises ValueError for an empty or duplicated panel, an unknown configuration, and settings that contradict each
     other; in use, for sections with more rows or columns than `n_places`, or too large for the memory.
@@ -132,6 +134,7 @@ class HisToGene(Model):
     mean: Tensor
     spread: Tensor
 
+    @constructor
     def __init__(
         self,
         genes: Sequence[str] = (),
@@ -140,6 +143,7 @@ class HisToGene(Model):
         feature_cache: str | Path | None = None,
         mpp: float | None = None,
         config: str | HisToGeneConfig = "small",
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         c = self.config = _config(config, genes, mpp)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe, as_panel, check_panel, predict_batch
+from stpredict.models._base import Model, Recipe, as_panel, check_panel, constructor, predict_batch
 from stpredict.models._fields import Config
 from stpredict.models._samples import Batch, PatchSamples, Samples
 
@@ -38,6 +38,7 @@ class Mean(Model):
 
     mean: Tensor
 
+    @constructor
     def __init__(self, genes: Sequence[str] = (), *, mpp: float = 1.0, config: MeanConfig | None = None) -> None:
         super().__init__()
         self.config = config or MeanConfig(genes=as_panel(genes), mpp=mpp)

@@ -37,7 +37,7 @@ from torch import Tensor
 from stpredict._card import WEIGHTS, find_model, read_card
 from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe, predict_batch
+from stpredict.models._base import Model, Recipe, constructor, predict_batch
 from stpredict.models._config import configured
 from stpredict.models._context import ContextBranch, fit_context
 from stpredict.models._fields import Config
@@ -134,8 +134,8 @@ class PixNet(Model):
 
     genes
         The ordered panel.
-    encoder, mpp
-        Override the configuration's.
+    encoder, mpp, seed
+        Override the configuration's; `seed` draws the first weights (None: 0, or that of `stp.tl.benchmark`).
     encoder_weights
         A local .safetensors state dict of timm; the name or folder of a saved PixNet, whose encoder and decoder are
         taken over; "timm" for the weights timm fetches for the name; None: random.
@@ -154,6 +154,7 @@ class PixNet(Model):
     context = "shape"
     config_class: ClassVar = PixNetConfig
 
+    @constructor
     def __init__(
         self,
         genes: Sequence[str] = (),
@@ -164,6 +165,7 @@ class PixNet(Model):
         head: Literal["panel", "text"] | None = None,
         embeddings: GeneEmbeddings | str | Path | None = None,
         config: str | PixNetConfig = "small",
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         embeddings = as_embeddings(embeddings)

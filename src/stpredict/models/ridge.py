@@ -15,7 +15,7 @@ from sklearn.model_selection import GridSearchCV, KFold
 from torch import Tensor
 
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe, as_panel, check_panel, predict_batch
+from stpredict.models._base import Model, Recipe, as_panel, check_panel, constructor, predict_batch
 from stpredict.models._fields import LIMITS, Config
 from stpredict.models._samples import Batch, PatchSamples, Samples
 from stpredict.nn.encoders import rgb
@@ -62,6 +62,7 @@ class Ridge(Model):
     weight: Tensor
     penalty: Tensor
 
+    @constructor
     def __init__(self, genes: Sequence[str] = (), *, mpp: float = 1.0, config: RidgeConfig | None = None) -> None:
         super().__init__()
         self.config = config or RidgeConfig(genes=as_panel(genes), mpp=mpp)

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe, predict_batch
+from stpredict.models._base import Model, Recipe, constructor, predict_batch
 from stpredict.models._config import configured
 from stpredict.models._fields import Config
 from stpredict.models._patches import PatchEncoder, grid_of
@@ -128,6 +128,8 @@ class SGN(Model):
 
     The latent of a shape is its image features and its place (row, column) on the section's grid: the graph is part of
     the head, which sees all rows of a section.
+    seed
+        Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
     Raises ValueError for an empty or duplicated panel and for genes without an embedding.
     Source: see the module's head.
@@ -143,6 +145,7 @@ class SGN(Model):
     spread: Tensor
     span: Tensor
 
+    @constructor
     def __init__(
         self,
         genes: Sequence[str] = (),
@@ -152,6 +155,7 @@ class SGN(Model):
         feature_cache: str | Path | None = None,
         mpp: float | None = None,
         config: str | SGNConfig = "small",
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         embeddings = as_embeddings(embeddings)

@@ -34,7 +34,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe, predict_batch
+from stpredict.models._base import Model, Recipe, constructor, predict_batch
 from stpredict.models._config import configured
 from stpredict.models._fields import Config
 from stpredict.models._patches import PatchEncoder
@@ -98,6 +98,8 @@ class STNet(Model):
         Overrides the configuration's.
     config
         "small" (frozen MobileNetV2), "published" (DenseNet-121, all layers trained, for a GPU), or an `STNetConfig`.
+    seed
+        Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
     Raises ValueError for an empty or duplicated panel, an unknown configuration, a number of symmetries other than 1, 4
     or 8, and an encoder that is to be trained at a rate of 0.
@@ -108,6 +110,7 @@ class STNet(Model):
     context = "shape"
     config_class: ClassVar = STNetConfig
 
+    @constructor
     def __init__(
         self,
         genes: Sequence[str] = (),
@@ -116,6 +119,7 @@ class STNet(Model):
         feature_cache: str | Path | None = None,
         mpp: float | None = None,
         config: str | STNetConfig = "small",
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         c = self.config = _config(config, genes, mpp)

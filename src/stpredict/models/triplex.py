@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from stpredict._section import Section, take
 from stpredict._window import Window
-from stpredict.models._base import Model, Recipe
+from stpredict.models._base import Model, Recipe, constructor
 from stpredict.models._config import configured
 from stpredict.models._fields import Config
 from stpredict.models._patches import PatchEncoder, grid_of
@@ -117,6 +117,8 @@ class TRIPLEX(Model):
         "small" (a frozen CNN), "published" (a trained ResNet18, for a GPU), or a `TRIPLEXConfig`; its resolution.
 
     A shape's answer depends on all shapes of its section, not on the batch: every batch carries the section.
+    seed
+        Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
     Raises ValueError for an empty or duplicated panel, an even `side`, and a section too large for memory.
     Source: see the module's head.
@@ -130,6 +132,7 @@ class TRIPLEX(Model):
     mean: Tensor
     spread: Tensor
 
+    @constructor
     def __init__(
         self,
         genes: Sequence[str] = (),
@@ -138,6 +141,7 @@ class TRIPLEX(Model):
         feature_cache: str | Path | None = None,
         mpp: float | None = None,
         config: str | TRIPLEXConfig = "small",
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         c = self.config = _config(config, genes, mpp)

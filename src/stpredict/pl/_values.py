@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from stpredict._sdata import check_counts, matrix_of, missing_key, shapes_of, table_rows, totals
+from stpredict._sdata import (
+    check_counts,
+    matrix_of,
+    missing_key,
+    resolve_shapes,
+    resolve_table,
+    shapes_of,
+    table_rows,
+    totals,
+)
 from stpredict.metrics import MIN_COUNTS, log1p_cp10k
 
 if TYPE_CHECKING:
@@ -35,11 +44,26 @@ def gene_position(gene: str, names: Sequence[str], *, what: str) -> int:
     raise ValueError(f"{what} has no gene {gene!r} among its {len(names)}. {hint}")
 
 
-def get_table(sdata: SpatialData, table_name: str) -> AnnData:
-    """The table of that name; else an error with the closest names."""
-    if table_name not in sdata.tables:
-        raise missing_key(table_name, sdata.tables, what="table", argument="table_name")
-    return sdata.tables[table_name]
+def find_table(sdata: SpatialData, table_name: str | None, shapes_key: str | None) -> str:
+    """The name of the table: the one given, else the only one, else the one that annotates the shapes.
+
+    Raises ValueError for a name that is not there (with the closest ones), and where several tables could be meant.
+    """
+    if table_name is not None:
+        if table_name not in sdata.tables:
+            raise missing_key(table_name, sdata.tables, what="table", argument="table_name")
+        return table_name
+    if not sdata.tables:
+        raise ValueError("the object has no table to show values of; stp.tl.predict writes one.")
+    if len(sdata.tables) == 1:
+        return str(next(iter(sdata.tables)))
+    found = resolve_table(sdata, None, shapes_key=resolve_shapes(sdata, shapes_key))
+    if found is None:
+        raise ValueError(
+            f"none of the tables {sorted(sdata.tables)} annotates the shapes {shapes_key!r}. Choose one with "
+            "table_name=."
+        )
+    return found
 
 
 def predicted(table: AnnData, layer: str, gene: str, *, table_name: str) -> NDArray[np.float64]:

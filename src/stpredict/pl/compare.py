@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 
+from stpredict._arguments import check_arguments
 from stpredict._sdata import resolve_shapes
 from stpredict.metrics import MIN_COUNTS
 from stpredict.pl._axes import colour_bar, colour_scale, frame_map, new_axes
 from stpredict.pl._map import background, display_px, draw, micrometres_per_unit, read_image, shapes_view, with_values
 from stpredict.pl._scored import correlation, correlation_text, pair, scored_rows
-from stpredict.pl._values import get_table, layer_unit, on_shapes
+from stpredict.pl._values import find_table, layer_unit, on_shapes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,7 +28,7 @@ def compare(
     gene: str,
     measured: str | None = None,
     shapes_key: str | None = None,
-    table_name: str = "table",
+    table_name: str | None = None,
     image_key: str | None = None,
     min_counts: int = MIN_COUNTS,
     axes: Sequence[Axes] | None = None,
@@ -57,7 +58,9 @@ def compare(
     Raises ValueError as `pl.expression`; for an X that is not raw counts; for a prediction in another target than the
     measurement; for `axes` that are not two.
     """
-    table = get_table(sdata, table_name)
+    check_arguments(compare, locals())
+    table_name = find_table(sdata, table_name, shapes_key)
+    table = sdata.tables[table_name]
     shapes_key = resolve_shapes(sdata, shapes_key, table_name=table_name)
     true, pred = pair(table, layer, gene, measured_layer=measured, table_name=table_name, min_counts=min_counts)
     view = shapes_view(sdata, shapes_key, coordinate_system)

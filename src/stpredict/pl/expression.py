@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from stpredict._arguments import check_arguments
 from stpredict._sdata import resolve_shapes
 from stpredict.metrics import MIN_COUNTS
 from stpredict.pl._axes import colour_bar, colour_scale, frame_map
 from stpredict.pl._map import draw_values
-from stpredict.pl._values import get_table, layer_unit, measured, on_shapes, predicted
+from stpredict.pl._values import find_table, layer_unit, measured, on_shapes, predicted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ def expression(
     *,
     gene: str,
     shapes_key: str | None = None,
-    table_name: str = "table",
+    table_name: str | None = None,
     image_key: str | None = None,
     ax: Axes | None = None,
     alpha: float = 1.0,
@@ -35,6 +36,8 @@ def expression(
     layer
         Layer of the table; None: the measurement, log1p cp10k of the raw counts in X (spots below 500 counts are left
         out, as everywhere by protocol stp-1).
+    table_name
+        None: the only table, or the one that annotates the shapes.
     shapes_key
         Circles or polygons; None: the ones that the table annotates. Rows find their shape by instance id. A shape
         without a value (no row, or NaN: no image or tissue under it) is not drawn.
@@ -54,7 +57,9 @@ def expression(
     Raises ValueError for a table, layer, gene, shapes, image or coordinate system that is not there (with the closest
     names), for several and no key, and for a gene that is NaN throughout.
     """
-    table = get_table(sdata, table_name)
+    check_arguments(expression, locals())
+    table_name = find_table(sdata, table_name, shapes_key)
+    table = sdata.tables[table_name]
     shapes_key = resolve_shapes(sdata, shapes_key, table_name=table_name)
     if layer is None:
         rows = measured(table, gene, layer=None, table_name=table_name, min_counts=MIN_COUNTS)

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 
+from stpredict._arguments import check_arguments
 from stpredict._sdata import resolve_shapes
 from stpredict.metrics import MIN_COUNTS
 from stpredict.pl._map import only_image
 from stpredict.pl._scored import correlation, correlation_text, pair, scored_rows
-from stpredict.pl._values import get_table, layer_unit
+from stpredict.pl._values import find_table, layer_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +28,7 @@ def gene_scatter(
     gene: str,
     measured: str | None = None,
     shapes_key: str | None = None,
-    table_name: str = "table",
+    table_name: str | None = None,
     image_key: str | None = None,
     min_counts: int = MIN_COUNTS,
     ax: Axes | None = None,
@@ -46,7 +47,9 @@ def gene_scatter(
 
     Raises ValueError as `pl.compare`, and where no spot has both values.
     """
-    table = get_table(sdata, table_name)
+    check_arguments(gene_scatter, locals())
+    table_name = find_table(sdata, table_name, shapes_key)
+    table = sdata.tables[table_name]
     shapes_key = resolve_shapes(sdata, shapes_key, table_name=table_name)
     true, pred = pair(table, layer, gene, measured_layer=measured, table_name=table_name, min_counts=min_counts)
     rows = scored_rows(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
+from stpredict._arguments import check_arguments
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.artist import Artist
@@ -28,6 +30,7 @@ def history(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
     Raises ValueError where `epoch` or both losses are missing.
     """
+    check_arguments(globals()["history"], locals())  # the argument has the name of the function
     losses = [column for column in LOSSES if _logged(history, column)]
     if "epoch" not in history or not losses:
         raise ValueError(

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from sklearn.metrics import adjusted_rand_score
 
+from stpredict._arguments import check_arguments
 from stpredict._sdata import missing_key, resolve_shapes
 from stpredict.pl._axes import frame_map, new_axes
 from stpredict.pl._categories import Groups, column_groups, group_colours, group_legend
 from stpredict.pl._clusters import leiden, neighbour_graph, umap
 from stpredict.pl._map import draw_values
-from stpredict.pl._values import get_table, on_shapes
+from stpredict.pl._values import find_table, on_shapes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-_BASES = ("tissue", "umap")
 INK_PT2 = 2e4  # of all points of a UMAP together, in square points
 
 
@@ -68,10 +68,9 @@ def latent(
 
     Source: "From Spots to Pixels" (arXiv 2503.01347), section 4.7.
     """
-    if basis not in _BASES:
-        raise ValueError(f"basis={basis!r} is unknown: use one of {_BASES}.")
+    check_arguments(latent, locals())
     table_name = _table_name(sdata, key, table_name)
-    table = get_table(sdata, table_name)
+    table = sdata.tables[find_table(sdata, table_name, shapes_key)]
     values = _values(table, key, table_name)
     shown = np.isfinite(values).all(axis=1)
     wanted, truth = (

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.transforms import Affine2D
 
+from stpredict._arguments import check_arguments
 from stpredict._sdata import missing_key
 from stpredict.pl._axes import colour_bar, colour_scale, frame_map, new_axes
 from stpredict.pl._map import (
@@ -67,6 +68,7 @@ def raster(
     Raises ValueError for a raster, gene, image or coordinate system that is not there (with the closest names), for
     several images and no key, and for a raster that is NaN throughout.
     """
+    check_arguments(raster, locals())
     if raster_key not in sdata.images:
         raise missing_key(raster_key, sdata.images, what="raster", argument="raster_key")
     levels = _channel(sdata, raster_key, gene)

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.collections import LineCollection
 
+from stpredict._arguments import check_arguments
 from stpredict.pl._categories import PALETTE
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def scores(
 
     Raises ValueError for a metric, model or section that the result does not have.
     """
+    check_arguments(scores, locals())
     table = _by_gene(result, metric, models, section)
     if ax is None:
         ax = plt.subplots(figsize=(1.6 + 0.75 * table.shape[1], 3.8), layout="constrained")[1]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from stpredict._arguments import check_arguments
 from stpredict._sdata._genes import ENSEMBL
 from stpredict.pp._definitions import Definition, DefinitionCache, clean, read_definitions
 from stpredict.pp._text_sources import PLACEHOLDER, Found, from_generator, from_ncbi, from_table, plain_id
@@ -60,6 +61,7 @@ def describe_genes(
     ConnectionError where NCBI does not answer and RuntimeError where a function fails, both saying what is kept.
     Source: the template is that of GeneQuery (arXiv 2411.18391).
     """
+    check_arguments(describe_genes, locals())
     genes = _checked(genes, template)
     aliases = _aliases(synonyms, genes)
     named = source if isinstance(source, str) and source in ("symbol", "ncbi") else None

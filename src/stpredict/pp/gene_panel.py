@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 from spatialdata import SpatialData
 
-from stpredict._sdata import Target, matrix_of, sparse_target, usable_rows
+from stpredict._arguments import check_arguments
+from stpredict._sdata import Target, all_opened, matrix_of, sparse_target, usable_rows
 from stpredict.metrics import MIN_COUNTS
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ logger = logging.getLogger("stpredict")
 
 
 def gene_panel(
-    sdatas: Sequence[SpatialData],
+    sdatas: Sequence[SpatialData | str | Path],
     *,
     n_genes: int,
     by: Literal["mean", "hvg_union"] = "mean",
@@ -37,7 +39,8 @@ def gene_panel(
     """The ordered genes of a panel, chosen from the usable spots of training sections by the rule of protocol stp-1.
 
     sdatas
-        Training sections only; a panel that has seen the test section makes a score too good.
+        Training sections only (objects, or paths of stores): a panel that has seen the test section makes a score too
+        good.
     n_genes
         For "mean" the number of genes; for "hvg_union" the number that each section contributes to the union.
     by
@@ -54,9 +57,11 @@ def gene_panel(
     Raises ValueError for no sections, no common genes, an empty panel, fewer genes than asked, and input that
     `tl.train` would refuse.
     """
-    _check(sdatas, n_genes, by, min_spots)
+    check_arguments(gene_panel, locals())
+    _check(by, min_spots)
+    opened = all_opened(sdatas)
     sections = [
-        _statistics(sdata, table_name, layer, target, image_key, shapes_key, tissue_key, min_counts) for sdata in sdatas
+        _statistics(sdata, table_name, layer, target, image_key, shapes_key, tissue_key, min_counts) for sdata in opened
     ]
     shared = set.intersection(*(set(table.index) for table in sections))
     common = sorted(shared if among is None else shared & set(among))
@@ -77,7 +82,7 @@ def gene_panel(
             f"the panel is empty: none of {len(union)} variable genes is seen in {min_spots} spots. Lower min_spots=."
         )
     logger.info(
-        "panel of %d genes by %s from %d sections with %d common genes", len(panel), by, len(sdatas), len(common)
+        "panel of %d genes by %s from %d sections with %d common genes", len(panel), by, len(opened), len(common)
     )
     return panel
 
@@ -126,16 +131,7 @@ def _top(score: NDArray[np.float64], names: NDArray[np.object_], n: int) -> list
     return names[np.lexsort((names.astype(str), -score))[:n]].tolist()
 
 
-def _check(sdatas: Sequence[SpatialData], n_genes: int, by: str, min_spots: int | None) -> None:
-    if isinstance(sdatas, SpatialData) or len(sdatas) == 0:
-        raise ValueError(
-            f"gene_panel needs a list of training sections, got {type(sdatas).__name__}"
-            f"{'' if isinstance(sdatas, SpatialData) else ' without any'}. Pass [sdata, ...]."
-        )
-    if n_genes < 1:
-        raise ValueError(f"n_genes={n_genes} makes an empty panel; ask for at least 1 gene.")
-    if by not in ("mean", "hvg_union"):
-        raise ValueError(f'unknown rule by={by!r}; there are "mean" and "hvg_union".')
+def _check(by: str, min_spots: int | None) -> None:
     if min_spots is not None and by == "mean":
         raise ValueError('min_spots= belongs to by="hvg_union"; by="mean" ranks by the mean alone.')
 

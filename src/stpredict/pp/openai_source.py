@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from stpredict._arguments import check_arguments
+
 INSTRUCTION = (
     "Complete the sentence about a gene, in two or three plain sentences without a list: what it encodes, what that "
     "does, and in which cells or tissues."
@@ -45,6 +47,7 @@ def openai_source(
     Raises ImportError without openai, ValueError where a key is needed and there is none. The function raises what
     openai raises for an endpoint that does not answer, and ValueError for an answer that was cut off.
     """
+    check_arguments(openai_source, locals())
     try:
         import openai
     except ImportError as error:

@@ -10,6 +10,7 @@ from geopandas import GeoDataFrame
 from spatialdata.models import ShapesModel
 from spatialdata.transformations import get_transformation
 
+from stpredict._arguments import check_arguments
 from stpredict._sdata import (
     DIAMETER_COLUMN,
     add_shapes,
@@ -32,7 +33,7 @@ def tile_grid(
     shape: Literal["circle", "square"] = "circle",
     image_key: str | None = None,
     mpp: float | None = None,
-    key_added: str,
+    key_added: str = "tiles",
 ) -> None:
     """Write shapes in a square grid over an image, for prediction where nothing was measured.
 
@@ -43,7 +44,7 @@ def tile_grid(
     mpp
         Micrometres per pixel of the full-resolution image; None: found as in `tl.predict`.
     key_added
-        Name of the new shapes.
+        Name of the new shapes; it must not be taken.
 
     The first shape touches the upper left corner of the image; only shapes that lie wholly on it are written, row by
     row, numbered from 0. They carry the image's transformation to every one of its coordinate systems. A backed object
@@ -52,11 +53,8 @@ def tile_grid(
     Raises ValueError for sizes that are not positive, a name that is taken or not allowed, an image that holds no
     shape of that size, and where no mpp is found.
     """
+    check_arguments(tile_grid, locals())
     pitch_um = diameter_um if pitch_um is None else pitch_um
-    if not (diameter_um > 0 and pitch_um > 0 and np.isfinite([diameter_um, pitch_um]).all()):
-        raise ValueError(f"diameter_um and pitch_um must be positive, got {diameter_um!r} and {pitch_um!r}.")
-    if shape not in ("circle", "square"):
-        raise ValueError(f'unknown shape {shape!r}; there are "circle" and "square".')
     check_element_key(sdata, key_added, kind="shapes", overwrite=False)
     image_key = resolve_image(sdata, image_key)
     own = image_mpp(sdata, image_key, mpp=mpp)

@@ -6,6 +6,8 @@ import math
 
 import pandas as pd
 
+from stpredict._arguments import check_arguments
+
 
 def markdown(table: pd.DataFrame, *, digits: int = 3) -> str:
     """A pipe table; columns (score, "mean") and (score, "sd") become one, mean ± sd.
@@ -13,6 +15,7 @@ def markdown(table: pd.DataFrame, *, digits: int = 3) -> str:
     digits
         Decimals of what is no whole number. What is not defined is a dash.
     """
+    check_arguments(markdown, locals())
     cells = pd.DataFrame(index=table.index)
     names = table.columns.get_level_values(0) if isinstance(table.columns, pd.MultiIndex) else table.columns
     for name in dict.fromkeys(names):

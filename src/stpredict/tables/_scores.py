@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from stpredict._arguments import check_arguments
 from stpredict.metrics import top_correlations
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ def sections(result: pd.DataFrame, *, n_top: int = 50) -> pd.DataFrame:
     and the mean over genes of every other metric; diameter_um, n_genes, n_nan_genes (no pcc).
     Source: protocol stp-1, Correlation.
     """
-    if "predictor" in result:
-        raise ValueError("this is no result of stp.tl.benchmark; those of stp.tl.unseen_genes go to stp.tables.unseen.")
+    check_arguments(sections, locals())
+    _check_result(result)
     values = result[result["gene"].notna()]
     if values.empty:
         raise ValueError("this result holds no score: every run failed (its column `error` says why).")
@@ -49,6 +50,18 @@ def sections(result: pd.DataFrame, *, n_top: int = 50) -> pd.DataFrame:
         known |= {"n_nan_genes": int(np.isnan(r).sum()), "diameter_um": part["diameter_um"].iloc[0]}
         rows.append(dict(zip(KEYS, key, strict=True)) | top | by_gene.mean().to_dict() | known)
     return pd.DataFrame(rows)
+
+
+def _check_result(result: pd.DataFrame) -> None:
+    """Raise ValueError for a frame that `stp.tl.benchmark` did not make."""
+    if "predictor" in result:
+        raise ValueError("this is no result of stp.tl.benchmark; those of stp.tl.unseen_genes go to stp.tables.unseen.")
+    lacking = [name for name in (*KEYS, "gene", "metric", "value", "error") if name not in result]
+    if lacking:
+        raise ValueError(
+            f"result is no frame of stp.tl.benchmark: it lacks the columns {lacking}, and has "
+            f"{[str(name) for name in result.columns[:8]]}."
+        )
 
 
 def scores(
@@ -66,6 +79,7 @@ def scores(
     for one section. A model that failed in some fold is NaN: a mean over the folds it survived is another score.
     Raises ValueError for scores that there are not.
     """
+    check_arguments(scores, locals())
     frame = sections(result, n_top=n_top)
     unknown = [name for name in columns if name not in frame]
     if unknown:
@@ -93,6 +107,8 @@ def pooled(result: pd.DataFrame) -> pd.DataFrame:
 
     Returns a row a model, the column "pooled PCC" (mean over seeds); NaN for a model that failed in some fold.
     """
+    check_arguments(pooled, locals())
+    _check_result(result)
     names = ["n_spots", "mean_pred", "mean_true", "var_pred", "var_true", "cov"]
     part = result[result["metric"].isin(names)]
     if part.empty:
@@ -133,6 +149,8 @@ def cost(result: pd.DataFrame) -> pd.DataFrame:
     Features of a frozen encoder that two models share are computed by the first that asks and remembered, so seconds
     of later ones lack that; memory is what the process took beyond what it had when the run began.
     """
+    check_arguments(cost, locals())
+    _check_result(result)
     models = [m for m in dict.fromkeys(result["model"]) if m not in (*REFERENCES, MEASURED)]
     runs = result[result["model"].isin(models)].drop_duplicates(["model", "seed", "fold"])
     grouped = runs.groupby("model", sort=False)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from stpredict._arguments import check_arguments
 from stpredict.tables._scores import MEASURED, REFERENCES, scores, sections
 
 BOOTSTRAP_FROM = 8  # sections
@@ -30,6 +31,7 @@ def differences(
     Raises ValueError where the first-named model has no score.
     Source: protocol stp-1, "Differences between models".
     """
+    check_arguments(differences, locals())
     frame = sections(result)
     frame = frame[~frame["model"].isin(REFERENCES)]
     keys = ["model", "fold", "section"]
@@ -68,6 +70,7 @@ def transfer(result: pd.DataFrame) -> pd.DataFrame:
     result
         Of `stp.tl.benchmark(cv={"a to b": (sections of a, sections of b)})`.
     """
+    check_arguments(transfer, locals())
     return scores(result, columns=MAIN, by=("fold", "model"))
 
 
@@ -77,6 +80,7 @@ def scales(result: pd.DataFrame, *, score: str = "pcc_m") -> pd.DataFrame:
     result
         Of `stp.tl.benchmark` with folds that train at one spot size and test at others.
     """
+    check_arguments(scales, locals())
     frame = sections(result)
     frame["um"] = frame["diameter_um"].round().astype(int)
     table = frame.groupby(["model", "um"], sort=False)[score].mean().unstack().sort_index(axis=1)
@@ -91,6 +95,7 @@ def text(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     results
         {kind of text ("definitions", "symbols", the name of an encoder): what `stp.tl.benchmark` returned with it}.
     """
+    check_arguments(text, locals())
     frames = {kind: scores(result, columns=MAIN) for kind, result in results.items()}
     table = pd.concat(frames, names=["text"])
     return table[~table.index.get_level_values("model").isin(REFERENCES)]
@@ -106,6 +111,7 @@ def unseen(frame: pd.DataFrame, *, genes: str = "unseen") -> pd.DataFrame:
 
     Returns columns (score, "mean") and (score, "sd") over seeds; sections of a seed are averaged first.
     """
+    check_arguments(unseen, locals())
     if "predictor" not in frame:
         raise ValueError("this is no result of stp.tl.unseen_genes; those of stp.tl.benchmark go to stp.tables.scores.")
     part = frame[frame["genes"] == genes]

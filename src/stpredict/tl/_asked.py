@@ -21,7 +21,7 @@ def tell(model: Model, embeddings: GeneEmbeddings | str | Path | None) -> None:
         model.know(embeddings if isinstance(embeddings, GeneEmbeddings) else GeneEmbeddings.load(Path(embeddings)))
 
 
-def asked_genes(model: Model, genes: Sequence[str] | None) -> list[str]:
+def asked_genes(model: Model, genes: str | Sequence[str] | None) -> list[str]:
     """The names as a list; None: the model's panel.
 
     Raises ValueError for genes the model cannot answer for, for none, and for one that is named twice.

@@ -20,7 +20,7 @@ from scipy.sparse import csr_matrix
 from scipy.spatial import KDTree
 
 from stpredict import _infer, _sdata, _train, metrics
-from stpredict.models._base import weights_sha256
+from stpredict.models._base import first_seed, weights_sha256
 from stpredict.models._patches import grid_of
 from stpredict.nn.device import resolve_device, resolve_precision
 from stpredict.tl._folds import centres_um
@@ -72,8 +72,8 @@ def result_of(run: Run, setting: Setting) -> dict[str, Any]:
 
     Raises ValueError for a file of another panel, of other settings of the model, or of other weights to start from.
     """
-    torch.manual_seed(run.seed)
-    model = run.build(list(run.panel))
+    with first_seed(run.seed):
+        model = run.build(list(run.panel))
     file = None if setting.path is None else setting.path / f"{_file_name(run)}.json"
     return kept(file, _fingerprint(run, model), lambda: _measured(run, model, setting), what=f"models[{run.name!r}]")
 

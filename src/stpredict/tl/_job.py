@@ -138,21 +138,6 @@ def path_of(sdata: SpatialData | str | Path) -> Path | None:
     return None if path is None else Path(path)
 
 
-def opened(sdata: SpatialData | str | Path) -> SpatialData:
-    """The object, read from its store where a path is given. Raises ValueError for what is no store."""
-    if not isinstance(sdata, str | Path):
-        return sdata
-    from spatialdata import read_zarr
-
-    _sdata.recover(Path(sdata))
-    try:
-        return read_zarr(sdata)
-    except MemoryError:
-        raise
-    except Exception as error:  # zarr, anndata and spatialdata each have their own
-        raise ValueError(f"{str(sdata)!r} cannot be read as a SpatialData store: {error}") from error
-
-
 def provenance(asked: Asked, seen: Fingerprint) -> dict[str, Any]:
     """What a result says of how it was made: model and genes, image and shapes."""
     record = record_of(asked.model, asked.genes, asked.runtime)

@@ -12,13 +12,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stpredict import _infer
+from stpredict import _infer, _sdata
 from stpredict._section import Fingerprint, Section, fingerprint
 from stpredict.models import load, shipped
 from stpredict.models._base import weights_sha256
 from stpredict.tl._asked import tell
 from stpredict.tl._done import is_done
-from stpredict.tl._job import Asked, Job, opened, path_of, raster_of, section_of, texts_digest
+from stpredict.tl._job import Asked, Job, path_of, raster_of, section_of, texts_digest
 
 if TYPE_CHECKING:
     from dask.distributed import Client, Future
@@ -112,7 +112,7 @@ def _slide(
     """One slide: its pieces by the workers, the rest here."""
     with ExitStack() as stack:
         with _here:
-            sdata = opened(sdata)
+            sdata = _sdata.opened(sdata)
             if is_done(sdata, asked):
                 return
             job = stack.enter_context(Job(sdata, asked))

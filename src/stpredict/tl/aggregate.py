@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from stpredict import _sdata
+from stpredict._arguments import check_arguments
 from stpredict.nn.allocator import give_back
 from stpredict.tl._place import choose_place, table_change
 from stpredict.tl._read import raster_of, read_inside
@@ -17,12 +19,12 @@ if TYPE_CHECKING:
 
 
 def aggregate(
-    sdata: SpatialData,
+    sdata: SpatialData | str | Path,
     raster_key: str,
     *,
     shapes_key: str,
     stat: Literal["mean", "sum"] = "mean",
-    genes: Sequence[str] | None = None,
+    genes: str | Sequence[str] | None = None,
     table_name: str | None = None,
     table_added: str | None = None,
     key_added: str | None = None,
@@ -30,6 +32,8 @@ def aggregate(
 ) -> None:
     """Read a raster inside any shapes, every pixel weighted by the exact area that a shape covers of it.
 
+    sdata
+        A SpatialData object, or the path of a .zarr store.
     raster_key
         An image of gene maps: one that `stp.tl.predict` wrote, or any other (gene, y, x) image.
     shapes_key
@@ -50,8 +54,8 @@ def aggregate(
 
     Raises ValueError for keys that are not there or taken, unknown genes, and shapes that all lie off the raster.
     """
-    if stat not in ("mean", "sum"):
-        raise ValueError(f"stat={stat!r} is unknown: use 'mean' or 'sum'.")
+    check_arguments(aggregate, locals())
+    sdata = _sdata.opened(sdata)
     raster = raster_of(sdata, raster_key)
     channels = [str(name) for name in raster.coords["c"].values]
     wanted = channels if genes is None else [genes] if isinstance(genes, str) else [str(gene) for gene in genes]

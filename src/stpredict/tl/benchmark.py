@@ -13,6 +13,7 @@ import pandas as pd
 from torch.nn import Module
 
 from stpredict import _sdata, metrics, pp
+from stpredict._arguments import check_arguments
 from stpredict.tl import _benchmark_run as runs
 from stpredict.tl._folds import Explicit, Fold, block_folds, diameter_um, section_folds, usable_spots
 from stpredict.tl._kept import content, write_json
@@ -29,11 +30,11 @@ SPOTS = ("image_key", "shapes_key", "table_name", "layer", "target", "tissue_key
 
 
 def benchmark(
-    sdatas: Sequence[SpatialData],
+    sdatas: Sequence[SpatialData | str | Path],
     models: Mapping[str, Callable[[Sequence[str]], Model]],
     *,
     cv: Literal["leave-one-section-out", "blocks"] | int | Explicit,
-    groups: Sequence[str] | None,
+    groups: Sequence[str] | None = None,
     groups_reason: str | None = None,
     n_genes: int = 250,
     by: Literal["mean", "hvg_union"] = "mean",
@@ -58,7 +59,7 @@ def benchmark(
     """Train and score models on sections that they have not seen, all under the same stated protocol.
 
     sdatas
-        Sections with raw counts, each with a name of its own.
+        Sections (objects, or paths of stores) with raw counts, each with a name of its own.
     models
         Name -> function of the fold's panel that returns a fresh model. The first one is what others are compared with.
     cv
@@ -100,13 +101,14 @@ def benchmark(
     for `cv`, a panel larger than the common genes, and a folder of another protocol.
     Source: protocol stp-1.
     """
+    check_arguments(benchmark, locals())
     where = {
         "image_key": image_key, "shapes_key": shapes_key, "table_name": table_name, "layer": layer, "target": target,
         "tissue_key": tissue_key,
     }  # fmt: skip
     _check_models(models)
     of_seeds = {name: list(_seeds(seeds, name)) for name in models}
-    sections = _named(sdatas, image_key)
+    sections = _named(_sdata.all_opened(sdatas), image_key)
     grouped = _groups(sections, groups, groups_reason, cv)
     folds = _folds(sections, cv, grouped, margin_um, where, mpp)
     panels = {fold.name: _panel(fold, sections, genes, n_genes, by, where) for fold in folds}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from stpredict import _infer, _sdata
+from stpredict._arguments import check_arguments
 from stpredict.models import load
 from stpredict.tl._read import warn_of_empty
 from stpredict.tl._record import record_of
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def embed(
-    sdata: SpatialData,
+    sdata: SpatialData | str | Path,
     model: Model | str | Path,
     *,
     image_key: str | None = None,
@@ -36,6 +37,8 @@ def embed(
 ) -> None:
     """Write what a model sees of each shape before any gene is asked: its latent, pooled inside the shape.
 
+    sdata
+        A SpatialData object, or the path of a .zarr store.
     model
         A trained model, the name of a shipped one, or the folder of a saved one.
     image_key, shapes_key, table_name, mpp, tissue_key, overwrite, device, precision, batch_size
@@ -52,6 +55,8 @@ def embed(
     Raises ValueError where no table annotates the shapes, for a key that is taken, and for image, shapes, table and mpp
     as `stp.tl.predict` does; FileNotFoundError for an unknown model.
     """
+    check_arguments(embed, locals())
+    sdata = _sdata.opened(sdata)
     model = load(model) if isinstance(model, str | Path) else model
     name = type(model).__name__
     if model.card is None:

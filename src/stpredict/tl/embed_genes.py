@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from stpredict._arguments import check_arguments
 from stpredict._embeddings import GeneEmbeddings
 from stpredict.nn.text import TextEncoder, encoder_identity
 
@@ -60,6 +61,7 @@ def embed_genes(
     FileNotFoundError for a folder that is not there; ImportError, ConnectionError and OSError where the text model
     cannot be had, saying how to give a local path.
     """
+    check_arguments(embed_genes, locals())
     definitions, n_symbol_only = _texts(texts)
     text_hash = _hash(definitions)
     target = None if path is None else Path(path)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from stpredict import _sdata, metrics
+from stpredict._arguments import check_arguments
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -20,7 +22,7 @@ SCORES = ("pcc", "spearman", "mse", "mae")
 
 
 def evaluate(
-    sdatas: SpatialData | Sequence[SpatialData],
+    sdatas: SpatialData | str | Path | Sequence[SpatialData | str | Path],
     key: str,
     *,
     layer: str | None = None,
@@ -34,7 +36,7 @@ def evaluate(
     """Per-gene scores of a predicted layer by protocol stp-1, with two of the nulls beside them.
 
     sdatas
-        Sections that hold raw counts and the predicted layer `key` of table `table_name`.
+        Sections (objects, or paths of stores) that hold raw counts and the predicted layer `key` of table `table_name`.
     layer
         Where raw counts are; None: X.
     groups
@@ -57,16 +59,17 @@ def evaluate(
     the model never saw.
     Source: protocol stp-1; for genes never seen its section "Unseen genes".
     """
-    sdatas = [sdatas] if not isinstance(sdatas, Sequence) else list(sdatas)
-    if groups is not None and len(groups) != len(sdatas):
-        raise ValueError(f"groups names {len(groups)} groups for {len(sdatas)} sections; give one a section.")
+    check_arguments(evaluate, locals())
+    sections = _sdata.all_opened(sdatas)
+    if groups is not None and len(groups) != len(sections):
+        raise ValueError(f"groups names {len(groups)} groups for {len(sections)} sections; give one a section.")
     unknown = sorted(set(scores or ()) - set(SCORES))
     if unknown:
         raise ValueError(f"scores={unknown} are unknown: choose from {SCORES}.")
     where: dict[str, Any] = {"image_key": image_key, "shapes_key": shapes_key, "tissue_key": tissue_key}
     frames = []
     summaries: dict[str, dict[str, pd.Series]] = {"summary": {}, "summary_seen": {}, "summary_unseen": {}}
-    for i, sdata in enumerate(sdatas):
+    for i, sdata in enumerate(sections):
         name = _name(sdata, i, image_key)
         frame, found = _one(sdata, key, layer, table_name, where, scores)
         frame.insert(0, "section", name)

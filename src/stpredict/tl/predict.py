@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Literal
 
 from tqdm.auto import tqdm
 
-from stpredict import _infer
+from stpredict import _infer, _sdata
+from stpredict._arguments import check_arguments
 from stpredict.models import load
 from stpredict.tl._asked import asked_genes, tell
 from stpredict.tl._done import is_done
-from stpredict.tl._job import Asked, Job, Output, opened, path_of
+from stpredict.tl._job import Asked, Job, Output, path_of
 from stpredict.tl._workers import predict_on, settled_on
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from stpredict._embeddings import GeneEmbeddings
     from stpredict.models import Model
 
-_OUTPUTS = ("layer", "raster", "both", "latent")
-
 
 def predict(
     sdata: SpatialData | str | Path | Sequence[SpatialData | str | Path],
@@ -32,7 +31,7 @@ def predict(
     image_key: str | None = None,
     shapes_key: str | None = None,
     table_name: str | None = None,
-    genes: Sequence[str] | None = None,
+    genes: str | Sequence[str] | None = None,
     mpp: float | None = None,
     tissue_key: str | None = None,
     output: Output = "layer",
@@ -113,8 +112,7 @@ def predict(
     cannot be read, the disk is full or the store is read-only; MemoryError where one tile does not fit into memory;
     RuntimeError where another process is predicting the same name, and where workers fail or run out of memory.
     """
-    if output not in _OUTPUTS:
-        raise ValueError(f"output={output!r} is unknown: use one of {_OUTPUTS}.")
+    check_arguments(predict, locals())
     model = load(model) if isinstance(model, str | Path) else model
     if model.card is None:
         raise ValueError(
@@ -135,7 +133,7 @@ def predict(
         return
     for k, each in enumerate(tqdm(many, desc="sections", disable=not progress or len(many) == 1)):
         try:
-            _predict_one(opened(each), asked)
+            _predict_one(_sdata.opened(each), asked)
         except BaseException as error:
             if len(many) > 1:
                 go_on = "The same call with resume=True leaves what is done as it is."

@@ -12,6 +12,7 @@ import torch
 from spatialdata.transformations import get_transformation
 
 from stpredict import _infer, _sdata
+from stpredict._arguments import check_arguments
 from stpredict._section import array_of
 from stpredict.models import load
 from stpredict.models._base import weights_sha256
@@ -29,15 +30,14 @@ if TYPE_CHECKING:
     from stpredict.models import Model
 
 Output = Literal["layer", "raster", "both"]
-_OUTPUTS = ("layer", "raster", "both")
 CHUNK_PX, SMALLEST_CHUNK_PX = 256, 16  # side of a stored chunk
 REGION_BYTES = 2**28  # of latent and genes that are held together as float32, where chunks need not get tiny for it
 
 
 def query(
-    sdata: SpatialData,
+    sdata: SpatialData | str | Path,
     latent_key: str,
-    genes: Sequence[str],
+    genes: str | Sequence[str],
     *,
     model: Model | str | Path | None = None,
     shapes_key: str | None = None,
@@ -50,6 +50,8 @@ def query(
 ) -> None:
     """More genes from a latent raster that was stored before; the image and the backbone are not touched.
 
+    sdata
+        A SpatialData object, or the path of a .zarr store.
     latent_key
         An image that `stp.tl.predict` wrote with output="latent".
     genes
@@ -73,8 +75,8 @@ def query(
     it, genes without an answer, and keys, tables and shapes as `stp.tl.predict` does; FileNotFoundError for a model or
     embeddings that are not there.
     """
-    if output not in _OUTPUTS:
-        raise ValueError(f"output={output!r} is unknown: use one of {_OUTPUTS}.")
+    check_arguments(query, locals())
+    sdata = _sdata.opened(sdata)
     raster, made = _latent(sdata, latent_key)
     model = _model(model, made, latent_key)
     tell(model, embeddings)

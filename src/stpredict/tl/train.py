@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stpredict import _sdata, _train
+from stpredict._arguments import check_arguments
 from stpredict._sdata import Target
 from stpredict._section import Section
 
@@ -22,10 +23,10 @@ logger = logging.getLogger("stpredict")
 
 
 def train(
-    sdatas: SpatialData | Sequence[SpatialData],
+    sdatas: SpatialData | str | Path | Sequence[SpatialData | str | Path],
     model: Model,
     *,
-    val: Sequence[SpatialData] | float | None = None,
+    val: Sequence[SpatialData | str | Path] | float | None = None,
     image_key: str | None = None,
     shapes_key: str | None = None,
     table_name: str = "table",
@@ -50,7 +51,8 @@ def train(
     """Train a model in place on measured sections.
 
     sdatas
-        Training sections, each with an H&E image, shapes, and a table of raw counts that annotates them.
+        Training sections (objects, or paths of .zarr stores), each with an H&E image, shapes, and a table of raw counts
+        that annotates them.
     model
         A model of `stp.models`, fresh or loaded (then its weights are trained on).
     val
@@ -80,25 +82,26 @@ def train(
     for a training that diverged, after which the model has no card.
     Raises FileNotFoundError for `resume` without a checkpoint.
     """
+    check_arguments(train, locals())
     plan = _train.Plan(
         max_epochs=max_epochs, batch_size=batch_size, lr=lr, seed=seed, device=device, precision=precision,
         devices=devices, strategy=strategy, num_nodes=num_nodes, checkpoint_dir=checkpoint_dir, resume=resume,
         progress=progress,
     )  # fmt: skip
-    sdatas = list(sdatas) if isinstance(sdatas, list | tuple) else [sdatas]
-    _check_sections(sdatas, val)
-    _check_distinct(sdatas, val)
+    given = _sdata.all_opened(sdatas)
+    others = val if val is None or isinstance(val, Real) else _sdata.all_opened(val, "val")
+    _check_distinct(given, others)
     where: dict[str, Any] = {
         "genes": model.genes, "at_mpp": model.mpp, "image_key": image_key, "shapes_key": shapes_key, "mpp": mpp,
         "table_name": table_name, "layer": layer, "target": target, "tissue_key": tissue_key,
     }  # fmt: skip
-    sections = _named([_sdata.training_section(sdata, **where) for sdata in sdatas])
-    if val is None or isinstance(val, float | int):
-        parts = [_train.hold_out(s, share=0.15 if val is None else float(val), seed=seed) for s in sections]
+    sections = _named([_sdata.training_section(sdata, **where) for sdata in given])
+    if others is None or isinstance(others, Real):
+        parts = [_train.hold_out(s, share=0.15 if others is None else float(others), seed=seed) for s in sections]
         fitted, held = [p[0] for p in parts], [p[1] for p in parts if p[1] is not None]
         source = "spatial blocks held out of the training sections" if held else ""
     else:
-        fitted, held = sections, _named([_sdata.training_section(sdata, **where) for sdata in val])
+        fitted, held = sections, _named([_sdata.training_section(sdata, **where) for sdata in others])
         source = "validation sections: " + ", ".join(s.name for s in held)
     return _train.fit(
         model,
@@ -106,32 +109,11 @@ def train(
         held,
         plan,
         target=target,
-        n_target_genes=min(sdata.tables[table_name].n_vars for sdata in sdatas) if target != "as_is" else None,
+        n_target_genes=min(sdata.tables[table_name].n_vars for sdata in given) if target != "as_is" else None,
         sections=tuple(s.name for s in sections),
         val_source=source,
         licence=licence,
     )
-
-
-def _check_sections(sdatas: Sequence[SpatialData], val: Any) -> None:
-    """Raise ValueError for what is no section, and for no section at all."""
-    from spatialdata import SpatialData
-
-    if not sdatas:
-        raise ValueError("sdatas is an empty list: give at least one section to train on.")
-    share = val is None or (isinstance(val, Real) and not isinstance(val, bool))
-    if not share and (isinstance(val, str) or not isinstance(val, Sequence) or not val):
-        raise ValueError(
-            f"val={type(val).__name__} is neither a share of each section, such as 0.15, nor a list of sections."
-        )
-    both: dict[str, Sequence[Any]] = {"sdatas": sdatas, "val": [] if share else val}
-    for name, given in both.items():
-        for i, sdata in enumerate(given):
-            if not isinstance(sdata, SpatialData):
-                raise ValueError(
-                    f"{name}[{i}] is a {type(sdata).__name__}, not a SpatialData; open a store with "
-                    "spatialdata.read_zarr."
-                )
 
 
 def _check_distinct(sdatas: Sequence[SpatialData], val: object) -> None:

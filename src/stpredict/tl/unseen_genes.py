@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.stats import rankdata
 
 from stpredict import _infer, _sdata, _train, metrics
-from stpredict.models._base import weights_sha256
+from stpredict._arguments import check_arguments
+from stpredict.models._base import first_seed, weights_sha256
 from stpredict.tl._kept import content, hash_of, kept
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ logger = logging.getLogger("stpredict")
 
 
 def unseen_genes(
-    train: Sequence[SpatialData],
-    test: Sequence[SpatialData],
+    train: Sequence[SpatialData | str | Path],
+    test: Sequence[SpatialData | str | Path],
     models: Mapping[str, Callable[[Sequence[str]], Model]],
     *,
     genes: Sequence[str],
@@ -75,17 +75,19 @@ def unseen_genes(
     on both sides.
     Source: protocol stp-1, "Unseen genes"; the shares of GeneQuery (arXiv 2411.18391, Table 3).
     """
+    check_arguments(unseen_genes, locals())
+    to_train, to_test = _sdata.all_opened(train, "train"), _sdata.all_opened(test, "test")
     where: dict[str, Any] = {
         "image_key": image_key, "shapes_key": shapes_key, "table_name": table_name, "layer": layer, "target": target,
         "mpp": mpp,
     }  # fmt: skip
-    _check_apart(train, test, where)
+    _check_apart(to_train, to_test, where)
     splits = [_Split(share, seed, *_split(genes, share, seed, chromosomes)) for share in shares for seed in seeds]
     frames = []
     for split in splits:
         for name, build in models.items():
             run = _Run(name, build, split, tuple(genes), where, max_epochs, device, progress)
-            frames.append(_rows_of(run, train, test, path))
+            frames.append(_rows_of(run, to_train, to_test, path))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -150,8 +152,8 @@ def _rows_of(
     run: _Run, train: Sequence[SpatialData], test: Sequence[SpatialData], path: str | Path | None
 ) -> pd.DataFrame:
     """The rows of one run, from its file if there is one."""
-    torch.manual_seed(run.split.seed)
-    model = run.build(run.split.seen)
+    with first_seed(run.split.seed):
+        model = run.build(run.split.seen)
     file = None if path is None else Path(path) / f"{run.name}_{run.split.share:g}_seed{run.split.seed}.json"
     where = {key: value for key, value in run.where.items() if key != "mpp"}
     sections = [content(sdata, where) for sdata in (*train, *test)]
