@@ -14,6 +14,7 @@ import timeit
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import dask.array as da
 import numpy as np
 import shapely
 import torch
@@ -46,7 +47,7 @@ def slide(path: Path, side: int) -> None:
 
 def section(path: Path, mpp: float, *, step_um: float = 100.0, radius_um: float = 27.5) -> Section:
     """The slide with spots on a square grid."""
-    pixels = zarr.open_array(path, mode="r")
+    pixels = da.from_zarr(zarr.open_array(path, mode="r"))  # as the image of a store is read
     step, radius = step_um / mpp, radius_um / mpp
     centres = np.arange(step, pixels.shape[1] - step, step)
     x, y = np.meshgrid(centres, centres)

@@ -246,8 +246,8 @@ def test_batches_come_in_order_and_are_made_in_the_number_format_of_the_network(
     from stpredict._task import Batches
 
     class Named:
-        def __getitem__(self, index):
-            return index, torch.is_autocast_enabled("cpu")
+        def several(self, indices):
+            return [(index, torch.is_autocast_enabled("cpu")) for index in indices]
 
         def collate(self, samples):
             return samples

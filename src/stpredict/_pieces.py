@@ -285,7 +285,7 @@ class Patches(Pieces):
 
         def cut(rows: NDArray[np.int64]) -> tuple[list[Any], Batch]:
             with torch.inference_mode(), ambient:
-                patches = [samples[int(row)] for row in rows]
+                patches = samples.several(rows.tolist())
                 return patches, samples.collate(patches)
 
         with (

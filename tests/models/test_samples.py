@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -103,3 +105,38 @@ def test_an_image_held_in_memory_reads_the_same(colour_section):
     window = Window(-20, 33, 90, 200)
     np.testing.assert_array_equal(held.image.read(window), coarse.image.read(window))
     assert held_in_memory(coarse, limit_bytes=1000) is coarse
+
+
+def test_several_patches_are_those_one_by_one_and_read_a_chunk_once(colour_section, monkeypatch):
+    import dask.array as da
+
+    from stpredict.models import _samples
+
+    seen = []
+
+    def chunk(block_info=None):
+        seen.append(1)
+        (y0, y1), (x0, x1) = block_info[None]["array-location"][1:]
+        y, x = np.mgrid[y0:y1, x0:x1]
+        return np.stack([y % 251, x % 241, (x + y) % 239]).astype(np.uint8)
+
+    pixels = da.map_blocks(
+        chunk, chunks=((3,), (256, 256), (256, 256)), dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8)
+    )
+    sections = []
+    for seed in (0, 1):
+        section = colour_section(seed)
+        image = replace(section.image, pixels=pixels, scale=(1.0, 1.0))
+        sections.append(replace(section, image=image))
+    samples = _samples.PatchSamples(sections, patch_px=64)
+    wanted = [5, 40, 0, 30, 5]
+    one = [samples[i] for i in wanted]
+    seen.clear()
+    for limit in (2**26, 1):
+        monkeypatch.setattr(_samples, "READ_BYTES", limit)
+        for got, patch in zip(samples.several(wanted), one, strict=True):
+            np.testing.assert_array_equal(got.image, patch.image)
+            np.testing.assert_array_equal(got.expression, patch.expression)
+            assert (got.row, got.draw) == (patch.row, patch.draw)
+        if limit > 1:
+            assert len(seen) <= 8  # four chunks a section

@@ -20,6 +20,8 @@ from stpredict._window import Window
 from stpredict.nn.pool import Pooling, pooling
 from stpredict.nn.stain import jitter
 
+READ_BYTES = 2**26  # of an image's own pixels that are read together
+
 
 @dataclass
 class Batch:
@@ -73,6 +75,10 @@ class Samples(Dataset, ABC):
 
     @abstractmethod
     def collate(self, samples: Sequence[Any]) -> Batch: ...
+
+    def several(self, indices: Sequence[int]) -> list[Any]:
+        """The samples of some indices; what they share of an image may be read once."""
+        return [self[i] for i in indices]
 
 
 def to_cells(stride: float | int) -> NDArray[np.float64]:
@@ -247,11 +253,28 @@ class PatchSamples(Samples):
 
     def __getitem__(self, index: int) -> Patch:
         """Image (h, w, 3), expression (g,), row (2,) and index of one shape."""
-        i, k = self.shapes[index % len(self.shapes)]
-        section, bounds = self.sections[i], self.bounds[i][k]
+        return self.several([index])[0]
+
+    def several(self, indices: Sequence[int]) -> list[Patch]:
+        """As `[index]` for each; a chunk of an image under several patches is read and decoded once."""
+        images: dict[int, NDArray[np.uint8]] = {}  # by the place in `indices`
+        shapes = [self.shapes[index % len(self.shapes)] for index in indices]
+        for i in {i for i, _ in shapes}:
+            places = [place for place, (section, _) in enumerate(shapes) if section == i]
+            view = self.sections[i].image
+            step = max(1, int(READ_BYTES / (3 * self.patch_px**2 * view.scale[0] * view.scale[1])))
+            for first in range(0, len(places), step):
+                part = places[first : first + step]
+                images |= zip(part, view.read_all([self._window(*shapes[place]) for place in part]), strict=True)
+        return [
+            Patch(images[place], None if (of := self.sections[i].expression) is None else of[k], (i, k), index)
+            for place, ((i, k), index) in enumerate(zip(shapes, indices, strict=True))
+        ]
+
+    def _window(self, i: int, k: int) -> Window:
+        bounds = self.bounds[i][k]
         y, x = np.floor((bounds[:2] + bounds[2:] - self.patch_px) / 2 + 0.5).astype(int)
-        image = section.image.read(Window(int(y), int(x), self.patch_px, self.patch_px))
-        return Patch(image, None if section.expression is None else section.expression[k], (i, k), index)
+        return Window(int(y), int(x), self.patch_px, self.patch_px)
 
     def by_section(self) -> list[list[int]]:
         """The indices of every section's shapes: what a model needs that sees a whole section at once."""
