@@ -75,6 +75,27 @@ def test_training_leaves_torchs_deterministic_mode_as_it_was(build, sections):
     fit(build("Mean"), sections, [], _plan())
     fit(build("STNet"), sections, [], _plan(max_epochs=1))
     assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
+
+
+def test_nothing_in_training_reads_memory_that_was_never_written(build, sections, monkeypatch):
+    """Training fills no new memory: where it is filled, with NaN, the result is the same to the bit."""
+    import torch
+
+    from stpredict import _train
+
+    plain = build("PixNet")
+    _train.fit(plain, sections, [], _plan(max_epochs=1))
+    filled = build("PixNet")
+    step = _train.Task.training_step
+
+    def watched(task, *arguments):
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        return step(task, *arguments)
+
+    monkeypatch.setattr(_train.Task, "training_step", watched)
+    _train.fit(filled, sections, [], _plan(max_epochs=1))
+    assert _equal(_state(plain), _state(filled))
 
 
 def test_training_on_the_cpu_beside_a_card_does_not_warn(build, sections, monkeypatch):

@@ -217,11 +217,17 @@ def _quiet_lightning() -> Iterator[None]:
 
 @contextmanager
 def _determinism_as_found() -> Iterator[None]:
-    """Torch's deterministic mode put back, which Lightning sets for the whole process: it slows predictions down."""
+    """Torch's deterministic mode put back, which Lightning sets for the whole process: it slows predictions down.
+
+    Meanwhile new memory is not filled, which that mode does before every operation: nothing reads it unwritten.
+    """
     found = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = False
     try:
         yield
     finally:
+        torch.utils.deterministic.fill_uninitialized_memory = filled
         torch.use_deterministic_algorithms(found[0], warn_only=found[1])
 
 
