@@ -119,10 +119,10 @@ class BLEEP(Model):
         Overrides the configuration's.
     config
         "small", "published" (ResNet50, trained; for a GPU), or a `BLEEPConfig`.
-
-    The reference bank is built when training ends and is part of the checkpoint: 4 bytes x (width + genes) a spot.
     seed
         Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
+
+    The reference bank is built when training ends and is part of the checkpoint: 4 bytes x (width + genes) a spot.
 
     Raises ValueError for an empty or duplicated panel, an unknown configuration or matching, and a trained encoder
     without a learning rate.

@@ -126,10 +126,10 @@ class EGN(Model):
         Overrides the configuration's.
     config
         "small", "published" (tokens from pixels, ResNet50 exemplars; for a GPU), or an `EGNConfig`.
-
-    The bank of training windows (features, expression, section and place) is part of the checkpoint.
     seed
         Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
+
+    The bank of training windows (features, expression, section and place) is part of the checkpoint.
 
     Raises ValueError for an empty or duplicated panel, an unknown configuration, and windows that tokens do not fill.
     Source: see the module's head.

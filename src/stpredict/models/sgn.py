@@ -125,11 +125,11 @@ class SGN(Model):
         Overrides the configuration's.
     config
         "small" (frozen features of a small CNN), "published" (ResNet18, for a GPU), or an `SGNConfig`.
+    seed
+        Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
     The latent of a shape is its image features and its place (row, column) on the section's grid: the graph is part of
     the head, which sees all rows of a section.
-    seed
-        Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
     Raises ValueError for an empty or duplicated panel and for genes without an embedding.
     Source: see the module's head.

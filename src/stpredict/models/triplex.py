@@ -115,10 +115,10 @@ class TRIPLEX(Model):
         A folder where frozen image features are kept between processes; None: in memory.
     config, mpp
         "small" (a frozen CNN), "published" (a trained ResNet18, for a GPU), or a `TRIPLEXConfig`; its resolution.
-
-    A shape's answer depends on all shapes of its section, not on the batch: every batch carries the section.
     seed
         Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
+
+    A shape's answer depends on all shapes of its section, not on the batch: every batch carries the section.
 
     Raises ValueError for an empty or duplicated panel, an even `side`, and a section too large for memory.
     Source: see the module's head.
