@@ -63,6 +63,14 @@ def data() -> Path:
     return SHARED.resolve()
 
 
+@pytest.fixture
+def no_features(monkeypatch):
+    """Nothing is remembered of patches: encoders of one kind draw the same weights, and serve each other's features."""
+    from stpredict.nn import features
+
+    monkeypatch.setattr(features, "_held", type(features._held)())
+
+
 @pytest.fixture(scope="session")
 def colour_section():
     """A function of (seed, size) that makes a Section at 1 um / px whose genes are red, green and blue in its disks."""

@@ -141,31 +141,24 @@ def test_padding_changes_neither_prediction_nor_loss(trained, colour_section):
 
 
 @pytest.mark.parametrize("context", ["spot", "gene"])
+@pytest.mark.usefixtures("no_features")
 def test_images_are_encoded_once_a_section_and_genes_projected_once(trained, colour_section, context, monkeypatch):
-    # a section of its own for each: the two encoders are equal, so features of the one would serve the other
-    model, section, counts = (
-        trained[context],
-        colour_section({"spot": 5, "gene": 6}[context]),
-        {"patches": 0, "genes": 0},
-    )
-    encode, project = model.encoder.encoder.forward, model.gene_projection.forward
-
-    def counted_encode(image):
-        counts["patches"] += len(image)
-        return encode(image)
+    model, section, projected = trained[context], colour_section({"spot": 5, "gene": 6}[context]), []
+    cache, project = model.encoder._cache, model.gene_projection.forward
+    before = cache.n_encoded
 
     def counted_project(rows):
-        counts["genes"] += len(rows)
+        projected.append(len(rows))
         return project(rows)
 
-    monkeypatch.setattr(model.encoder.encoder, "forward", counted_encode)
     monkeypatch.setattr(model.gene_projection, "forward", counted_project)
     predict(model, section, (*GENES, *UNSEEN), batch_size=5)
-    assert counts == {"patches": section.n_shapes, "genes": len(GENES) + len(UNSEEN)}
+    assert (cache.n_encoded - before, sum(projected)) == (section.n_shapes, len(GENES) + len(UNSEEN))
     predict(model, section, GENES, batch_size=7)
-    assert counts["patches"] == section.n_shapes  # remembered by content
+    assert cache.n_encoded - before == section.n_shapes  # remembered by content
 
 
+@pytest.mark.usefixtures("no_features")
 def test_features_survive_the_process_in_a_folder(colour_section, tmp_path, monkeypatch):
     from stpredict.nn import features
 

@@ -51,6 +51,7 @@ def test_training_patches_have_mean_0_and_sd_1_and_outliers_are_cut(made, colour
     torch.testing.assert_close(encoder(patches()), raw.clamp(-5, 5))
 
 
+@pytest.mark.usefixtures("no_features")
 def test_a_frozen_patch_is_encoded_once_and_a_trained_one_every_time(made, monkeypatch):
     from stpredict.nn.encoders import Encoder
 

@@ -132,6 +132,7 @@ def test_training_draws_every_symmetry_about_as_often(colour_section, symmetries
     np.testing.assert_array_equal(again[48].image, samples[48].image)
 
 
+@pytest.mark.usefixtures("no_features")
 def test_a_frozen_encoder_sees_each_symmetry_once(trained, colour_section):
     model, _ = trained
     section, cache = colour_section(7), model.encoder._cache
