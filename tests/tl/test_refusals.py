@@ -206,7 +206,7 @@ MEANT = {
     ),
     "benchmark: names": (
         lambda stp, s, m: stp.tl.benchmark([s], ["ridge"], cv="blocks"),
-        "models=.* must be a mapping, each value of it a function",
+        "models=.* must be a mapping of names, each to a function",
     ),
     "a gene for genes": (lambda stp, s, m: stp.models.Ridge("GNAS"), "genes='GNAS' must be a list"),
     "an unknown gene": (lambda stp, s, m: stp.tl.predict(s, m, genes="rad"), "genes not in the panel.*'rad'"),
@@ -236,6 +236,11 @@ MEANT = {
     "a raster that is not there": (lambda stp, s, m: stp.tl.aggregate(s, "map", shapes_key="spots"), "raster_key"),
     "a latent raster that is none": (lambda stp, s, m: stp.tl.query(s, "image", ["a"]), "'image' is no latent raster"),
     "a grid wider than the image": (lambda stp, s, m: stp.pp.tile_grid(s, diameter_um=9e3), "diameter_um="),
+    "a grid of nothing but shapes": (
+        lambda stp, s, m: stp.pp.tile_grid(s, diameter_um=5, pitch_um=0.01),
+        r"50701 x 50701 .*pitch_um=",
+    ),
+    "a toy of a country": (lambda stp, s, m: stp.datasets.toy(1, size_um=1e8), "size_um"),
     "more genes than there are": (lambda stp, s, m: stp.pp.gene_panel([s], n_genes=50), "50 genes were asked"),
     "a gene that is not drawn": (lambda stp, s, m: stp.pl.expression(s, None, gene="rad"), "no gene 'rad'"),
     "frames of other spots": (lambda stp, s, m: stp.metrics.pcc(FRAME, FRAME.rename({"a": "z"})), "other spots"),
@@ -315,17 +320,45 @@ def test_colours_and_numbered_channels_are(sdata, ridge, names):
     assert np.isfinite(sdata.tables["table"].layers["ridge"][:, :3]).all()
 
 
-def test_a_spot_without_a_position_has_no_prediction(sdata, ridge):
+@pytest.mark.parametrize("place", [(NAN, NAN), (5.0, NAN), (NAN, 5.0), (math.inf, 5.0), (5.0, -math.inf)])
+def test_a_spot_without_a_position_has_no_prediction(sdata, ridge, place):
     import shapely
 
     import stpredict as stp
 
-    sdata.shapes["spots"].loc["s1", "geometry"] = shapely.Point(NAN, NAN)
+    sdata.shapes["spots"].loc["s1", "geometry"] = shapely.Point(*place)
     with pytest.warns(UserWarning, match="1 of 30 shapes have nothing on the image"):
         stp.tl.predict(sdata, ridge, progress=False)
     table = sdata.tables["table"]
     empty = np.isnan(table.layers["ridge"][:, 0])
     assert table.obs["instance_id"][empty].tolist() == ["s1"]
+
+
+def test_spots_that_all_lack_a_position_are_said_to_lie_outside(sdata, ridge):
+    import shapely
+
+    import stpredict as stp
+
+    sdata.shapes["spots"].geometry = [shapely.Point(NAN, NAN)] * 30
+    with pytest.raises(ValueError, match="all 30 shapes of 'spots' lie outside image 'image'"):
+        stp.tl.predict(sdata, ridge, progress=False)
+
+
+@pytest.mark.parametrize("corner", [(20.0, NAN), (NAN, 20.0), (math.inf, 20.0)])
+def test_a_polygon_without_a_corner_is_named(sdata, ridge, corner):
+    import shapely
+    from geopandas import GeoDataFrame
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Identity
+
+    import stpredict as stp
+
+    with np.errstate(invalid="ignore"):
+        cells = [shapely.box(10, 10, 40, 40), shapely.Polygon([(10, 10), corner, (20, 20)])]
+    frame = GeoDataFrame(geometry=cells, index=["whole", "torn"])
+    sdata.shapes["cells"] = ShapesModel.parse(frame, transformations={"global": Identity()})
+    with pytest.raises(ValueError, match=r"shapes 'cells': 1 of 2 .*not finite.*\['torn'\]"):
+        stp.tl.predict(sdata, ridge, shapes_key="cells", table_added="new", progress=False)
 
 
 @pytest.mark.parametrize("use", ["shapes_key", "tissue_key"])

@@ -106,7 +106,10 @@ def _check_agreement(
 def _corners(sdata: SpatialData, key: str) -> NDArray[np.float64]:
     """(4, 3) corners (x, y, 1) of the box that holds an element, in its own frame."""
     if key in sdata.shapes:
-        x0, y0, x1, y1 = sdata.shapes[key].total_bounds
+        bounds = sdata.shapes[key].bounds.to_numpy()
+        bounds = bounds[np.isfinite(bounds).all(axis=1)]  # a spot may have no position
+        bounds = bounds if len(bounds) else np.zeros((1, 4))
+        (x0, y0), (x1, y1) = bounds[:, :2].min(axis=0), bounds[:, 2:].max(axis=0)
     else:
         x0, y0 = 0.0, 0.0
         y1, x1 = raster_size(sdata, key)

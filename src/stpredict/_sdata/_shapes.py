@@ -56,8 +56,11 @@ def rows_of(sdata: SpatialData, shapes_key: str) -> Rows:
 
     Polygons that cross themselves are repaired, and that is logged.
 
+    Circles whose centre is not finite become empty points, which cover nothing.
+
     Raises ValueError for an element that is empty, has an index that is not unique, missing geometries, other
-    geometries than circles and polygons, or circles without a positive radius.
+    geometries than circles and polygons, circles without a positive radius, or polygons with corners that are not
+    finite.
     """
     shapes = shapes_of(sdata, shapes_key)
     _check_index(shapes, shapes_key)
@@ -75,11 +78,12 @@ def rows_of(sdata: SpatialData, shapes_key: str) -> Rows:
     circles = kinds == POINT
     if circles.any():
         radius[circles] = _radius(shapes, shapes_key)[circles]
-        nowhere = circles & np.isnan(shapely.get_x(geometry)) & ~shapely.is_empty(geometry)
+        there = np.isfinite(shapely.get_x(geometry)) & np.isfinite(shapely.get_y(geometry))
+        nowhere = circles & ~there & ~shapely.is_empty(geometry)
         if nowhere.any():  # a spot that has no position covers nothing, as an empty point does
-            logger.info("shapes %r: %d spots have no position (NaN)", shapes_key, nowhere.sum())
+            logger.info("shapes %r: %d spots have no finite position", shapes_key, nowhere.sum())
             geometry = np.where(nowhere, shapely.Point(), geometry)
-    return _valid(geometry, shapes_key), radius
+    return _valid(geometry, shapes_key, shapes.index), radius
 
 
 def tissue(sdata: SpatialData, tissue_key: str | None, image_key: str, *, step: float = 1.0) -> BaseGeometry | None:
@@ -193,11 +197,20 @@ def _radius(shapes: GeoDataFrame, shapes_key: str) -> NDArray[np.float64]:
     return radius
 
 
-def _valid(geometry: NDArray[np.object_], key: str) -> NDArray[np.object_]:
-    """Polygons that GEOS can compute with; of a repaired one only what has an area."""
+def _valid(geometry: NDArray[np.object_], key: str, index: pd.Index) -> NDArray[np.object_]:
+    """Polygons that GEOS can compute with; of a repaired one only what has an area.
+
+    Raises ValueError for corners that are not finite, with the ids of the rows (`index`).
+    """
     broken = ~shapely.is_valid(geometry)
     if not broken.any():
         return geometry
+    torn = [row for row in np.flatnonzero(broken) if not np.isfinite(shapely.get_coordinates(geometry[row])).all()]
+    if torn:
+        raise ValueError(
+            f"shapes {key!r}: {len(torn)} of {len(geometry)} rows have corners that are not finite (NaN or infinite), "
+            f"for example {_examples(index[torn])}. Drop or replace them."
+        )
     logger.warning("%r: %d of %d polygons cross themselves and are repaired.", key, int(broken.sum()), len(geometry))
     out = geometry.copy()
     for row in np.flatnonzero(broken):

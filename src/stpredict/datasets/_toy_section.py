@@ -50,7 +50,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for size in self.size_um:
-            check_number("size_um", size, above=0.0)
+            check_number("size_um", size, above=0.0, high=50_000.0)
         check_number("seed", self.seed, low=0, whole=True)
         check_number("mpp", self.mpp, low=0.2, high=4.0)
         check_number("n_genes", self.n_genes, low=N_GENES_MIN, whole=True)

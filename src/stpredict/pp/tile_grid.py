@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
+MOST_SHAPES = 10**8  # the bins of Visium HD at 2 um are a tenth of it
+
 
 def tile_grid(
     sdata: SpatialData,
@@ -51,16 +53,23 @@ def tile_grid(
     is changed in its store as well.
 
     Raises ValueError for sizes that are not positive, a name that is taken or not allowed, an image that holds no
-    shape of that size, and where no mpp is found.
+    shape of that size or too many, and where no mpp is found.
     """
     check_arguments(tile_grid, locals())
     pitch_um = diameter_um if pitch_um is None else pitch_um
     check_element_key(sdata, key_added, kind="shapes", overwrite=False)
     image_key = resolve_image(sdata, image_key)
     own = image_mpp(sdata, image_key, mpp=mpp)
-    xy = _centres(raster_size(sdata, image_key), diameter_um / own, pitch_um / own)
+    height, width = raster_size(sdata, image_key)
+    n_rows, n_columns = (_n_along(size, diameter_um / own, pitch_um / own) for size in (height, width))
+    if n_rows * n_columns > MOST_SHAPES:
+        raise ValueError(
+            f"a grid every {pitch_um:g} um over image {image_key!r}, {height * own:.0f} x {width * own:.0f} um, has "
+            f"{n_rows} x {n_columns} shapes, more than {MOST_SHAPES}. Raise pitch_um= or diameter_um=, or correct mpp= "
+            f"({own:.4g} was used)."
+        )
+    xy = _centres((n_rows, n_columns), diameter_um / own, pitch_um / own)
     if len(xy) == 0:
-        height, width = raster_size(sdata, image_key)
         raise ValueError(
             f"no {shape} of {diameter_um:g} um fits on image {image_key!r}, which is {height * own:.0f} x "
             f"{width * own:.0f} um. Lower diameter_um=, or correct mpp= ({own:.4g} was used)."
@@ -70,12 +79,14 @@ def tile_grid(
     add_shapes(sdata, key_added, element)
 
 
-def _centres(size: tuple[int, int], diameter: float, pitch: float) -> NDArray[np.float64]:
-    """(n, 2) centres (x, y) in pixels, row by row; the shapes of that diameter lie wholly in (height, width)."""
-    y, x = (
-        diameter / 2 + pitch * np.arange(max(0, int(np.floor((length - diameter) / pitch + 1e-9)) + 1))
-        for length in size
-    )
+def _n_along(size: int, diameter: float, pitch: float) -> int:
+    """How many shapes of a diameter lie wholly within `size` pixels, one every `pitch`."""
+    return max(0, int(np.floor((size - diameter) / pitch + 1e-9)) + 1)
+
+
+def _centres(shape: tuple[int, int], diameter: float, pitch: float) -> NDArray[np.float64]:
+    """(n, 2) centres (x, y) in pixels of rows x columns of shapes, row by row."""
+    y, x = (diameter / 2 + pitch * np.arange(n) for n in shape)
     return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
 
 
