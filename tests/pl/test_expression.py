@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import geopandas as gpd
 import matplotlib.pyplot as plt
 import numpy as np
@@ -48,6 +50,21 @@ def test_every_spot_gets_its_own_value_whatever_the_order_of_rows(sdata: Spatial
     values = np.asarray(table[:, "SCD"].layers["pixnet"]).ravel()
     ax = pl.expression(sdata, "pixnet", gene="SCD")
     assert_drawn(ax, expected(sdata, values), Normalize(values.min(), values.max()))
+
+
+def test_the_table_is_the_only_one_or_that_of_the_shapes(bare: SpatialData) -> None:
+    bare.tables["measured"] = bare.tables.pop("table")
+    drawn_alone = drawn(pl.expression(bare, "pixnet", gene="GNAS"))
+    other = bare.tables["measured"].copy()
+    other.obs["region"] = pd.Categorical(["cells"] * len(other))
+    other.uns["spatialdata_attrs"] = {**other.uns["spatialdata_attrs"], "region": "cells"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the cells themselves are not there
+        bare.tables["of_cells"] = other
+    assert drawn(pl.expression(bare, "pixnet", gene="GNAS")).equals(drawn_alone)
+    bare.tables["measured"].uns["spatialdata_attrs"]["region"] = "cells"
+    with pytest.raises(ValueError, match=r"none of the tables \['measured', 'of_cells'\] annotates the shapes 'spots'"):
+        pl.expression(bare, "pixnet", gene="GNAS")
 
 
 def test_nan_is_not_drawn_and_not_zero(bare: SpatialData) -> None:

@@ -57,7 +57,8 @@ def find_table(sdata: SpatialData, table_name: str | None, shapes_key: str | Non
         raise ValueError("the object has no table to show values of; stp.tl.predict writes one.")
     if len(sdata.tables) == 1:
         return str(next(iter(sdata.tables)))
-    found = resolve_table(sdata, None, shapes_key=resolve_shapes(sdata, shapes_key))
+    shapes_key = resolve_shapes(sdata, shapes_key)
+    found = resolve_table(sdata, None, shapes_key=shapes_key)
     if found is None:
         raise ValueError(
             f"none of the tables {sorted(sdata.tables)} annotates the shapes {shapes_key!r}. Choose one with "
