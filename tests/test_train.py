@@ -267,7 +267,7 @@ def test_batches_come_in_order_and_are_made_in_the_number_format_of_the_network(
     from stpredict._task import Batches
 
     class Named:
-        def several(self, indices):
+        def __getitems__(self, indices):
             return [(index, torch.is_autocast_enabled("cpu")) for index in indices]
 
         def collate(self, samples):

@@ -1,4 +1,4 @@
-"""Content that a stranger may have written: JSON read strictly, and fields checked against a dataclass.
+"""Content that a stranger may have written: JSON read strictly, and values checked against types.
 
 Everything here raises ValueError that names the field, and nothing else, whatever it is given.
 """
@@ -10,9 +10,12 @@ import json
 import math
 import reprlib
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 LARGEST_JSON = 2**26  # bytes; the card of 20,000 genes has 2 MB
 LONGEST_TEXT = 2**20  # characters of one string
@@ -71,7 +74,7 @@ def check_fields(values: Mapping[str, Any], kind: type, limits: Mapping[str, Ran
 
 def check_value(name: str, value: Any, hint: Any, limit: Range | None = None) -> None:
     """Raise ValueError where `value` is not of the type `hint`, or lies outside `limit`."""
-    if not _fits(value, hint):
+    if not fits(value, hint):
         raise ValueError(f"{name}={shown(value)} must be {spelled(hint)}.")
     numbers: Any = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     for number in numbers:
@@ -80,26 +83,75 @@ def check_value(name: str, value: Any, hint: Any, limit: Range | None = None) ->
             raise ValueError(f"{name}={shown(value)}: {each}must lie in [{limit[0]:g}, {limit[1]:g}].")
 
 
-def _fits(value: Any, hint: Any) -> bool:
+class Named:
+    """A class that is known by its name alone, so that nothing is imported to look at a value."""
+
+    def __init__(self, name: str, *, free: bool = False) -> None:
+        self.name, self.free = name, free
+
+    def __getattr__(self, name: str) -> Named:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Named(name)
+
+    def __getitem__(self, _: Any) -> Named:
+        return self
+
+    def __or__(self, other: Any) -> Any:
+        return Union[self, other]  # noqa: UP007 - of objects that are no types
+
+    def __ror__(self, other: Any) -> Any:
+        return Union[other, self]  # noqa: UP007
+
+    def __call__(self) -> None:
+        """Typing takes what can be called for a type."""
+
+    def holds(self, value: Any) -> bool:
+        """Whether the value is of a class of this name, or of one made from it; anything is where it is `free`."""
+        return self.free or any(each.__name__ == self.name for each in type(value).__mro__)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type: plain kinds, classes and names of them, and what typing makes of these."""
     origin, inner = get_origin(hint), get_args(hint)
+    if isinstance(hint, Named):
+        return hint.holds(value)
     if origin in (Union, types.UnionType):
-        return any(_fits(value, each) for each in inner)
+        return any(fits(value, each) for each in inner)
     if origin is Literal:
-        return any(type(value) is type(each) and value == each for each in inner)
+        return any(_is_a(value, type(each)) and value == each for each in inner)
     if origin is tuple:
         if not isinstance(value, tuple | list):
             return False
         kinds = inner[:1] * len(value) if inner[1:] == (...,) else inner
-        return len(kinds) == len(value) and all(map(_fits, value, kinds))
+        return len(kinds) == len(value) and all(map(fits, value, kinds))
+    if origin is Callable:
+        return callable(value)
     if origin is not None and issubclass(origin, Mapping):
-        return isinstance(value, Mapping) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
-    return hint is Any or is_a(value, hint)
+        return isinstance(value, Mapping) and all(fits(k, inner[0]) and fits(v, inner[1]) for k, v in value.items())
+    if origin is not None and issubclass(origin, Iterable):
+        return _is_list(value, ordered=issubclass(origin, Sequence)) and (
+            not isinstance(value, Collection) or all(fits(each, inner[0]) for each in value)
+        )
+    return hint is Any or _is_a(value, hint)
 
 
-def is_a(value: Any, kind: Any) -> bool:
-    """Whether a value is of a plain kind, numbers of NumPy among them; no bool is a number, and no float infinite."""
-    if kind in (type(None), bool):
-        return isinstance(value, kind)
+def _is_list(value: Any, *, ordered: bool) -> bool:
+    """Whether the value holds several; `ordered`: in an order of their own, as arrays and columns of pandas do."""
+    if isinstance(value, str | bytes | Mapping):
+        return False
+    if isinstance(value, Sequence) or Named("Index").holds(value) or Named("Series").holds(value):
+        return True
+    if isinstance(value, np.ndarray):
+        return value.ndim == 1
+    return not ordered and isinstance(value, Iterable) and not Named("DataFrame").holds(value)
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if kind in (None, type(None)):
+        return value is None
+    if kind is bool:
+        return isinstance(value, bool | np.bool_)
     if kind is str:
         return isinstance(value, str) and len(value) <= LONGEST_TEXT and not _is_broken(value)
     if isinstance(value, bool):
@@ -130,14 +182,22 @@ def spelled(hint: Any) -> str:
         return " or ".join(spelled(each) for each in inner)
     if origin is Literal:
         return "one of " + ", ".join(map(repr, inner)) if len(inner) > 1 else repr(inner[0])
-    if origin is tuple:
-        if inner[1:] == (...,):
-            return f"a list, each of it {spelled(inner[0])}"
+    if origin is tuple and inner[1:] != (...,):
         return f"a list of {len(inner)}: {', '.join(spelled(each) for each in inner)}"
-    if origin is not None:
+    if origin is Callable:
+        return "a function"
+    if origin is not None and issubclass(origin, Mapping):
         return "a mapping of names" if inner[1] is Any else f"a mapping of names, each to {spelled(inner[1])}"
+    if origin is not None:
+        return f"a list, each of it {spelled(inner[0])}"
     words = {int: "an integer", float: "a finite number", str: "a text", bool: "true or false", type(None): "None"}
-    return words.get(hint, f"a {getattr(hint, '__name__', hint)}")
+    name = hint.name if isinstance(hint, Named) else getattr(hint, "__name__", str(hint))
+    return words.get(hint, "a path" if hint is Path else with_article(name))
+
+
+def with_article(name: str) -> str:
+    """A name after "a" or "an"."""
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def shown(value: Any) -> str:

@@ -21,11 +21,11 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from stpredict import metrics
+from stpredict._arguments import LIMITS
 from stpredict._schema import check_fields
 from stpredict._section import Section, blocks, take
 from stpredict._task import KeepBest, Task, val_batches
 from stpredict.models._base import Model, Recipe, new_card, predict_batch
-from stpredict.models._fields import LIMITS
 from stpredict.models._samples import Samples, held_in_memory
 from stpredict.nn.allocator import keep_freed_memory
 from stpredict.nn.device import autocast, resolve_device, resolve_precision, run_after_fork
@@ -53,9 +53,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Raise ValueError, which names the setting, for one with which nothing could be trained."""
-        check_fields(
-            vars(self), Plan, {**LIMITS, "devices": (1, 10**6), "num_nodes": (1, 10**6), "seed": (0, 2**32 - 1)}
-        )
+        check_fields(vars(self), Plan, LIMITS)
 
     def recipe(self, own: Recipe) -> Recipe:
         """The model's recipe with what the caller gave put in its place."""

@@ -134,7 +134,7 @@ def test_several_patches_are_those_one_by_one_and_read_a_chunk_once(colour_secti
     seen.clear()
     for limit in (2**26, 1):
         monkeypatch.setattr(_samples, "READ_BYTES", limit)
-        for got, patch in zip(samples.several(wanted), one, strict=True):
+        for got, patch in zip(samples.__getitems__(wanted), one, strict=True):
             np.testing.assert_array_equal(got.image, patch.image)
             np.testing.assert_array_equal(got.expression, patch.expression)
             assert (got.row, got.draw) == (patch.row, patch.draw)

@@ -359,7 +359,7 @@ def test_bad_input_is_said_before_anything_runs(sections, models):
         benchmark(sections, models, genes=["red", "none"])
     with pytest.raises(ValueError, match="names are not unique: \\['a'\\]"):
         benchmark([sections[0], sections[0]], models)
-    with pytest.raises(ValueError, match="models= must be"):
+    with pytest.raises(ValueError, match="models= is empty"):
         benchmark(sections, {})
     with pytest.raises(ValueError, match="cv='loo' must be one of"):
         benchmark(sections, models, cv="loo")
@@ -376,7 +376,7 @@ def test_bad_input_is_said_before_anything_runs(sections, models):
 @pytest.mark.parametrize(
     ("models", "said"),
     [
-        ({"Ridge": "Ridge"}, "models=.* must be a mapping, each value of it a function.*function of the panel"),
+        ({"Ridge": "Ridge"}, "models=.* must be a mapping of names, each to a function.*function of the panel"),
         ([1], "models=.* must be a mapping"),
         ({"ceiling": dict}, r"\['ceiling'\] are names of reference rows"),
     ],

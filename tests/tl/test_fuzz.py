@@ -182,7 +182,8 @@ def _fuzz_arguments(make, model, *, n: int, first: int) -> Counter:
                 getattr(getattr(stp, room), name)(*given, **GOOD[verb] | arguments)
                 counts["done"] += 1
             except (*REFUSALS, ImportError) as error:
-                assert any(each in str(error) for each in (*arguments, *map(str, arguments.values()))), (call, error)
+                named = (*arguments, *(str(value) for value in arguments.values() if len(str(value)) > 3))
+                assert any(each in str(error) for each in named), (call, error)
                 counts[f"refused by {type(error).__name__}"] += 1
             except Exception as error:
                 raise AssertionError(f"{call}: {type(error).__name__} {error}") from error

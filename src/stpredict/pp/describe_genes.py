@@ -88,7 +88,7 @@ def describe_genes(
 
 
 def _checked(genes: Sequence[str], template: str) -> list[str]:
-    if isinstance(genes, str) or len(genes) == 0:
+    if len(genes) == 0:
         raise ValueError(f"describe_genes takes a list of gene names, got {genes!r}. Pass [gene, ...].")
     names = [str(gene) for gene in genes]
     twice = [name for name, n in Counter(names).items() if n > 1]

@@ -55,7 +55,7 @@ def gene_panel(
         What was measured, and which spots are usable, as in `tl.train`.
 
     Raises ValueError for no sections, no common genes, an empty panel, fewer genes than asked, and input that
-    `tl.train` would refuse.
+    `tl.train` would refuse; FileNotFoundError for a store that is not there.
     """
     check_arguments(gene_panel, locals())
     _check(by, min_spots)

@@ -52,14 +52,9 @@ def section_folds(names: Sequence[str], cv: str | int | Explicit, groups: Mappin
     if isinstance(cv, Mapping):
         return [_explicit(name, *parts, own) for name, parts in cv.items()]
     units = list(dict.fromkeys(own[n] for n in names))
-    n_folds = len(units) if cv == "leave-one-section-out" else cv
-    if n_folds == 1 and not isinstance(n_folds, bool) and cv == 1:
-        raise ValueError('cv=1 leaves nothing to train on: pass 2 folds or more, or cv="blocks".')
-    if not isinstance(n_folds, int) or isinstance(n_folds, bool) or n_folds < 1:
-        raise ValueError(
-            f'cv={cv!r} is unknown: there are "leave-one-section-out", "blocks", a number of folds, and '
-            "{fold: (names to train on, names to test on)}."
-        )
+    n_folds = cv if isinstance(cv, int) else len(units)
+    if isinstance(cv, int) and cv < 2:
+        raise ValueError(f'cv={cv} leaves nothing to train on: pass 2 folds or more, or cv="blocks".')
     what = "sections" if groups is None else "groups"
     if len(units) < max(2, n_folds):
         alone = len(names) == 1

@@ -52,7 +52,8 @@ def aggregate(
     of each shape in ``obs[f"{key}_coverage"]``; shapes without any covered pixel are NaN. Where the raster's
     provenance names a link (see `PixNetConfig.link`), it is applied to means, once, after pooling.
 
-    Raises ValueError for keys that are not there or taken, unknown genes, and shapes that all lie off the raster.
+    Raises ValueError for keys that are not there or taken, unknown genes, and shapes that all lie off the raster;
+    FileNotFoundError for a store that is not there.
     """
     check_arguments(aggregate, locals())
     sdata = _sdata.opened(sdata)

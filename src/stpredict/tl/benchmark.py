@@ -98,7 +98,8 @@ def benchmark(
     `stp.tables` makes tables of it.
 
     Raises ValueError for names that are not unique, groups that do not cover the sections, too few sections or groups
-    for `cv`, a panel larger than the common genes, and a folder of another protocol.
+    for `cv`, a panel larger than the common genes, and a folder of another protocol; FileNotFoundError
+    for a store that is not there.
     Source: protocol stp-1.
     """
     check_arguments(benchmark, locals())
@@ -132,12 +133,14 @@ def benchmark(
     return frame
 
 
-def _check_models(models: Any) -> None:
-    """Raise ValueError unless this is {name: function of the panel}."""
-    if not isinstance(models, Mapping) or not models:
-        raise ValueError(f"models= must be {{name: function of the panel}} with at least one, got {models!r:.80}.")
+def _check_models(models: Mapping[str, Any]) -> None:
+    """Raise ValueError for no model, for models in place of functions of the panel, and for names that are taken."""
+    if not models:
+        raise ValueError("models= is empty: pass {name: function of the panel} with at least one.")
     taken = sorted(set(models) & {*REFERENCES})
-    wrong = [name for name, build in models.items() if not callable(build) or isinstance(build, Module)]
+    wrong = [
+        name for name, build in models.items() if isinstance(build, Module)
+    ]  # it can be called, but is no function
     if wrong or taken:
         what = f"{wrong} are no functions" if wrong else f"{taken} are names of reference rows"
         raise ValueError(
@@ -299,8 +302,6 @@ def _one(
 
 
 def _seeds(seeds: Sequence[int] | Mapping[str, Sequence[int]], name: str) -> Sequence[int]:
-    if isinstance(seeds, int):
-        raise ValueError(f"seeds= is a list of seeds, such as [{seeds}], or {{model: list}}.")
     if not isinstance(seeds, Mapping):
         return seeds
     if name not in seeds:

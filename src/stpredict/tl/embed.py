@@ -53,7 +53,7 @@ def embed(
     When it raises, nothing has changed.
 
     Raises ValueError where no table annotates the shapes, for a key that is taken, and for image, shapes, table and mpp
-    as `stp.tl.predict` does; FileNotFoundError for an unknown model.
+    as `stp.tl.predict` does; FileNotFoundError for an unknown model or store.
     """
     check_arguments(embed, locals())
     sdata = _sdata.opened(sdata)

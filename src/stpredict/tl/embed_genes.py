@@ -104,9 +104,9 @@ def _texts(texts: pd.DataFrame | Mapping[str, str]) -> tuple[dict[str, str], int
         genes, values = texts["gene"].tolist(), texts["definition"].tolist()
         sources = texts["source"].tolist() if "source" in texts else [""] * len(texts)
     else:
-        found = f"columns {list(texts.columns)}" if isinstance(texts, pd.DataFrame) else type(texts).__name__
         raise ValueError(
-            f"texts must be a table with the columns gene and definition, or a dict gene -> text, got {found}. "
+            "texts must be a table with the columns gene and definition, or a dict gene -> text, got columns "
+            f"{list(texts.columns)}. "
             "stp.pp.describe_genes(genes, source=...) makes one."
         )
     if not genes:

@@ -56,7 +56,7 @@ def evaluate(
     NaN, and count in no mean.
 
     Raises ValueError for a layer that is not there, for sections without usable spots, and for mse or mae of genes that
-    the model never saw.
+    the model never saw; FileNotFoundError for a store that is not there.
     Source: protocol stp-1; for genes never seen its section "Unseen genes".
     """
     check_arguments(evaluate, locals())

@@ -72,8 +72,8 @@ def query(
     When it raises, nothing has changed.
 
     Raises ValueError for an image that is not there or no latent raster, a model whose weights are not those that made
-    it, genes without an answer, and keys, tables and shapes as `stp.tl.predict` does; FileNotFoundError for a model or
-    embeddings that are not there.
+    it, genes without an answer, and keys, tables and shapes as `stp.tl.predict` does; FileNotFoundError for a store,
+    a model or embeddings that are not there.
     """
     check_arguments(query, locals())
     sdata = _sdata.opened(sdata)

@@ -80,7 +80,7 @@ def train(
     Raises ValueError, before any work, for settings with which nothing could be trained, for what is no section and for
     one that is given twice; for sections that cannot be used (see `stp.pp.gene_panel` for a panel that all have); and
     for a training that diverged, after which the model has no card.
-    Raises FileNotFoundError for `resume` without a checkpoint.
+    Raises FileNotFoundError for a store that is not there, and for `resume` without a checkpoint.
     """
     check_arguments(train, locals())
     plan = _train.Plan(

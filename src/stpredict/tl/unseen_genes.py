@@ -72,7 +72,7 @@ def unseen_genes(
     all others; "log depth" of the spot. MSE is not given: an unseen gene has no scale.
 
     Raises ValueError for a share that leaves no gene on one side, a model that does not answer by text, and a section
-    on both sides.
+    on both sides; FileNotFoundError for a store that is not there.
     Source: protocol stp-1, "Unseen genes"; the shares of GeneQuery (arXiv 2411.18391, Table 3).
     """
     check_arguments(unseen_genes, locals())
