@@ -285,7 +285,7 @@ class Patches(Pieces):
 
         def cut(rows: NDArray[np.int64]) -> tuple[list[Any], Batch]:
             with torch.inference_mode(), ambient:
-                patches = samples.several(rows.tolist())
+                patches = samples.__getitems__(rows.tolist())
                 return patches, samples.collate(patches)
 
         with (

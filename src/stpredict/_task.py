@@ -93,7 +93,7 @@ class Batches:
 
     def _made(self, indices: Sequence[int]) -> Batch:
         with autocast(self.precision, self.device):
-            return self.samples.collate(self.samples.several(indices))
+            return self.samples.collate(self.samples.__getitems__(indices))
 
 
 class Task(L.LightningModule):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 import stpredict as stp
-from stpredict.cli._options import RESULT, Device, Precision, Progress, gene_names, opened
+from stpredict.cli._options import RESULT, Device, Precision, Progress, checked, gene_names
 
 if TYPE_CHECKING:
     from stpredict.models import Model
@@ -55,7 +55,7 @@ def benchmark(
     folder = plan.parent / said["out"] if out is None else out
     models = {name: _builder(name, dict(of), plan.parent) for name, of in said["models"].items()}
     result = stp.tl.benchmark(
-        opened([plan.parent / store for store in said["stores"]]),
+        checked([plan.parent / store for store in said["stores"]]),
         models,
         path=folder,
         device=device,

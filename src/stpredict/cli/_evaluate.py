@@ -17,7 +17,7 @@ from stpredict.cli._options import (
     Stores,
     TableName,
     TissueKey,
-    opened,
+    checked,
     shown,
 )
 
@@ -57,7 +57,7 @@ def evaluate(
     them the null `log depth` (correlation with the spot's total count) and the ceiling that measurement noise sets.
     """
     frame = stp.tl.evaluate(
-        opened(stores), key, layer=layer, table_name=table_name, groups=groups, image_key=image_key,
+        checked(stores), key, layer=layer, table_name=table_name, groups=groups, image_key=image_key,
         shapes_key=shapes_key, tissue_key=tissue_key, scores=scores,
     )  # fmt: skip
     print(shown(summary_table(frame)))

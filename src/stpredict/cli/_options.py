@@ -11,7 +11,6 @@ from cyclopts import Group, Parameter
 
 if TYPE_CHECKING:
     import pandas as pd
-    from spatialdata import SpatialData
 
 DATA = Group("What is read", sort_key=1)
 MODEL = Group("Model", sort_key=2)
@@ -48,13 +47,11 @@ Precision = Annotated[str, Parameter(group=RUN, help="auto (bf16 where the proce
 Progress = Annotated[bool, Parameter(group=RUN, help="Progress bars.")]
 
 
-def opened(stores: Sequence[Path]) -> list[SpatialData]:
-    """The stores as objects; FileNotFoundError names the one that is not there."""
-    from spatialdata import read_zarr
-
+def checked(stores: Sequence[Path]) -> list[Path]:
+    """The stores, for a verb to open; FileNotFoundError names the one that is not there."""
     for store in stores:
         check_store(store)
-    return [read_zarr(store) for store in stores]
+    return list(stores)
 
 
 def check_store(store: Path) -> None:

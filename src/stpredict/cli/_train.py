@@ -26,14 +26,13 @@ from stpredict.cli._options import (
     Stores,
     TableName,
     TissueKey,
+    checked,
     gene_names,
-    opened,
     shown,
 )
 
 if TYPE_CHECKING:
     import pandas as pd
-    from spatialdata import SpatialData
 
     from stpredict.models import Model
 
@@ -116,7 +115,7 @@ def train(
     check_start(model, start)
     where: dict[str, Any] = {"image_key": image_key, "shapes_key": shapes_key, "table_name": table_name, "layer": layer}
     where |= {"target": target, "tissue_key": tissue_key}
-    sdatas, held = opened(stores), validation(val)
+    sdatas, held = checked(stores), validation(val)
     names = gene_names(genes)
     panel = names or stp.pp.gene_panel(sdatas, n_genes=n_genes, by=by, min_spots=min_spots, **where)
     fresh = build(model, panel, seed=seed, mpp=model_mpp, **start)
@@ -154,7 +153,7 @@ def build(
     return stp.models.PixNet(panel, encoder=encoder, mpp=mpp, encoder_weights=encoder_weights, config=config, seed=seed)
 
 
-def validation(val: Sequence[str] | None) -> float | list[SpatialData] | None:
+def validation(val: Sequence[str] | None) -> float | list[Path] | None:
     """What `--val` means: nothing, a share, or stores."""
     if val is None:
         return None
@@ -163,7 +162,7 @@ def validation(val: Sequence[str] | None) -> float | list[SpatialData] | None:
             return float(val[0])
         except ValueError:
             pass
-    return opened([Path(each) for each in val])
+    return checked([Path(each) for each in val])
 
 
 def report(model: Model, history: pd.DataFrame) -> str:

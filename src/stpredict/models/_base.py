@@ -149,6 +149,7 @@ def constructor[**P](init: Callable[P, None]) -> Callable[P, None]:
     """Make a constructor check its arguments, draw weights by its `seed`, and leave torch's generator as it was.
 
     The same arguments then give the same model, whatever was drawn before: a run is repeated by the seeds it names.
+    Weights are drawn on the CPU; those that `torch.set_default_device` puts elsewhere are not of the seed.
     """
 
     @wraps(init)

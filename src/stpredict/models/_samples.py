@@ -76,8 +76,8 @@ class Samples(Dataset, ABC):
     @abstractmethod
     def collate(self, samples: Sequence[Any]) -> Batch: ...
 
-    def several(self, indices: Sequence[int]) -> list[Any]:
-        """The samples of some indices; what they share of an image may be read once."""
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """The samples of several indices, as torch's loaders ask for; what they share of an image may be read once."""
         return [self[i] for i in indices]
 
 
@@ -253,9 +253,9 @@ class PatchSamples(Samples):
 
     def __getitem__(self, index: int) -> Patch:
         """Image (h, w, 3), expression (g,), row (2,) and index of one shape."""
-        return self.several([index])[0]
+        return self.__getitems__([index])[0]
 
-    def several(self, indices: Sequence[int]) -> list[Patch]:
+    def __getitems__(self, indices: Sequence[int]) -> list[Patch]:
         """As `[index]` for each; a chunk of an image under several patches is read and decoded once."""
         images: dict[int, NDArray[np.uint8]] = {}  # by the place in `indices`
         shapes = [self.shapes[index % len(self.shapes)] for index in indices]
