@@ -36,7 +36,7 @@ def problems(path: Path, root: Path) -> Iterator[str]:
     if n_lines >= MODULE_LINES:
         yield f"{path}: {n_lines} lines, must be under {MODULE_LINES}"
     inside = path.relative_to(root).as_posix()
-    limit = TRAINING_LINES if inside.split("/")[0].removesuffix(".py") == "_train" else FUNCTION_LINES
+    limit = TRAINING_LINES if inside.split("/")[0].removesuffix(".py") == "_training" else FUNCTION_LINES
     for node in ast.walk(ast.parse(text)):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue

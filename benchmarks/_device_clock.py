@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from stpredict._malloc import keep_freed_memory
 from stpredict.models import Model
 from stpredict.models._samples import Batch
-from stpredict.nn.allocator import keep_freed_memory
 
 
 def wait(device: str) -> None:

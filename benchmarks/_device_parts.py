@@ -38,7 +38,7 @@ class Skipped(Exception):
 
 
 @dataclass(frozen=True)
-class Part:
+class PartialSum:
     """One part.
 
     seconds
@@ -62,23 +62,23 @@ class Part:
 
 
 RIGHT, FAST = "right", "fast"
-PARTS: dict[str, Part] = {
-    "ceilings": Part("What the device can do", FAST, "_device_fast", 30),
-    "every_model": Part("Every model against the CPU", RIGHT, "_device_right", 90),
-    "raster": Part("Raster and read-out against the CPU", RIGHT, "_device_right", 40),
-    "small": Part("PixNet, small", FAST, "_device_fast", 40),
-    "published": Part("PixNet, published (UNI2-h's architecture)", FAST, "_device_published", 80),
-    "gigapixel": Part("A slide of 1 Gpx", FAST, "_device_fast", 60),
-    "tissue": Part("A slide of 3 Gpx, tissue on a third", FAST, "_device_fast", 75),
-    "million_bins": Part("A million bins", FAST, "_device_fast", 45),
-    "gene_query": Part("GeneQuery", FAST, "_device_fast", 45),
-    "patches": Part("Patches of spot models", FAST, "_device_fast", 40),
-    "two_processes": Part("Two predictions in two processes", RIGHT, "_device_right", 60),
-    "through_spatialdata": Part("tl.predict on a store", RIGHT, "_device_door", 60, door=True),
-    "compiled": Part("torch.compile", RIGHT, "_device_right", 90),
-    "steps": Part("Training steps", FAST, "_device_train", 45),
-    "training": Part("Training of two epochs, and resumed", RIGHT, "_device_train", 60),
-    "out_of_memory": Part("Out of memory", RIGHT, "_device_right", 40, alone=True),
+PARTS: dict[str, PartialSum] = {
+    "ceilings": PartialSum("What the device can do", FAST, "_device_fast", 30),
+    "every_model": PartialSum("Every model against the CPU", RIGHT, "_device_right", 90),
+    "raster": PartialSum("Raster and read-out against the CPU", RIGHT, "_device_right", 40),
+    "small": PartialSum("PixNet, small", FAST, "_device_fast", 40),
+    "published": PartialSum("PixNet, published (UNI2-h's architecture)", FAST, "_device_published", 80),
+    "gigapixel": PartialSum("A slide of 1 Gpx", FAST, "_device_fast", 60),
+    "tissue": PartialSum("A slide of 3 Gpx, tissue on a third", FAST, "_device_fast", 75),
+    "million_bins": PartialSum("A million bins", FAST, "_device_fast", 45),
+    "gene_query": PartialSum("GeneQuery", FAST, "_device_fast", 45),
+    "patches": PartialSum("Patches of spot models", FAST, "_device_fast", 40),
+    "two_processes": PartialSum("Two predictions in two processes", RIGHT, "_device_right", 60),
+    "through_spatialdata": PartialSum("tl.predict on a store", RIGHT, "_device_door", 60, door=True),
+    "compiled": PartialSum("torch.compile", RIGHT, "_device_right", 90),
+    "steps": PartialSum("Training steps", FAST, "_device_train", 45),
+    "training": PartialSum("Training of two epochs, and resumed", RIGHT, "_device_train", 60),
+    "out_of_memory": PartialSum("Out of memory", RIGHT, "_device_right", 40, alone=True),
 }
 START_SECONDS = 45.0  # that a process may take to begin its first part
 SMALL_SECONDS = 300.0  # of every part; a busy machine may take this long

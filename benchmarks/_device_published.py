@@ -10,7 +10,7 @@ from _device_parts import Row, Setting
 from _device_simulated import published as build_published
 from _device_simulated import slide
 
-from stpredict import _infer
+from stpredict import _inference
 from stpredict.models import PixNet
 from stpredict.models._samples import Batch
 from stpredict.nn.device import free_bytes
@@ -25,7 +25,7 @@ def published(s: Setting) -> list[Row]:
     rows = [Row("parameters of the encoder", round(n / 1e6, 3), "M")]
     if s.cuda and (said := _memory(model, s, rows)):
         return [*rows, Row("too little memory", said)]
-    fast = _infer._folded(model.to(s.device))
+    fast = _inference.fold_batch_norms(model.to(s.device))
     batch = 1 if s.small else _batch(fast, s)
     rows += forward_rows(fast, s, (1,) if batch == 1 else (1, batch), goal=GOAL)
     side = model.config.core_px * (1 if s.small else 4)

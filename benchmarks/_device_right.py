@@ -21,7 +21,7 @@ from _device_simulated import bins, build, forget_features, measured, slide, tin
 from numpy.typing import NDArray
 from torch.overrides import TorchFunctionMode
 
-from stpredict import _infer, models
+from stpredict import _inference, models
 from stpredict._section import Section
 from stpredict.models import Model
 
@@ -110,9 +110,9 @@ def predicted(
 ) -> NDArray[np.float32]:  # fmt: skip
     """Values of all genes inside all shapes; no feature is remembered from before."""
     forget_features()
-    runtime = _infer.Runtime(device=device, precision=precision, progress=False, **how)
+    runtime = _inference.RuntimeOptions(device=device, precision=precision, progress=False, **how)
     with without_tf32(), mode or contextlib.nullcontext():
-        return _infer.predict(model, where, model.genes, runtime=runtime)[0]
+        return _inference.predict(model, where, model.genes, runtime=runtime)[0]
 
 
 def worst(found: NDArray, wanted: NDArray) -> tuple[float, int]:
@@ -201,14 +201,14 @@ def raster(s: Setting) -> list[Row]:
 
 
 def _map(model: Model, where: Section, device: str) -> NDArray[np.float32]:
-    out = np.full((len(model.genes), *_infer.raster_shape(model, where)), np.nan, dtype=np.float32)
+    out = np.full((len(model.genes), *_inference.raster_shape(model, where)), np.nan, dtype=np.float32)
 
     def take(y: slice, x: slice, values: NDArray[np.float32]) -> None:
         out[:, y, x] = values
 
-    runtime = _infer.Runtime(device=device, precision="32", progress=False)
+    runtime = _inference.RuntimeOptions(device=device, precision="32", progress=False)
     with without_tf32():
-        _infer.predict(model, where, model.genes, runtime=runtime, raster=take)
+        _inference.predict(model, where, model.genes, runtime=runtime, raster=take)
     return out
 
 

@@ -12,24 +12,26 @@ from _device_clock import once, wait
 from _device_parts import Row, Setting
 from _device_simulated import measured, tiny
 
-from stpredict import _train
+from stpredict import _training
 from stpredict._section import Section
-from stpredict._task import MIN_STEPS
+from stpredict._training import MIN_STEPS
 from stpredict.models import PixNet, PixNetConfig
 from stpredict.models._samples import Batch
 
 
-def _plan(s: Setting, **changes: object) -> _train.Plan:
-    return _train.Plan(**{"max_epochs": 2, "device": s.device, "precision": "32", "progress": False} | changes)
+def _plan(s: Setting, **changes: object) -> _training.TrainOptions:
+    return _training.TrainOptions(
+        **{"max_epochs": 2, "device": s.device, "precision": "32", "progress": False} | changes
+    )
 
 
 def training(s: Setting) -> list[Row]:
     sections = [measured(seed, side=320, n=16, n_genes=4) for seed in (1, 2)]
     genes = sections[0].genes or ()
     first, broken, resumed = (tiny(genes, context_rank=0) for _ in range(3))
-    whole = _train.fit(first, sections, [], _plan(s, checkpoint_dir=s.folder / "whole"))
+    whole = _training.fit(first, sections, [], _plan(s, checkpoint_dir=s.folder / "whole"))
     _break_off(broken, sections, s.folder / "broken", s)
-    _train.fit(resumed, sections, [], _plan(s, checkpoint_dir=s.folder / "broken", resume=True))
+    _training.fit(resumed, sections, [], _plan(s, checkpoint_dir=s.folder / "broken", resume=True))
     losses = whole["train_loss"].tolist()
     pairs = zip(first.state_dict().values(), resumed.state_dict().values(), strict=True)
     apart = max(float((one.cpu().float() - other.cpu().float()).abs().max()) for one, other in pairs)
@@ -41,16 +43,16 @@ def training(s: Setting) -> list[Row]:
 
 def _break_off(model: PixNet, sections: list[Section], folder: Path, s: Setting) -> None:
     """Train until the second epoch has ended, and is not yet saved."""
-    end = _train.Task.on_train_epoch_end
+    end = _training.FitModule.on_train_epoch_end
 
-    def interrupt(task: _train.Task) -> None:
+    def interrupt(task: _training.FitModule) -> None:
         end(task)
         if task.current_epoch == 1:
             raise InterruptedError
 
-    with mock.patch.object(_train.Task, "on_train_epoch_end", interrupt):
+    with mock.patch.object(_training.FitModule, "on_train_epoch_end", interrupt):
         try:
-            _train.fit(model, sections, [], _plan(s, checkpoint_dir=folder))
+            _training.fit(model, sections, [], _plan(s, checkpoint_dir=folder))
         except InterruptedError:
             return
     raise AssertionError("training was not broken off")
@@ -68,7 +70,7 @@ def steps(s: Setting) -> list[Row]:
     size = max(1, min(model.recipe.batch_size, len(samples) // MIN_STEPS))
     n = epochs * (len(samples) // size)
     plan = _plan(s, max_epochs=epochs, precision="auto")
-    took = once(lambda: _train.fit(model, sections, [], plan), s.device)
+    took = once(lambda: _training.fit(model, sections, [], plan), s.device)
     model.to(s.device).train()
     batches = [samples.collate([samples[i] for i in range(k * size, (k + 1) * size)]).to(s.device) for k in range(2)]
     plain = _loop(model, itertools.islice(itertools.cycle(batches), n), s)

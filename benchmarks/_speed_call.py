@@ -11,9 +11,9 @@ from _speed_predict import MODEL, forward, interleaved
 from _speed_slide import store
 
 import stpredict as stp
-from stpredict import _infer
+from stpredict import _inference
+from stpredict._malloc import keep_freed_memory
 from stpredict.models import load
-from stpredict.nn.allocator import keep_freed_memory
 
 SIDE = 1024  # 1 Mpx: four tiles
 
@@ -21,7 +21,7 @@ SIDE = 1024  # 1 Mpx: four tiles
 def table(rounds: int) -> str:
     """A new table, a layer of that table, and a layer with its raster, each over an older result."""
     model = load(MODEL).eval()
-    folded = _infer._folded(model)
+    folded = _inference.fold_batch_norms(model)
     lines = ["| result | bare forward pass, s | tl.predict, s | difference, s |", "|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # spatialdata's, about its own dependencies

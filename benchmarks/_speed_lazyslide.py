@@ -49,7 +49,7 @@ def table(rounds: int) -> str:
     import torch
     from _speed_predict import runtime, section, slide
 
-    from stpredict import _infer
+    from stpredict import _inference
     from stpredict.models._base import Recipe
     from stpredict.models.stnet import STNet, STNetConfig
     from stpredict.nn import features
@@ -76,7 +76,7 @@ def table(rounds: int) -> str:
             for model in models:
                 for precision in ("auto", "32", "auto"):
                     features._held.clear()  # what a frozen encoder saw in the round before
-                    call = partial(_infer.predict, model, where, ["gene"], runtime=runtime(precision))
+                    call = partial(_inference.predict, model, where, ["gene"], runtime=runtime(precision))
                     own.append(timeit.timeit(call, number=1))
             own = [seconds for k, seconds in enumerate(own) if k % 3]  # the first call of a model warms up
             found.append([each / n / (ours / where.n_shapes) for each in their for ours in own])

@@ -22,12 +22,12 @@ import zarr
 from _settings import DATA
 from PIL import Image
 
-from stpredict import _infer
+from stpredict import _inference
+from stpredict._malloc import SWITCH, keep_freed_memory
 from stpredict._section import ImageView, Section
 from stpredict._window import tiles
 from stpredict.models import Model, PixNet, load
 from stpredict.models._samples import Batch
-from stpredict.nn.allocator import SWITCH, keep_freed_memory
 
 MODEL = "pixnet-her2st"
 SIDES = (1774, 4096, 8192, 14142)  # of 3, 17, 67 and 200 Mpx
@@ -57,8 +57,8 @@ def section(path: Path, mpp: float, *, step_um: float = 100.0, radius_um: float 
     return Section("slide", view, geometry, radii, np.arange(len(geometry)), np.pi * radii**2)
 
 
-def runtime(precision: str) -> _infer.Runtime:
-    return _infer.Runtime(device="cpu", precision=precision, progress=False)
+def runtime(precision: str) -> _inference.RuntimeOptions:
+    return _inference.RuntimeOptions(device="cpu", precision=precision, progress=False)
 
 
 @contextlib.contextmanager
@@ -95,7 +95,7 @@ def ratios(rounds: int) -> str:
         slide(Path(folder) / "s.zarr", 2048)
         where = section(Path(folder) / "s.zarr", model.mpp)
         images, lines = tile_images(where, model), []
-        folded = _infer._folded(model)
+        folded = _inference.fold_batch_norms(model)
 
         def bare(precision: str) -> None:
             with keep_freed_memory():
@@ -105,7 +105,7 @@ def ratios(rounds: int) -> str:
             forward(model, images, "32")
 
         def whole(precision: str) -> None:
-            _infer.predict(model, where, model.genes, runtime=runtime(precision))
+            _inference.predict(model, where, model.genes, runtime=runtime(precision))
 
         def unkept() -> None:
             with allocator("0"):
@@ -131,7 +131,10 @@ def ratios(rounds: int) -> str:
 def crops(rounds: int, *, n_crops: int = 64, crop_um: float = 112.0) -> str:
     """Dense once, end to end, against a crop around every shape through the same encoder and decoder, on 2 x 2 mm."""
     model = load(MODEL).eval()
-    folded, unit = _infer._folded(model), 128  # pixels: the coarsest attention window has 8 x 8 cells of 16
+    folded, unit = (
+        _inference.fold_batch_norms(model),
+        128,
+    )  # pixels: the coarsest attention window has 8 x 8 cells of 16
     side = -(-round(crop_um / model.mpp) // unit) * unit
     images = torch.randint(0, 256, (n_crops, 3, side, side), dtype=torch.uint8)
 
@@ -146,7 +149,7 @@ def crops(rounds: int, *, n_crops: int = 64, crop_um: float = 112.0) -> str:
             where = section(Path(folder) / "s.zarr", model.mpp, step_um=step, radius_um=radius)
 
             def dense(where: Section = where) -> None:
-                _infer.predict(model, where, model.genes, runtime=runtime("bf16"))
+                _inference.predict(model, where, model.genes, runtime=runtime("bf16"))
 
             crop, whole = interleaved(rounds, one_by_one, dense)
             lines.append(
@@ -160,7 +163,7 @@ def genes(rounds: int) -> str:
     """More genes, and more shapes, on 4 Mpx: the time against that of the first row."""
     small = load(MODEL)
 
-    def asked(n: int) -> PixNet:
+    def request(n: int) -> PixNet:
         config = dataclasses.replace(small.config, genes=tuple(f"g{i}" for i in range(n)), context_rank=0)
         return PixNet(config=config).eval()
 
@@ -168,18 +171,18 @@ def genes(rounds: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         slide(Path(folder) / "s.zarr", 2048)
         where = section(Path(folder) / "s.zarr", small.mpp)
-        models = [asked(n) for n in (250, 50, 2_000, 18_000)]
-        calls = [lambda m=m: _infer.predict(m, where, m.genes, runtime=runtime("auto")) for m in models]
+        models = [request(n) for n in (250, 50, 2_000, 18_000)]
+        calls = [lambda m=m: _inference.predict(m, where, m.genes, runtime=runtime("auto")) for m in models]
         took = interleaved(rounds, *calls)
         for model, each in zip(models, took, strict=True):
             n, g = where.n_shapes, len(model.genes)
             lines.append(f"| {n:,} | {g:,} | {each / took[0]:.2f} | {4 * n * g / 2**20:.0f} |")
-        side_um, plain = 2048 * small.mpp, asked(250)
+        side_um, plain = 2048 * small.mpp, request(250)
         for n in (1_000, 10_000, 100_000, 1_000_000):
             step = side_um / (np.sqrt(n) + 1)
             where = section(Path(folder) / "s.zarr", small.mpp, step_um=step, radius_um=step / 2)
             (each,) = interleaved(
-                min(rounds, 3), lambda w=where: _infer.predict(plain, w, plain.genes, runtime=runtime("auto"))
+                min(rounds, 3), lambda w=where: _inference.predict(plain, w, plain.genes, runtime=runtime("auto"))
             )
             lines.append(f"| {where.n_shapes:,} | 250 | {each / took[0]:.2f} | {where.n_shapes * 1000 / 2**20:.0f} |")
     return "\n".join(lines)
@@ -205,7 +208,7 @@ def monai(rounds: int) -> str:
                 sliding_window_inference(image, roi, 1, latent, overlap=2 * c.halo_px / roi)
 
         def ours() -> None:
-            _infer.predict(model, where, model.genes, runtime=runtime("bf16"))
+            _inference.predict(model, where, model.genes, runtime=runtime("bf16"))
 
         for name, scope in (("glibc's own rule", contextlib.nullcontext), ("freed memory kept", keep_freed_memory)):
 
@@ -228,7 +231,7 @@ def seams() -> str:
         for core in (2048, 512):
             model.config = dataclasses.replace(tiled, core_px=core)
             for precision in ("32", "bf16"):
-                found[core, precision], _ = _infer.predict(model, where, model.genes, runtime=runtime(precision))
+                found[core, precision], _ = _inference.predict(model, where, model.genes, runtime=runtime(precision))
     whole = found[2048, "32"]
 
     def apart(one: np.ndarray, other: np.ndarray) -> str:
@@ -253,7 +256,7 @@ def peak(path: Path) -> None:
     model = load(MODEL)
     where = section(path, model.mpp)
     start = timeit.default_timer()
-    values, _ = _infer.predict(model, where, model.genes, runtime=runtime("auto"))
+    values, _ = _inference.predict(model, where, model.genes, runtime=runtime("auto"))
     took = timeit.default_timer() - start
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, values.nbytes / 2**20, len(values), took)
 

@@ -14,7 +14,7 @@ from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
 from spatialdata.transformations import Identity
 
-from stpredict import _infer, _sdata
+from stpredict import _inference, _spatialdata
 from stpredict.models import load
 
 SIDE, N_GENES, CHUNK = 2560, 100, 256
@@ -32,7 +32,7 @@ def predicted() -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         slide(Path(folder) / "s.zarr", round(2 * CHUNK * model.stride))
         where = section(Path(folder) / "s.zarr", model.mpp)
-        _infer.predict(model, where, model.genes[:N_GENES], runtime=runtime("32"), raster=keep)
+        _inference.predict(model, where, model.genes[:N_GENES], runtime=runtime("32"), raster=keep)
     return found
 
 
@@ -45,7 +45,7 @@ def values(y: int, x: int) -> np.ndarray:
 def ours(folder: Path) -> None:
     sdata = SpatialData()
     sdata.write(folder / "ours.zarr")
-    target = _sdata.RasterTarget(
+    target = _spatialdata.RasterTarget(
         sdata, "maps", genes=[f"g{i}" for i in range(N_GENES)], shape=(SIDE, SIDE), chunk_px=CHUNK,
         transformations={"global": Identity()},
     )  # fmt: skip
@@ -53,7 +53,7 @@ def ours(folder: Path) -> None:
         for y in range(0, SIDE, CHUNK):
             for x in range(0, SIDE, CHUNK):
                 target.write(slice(y, y + CHUNK), slice(x, x + CHUNK), values(y // CHUNK, x // CHUNK))
-        _sdata.commit(sdata, [target.image({})], overwrite=False)
+        _spatialdata.commit(sdata, [target.image({})], overwrite=False)
 
 
 def theirs(folder: Path) -> None:

@@ -24,7 +24,7 @@ from rasterio.features import rasterize
 from spatialdata.models import Image2DModel, ShapesModel
 
 import stpredict as stp
-from stpredict import _coverage, _sdata
+from stpredict import _coverage, _spatialdata
 from stpredict._window import Window
 
 SIDE = 2048
@@ -144,7 +144,7 @@ def bins(n_side: int, n_genes: int) -> None:
         frame = GeoDataFrame(geometry=shapely.box(*corner.T, *(corner + 8).T))
         sdata.shapes["bins"] = ShapesModel.parse(frame)
         sdata.write(Path(folder) / "slide.zarr")
-        target = _sdata.RasterTarget(
+        target = _spatialdata.RasterTarget(
             sdata, "maps", genes=[f"g{i}" for i in range(n_genes)], shape=(side, side),
             transformations={"global": sd.transformations.Scale([4.0, 4.0], axes=("x", "y"))}, chunk_px=250,
         )  # fmt: skip
@@ -153,7 +153,7 @@ def bins(n_side: int, n_genes: int) -> None:
                 for x in range(0, side, 250):
                     values = rng.random((n_genes, 250, 250), dtype=np.float32)
                     target.write(slice(y, y + 250), slice(x, x + 250), values)
-            _sdata.commit(sdata, [target.image({})], overwrite=False)
+            _spatialdata.commit(sdata, [target.image({})], overwrite=False)
         before = psutil.Process().memory_info().rss / 2**20
         took = seconds(1, partial(stp.tl.aggregate, sdata, "maps", shapes_key="bins"))
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -14,9 +14,9 @@ from spatialdata.models import Image2DModel, ShapesModel
 from spatialdata.transformations import Scale
 
 import stpredict as stp
-from stpredict import _infer
+from stpredict import _inference
+from stpredict._malloc import keep_freed_memory
 from stpredict.models import Model, load
-from stpredict.nn.allocator import keep_freed_memory
 
 SIDES = (2048, 4096, 8192)  # of 4, 17 and 67 Mpx
 
@@ -40,7 +40,7 @@ def store(path: Path, model: Model, side: int) -> list:
 def table(rounds: int) -> str:
     """Slides of several sizes: our time against that of the same folded model over the same tiles."""
     model = load(MODEL).eval()
-    folded = _infer._folded(model)
+    folded = _inference.fold_batch_norms(model)
     lines = ["| slide, Mpx | precision | tl.predict / bare forward pass |", "|---|---|---|"]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # spatialdata's, about its own dependencies

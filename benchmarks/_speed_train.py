@@ -59,16 +59,16 @@ def bare(rounds: int, n_epochs: int = 2) -> str:
     from _settings import DATA, pixnet
 
     import stpredict as stp
-    from stpredict import _sdata, _train
-    from stpredict._task import EpochSampler
-    from stpredict.nn.allocator import keep_freed_memory
+    from stpredict import _spatialdata, _training
+    from stpredict._malloc import keep_freed_memory
+    from stpredict._training._module import EpochSampler
     from stpredict.nn.device import autocast, resolve_precision
 
     objects = stp.datasets.her2st(list(TRAIN), path=DATA / "her2st")
     panel = stp.pp.gene_panel(objects, n_genes=250, by="mean")
     model = pixnet(panel)
-    sections = [_sdata.training_section(s, genes=model.genes, at_mpp=model.mpp) for s in objects]
-    sections = [_train.held_in_memory(s, limit_bytes=2**30) for s in sections]
+    sections = [_spatialdata.training_section(s, genes=model.genes, at_mpp=model.mpp) for s in objects]
+    sections = [_training.held_in_memory(s, limit_bytes=2**30) for s in sections]
     device, recipe = torch.device("cpu"), model.recipe
     precision = resolve_precision("auto", device)
     samples = model.samples(sections, train=True, seed=0)
@@ -90,8 +90,8 @@ def bare(rounds: int, n_epochs: int = 2) -> str:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
                 optimiser.step()
             middle = time.perf_counter()
-            plan = _train.Plan(max_epochs=n_epochs, lr=1e-5, progress=False, device="cpu")
-            _train._loop(model, sections, [], plan, plan.recipe(recipe))
+            plan = _training.TrainOptions(max_epochs=n_epochs, lr=1e-5, progress=False, device="cpu")
+            _training._loop(model, sections, [], plan, plan.recipe(recipe))
             found.append(((time.perf_counter() - middle) / n, (middle - start) / n))
     ratio = np.median([ours / loop for ours, loop in found])
     return f"{n} steps of {recipe.batch_size} windows: ours / bare loop {ratio:.2f} (median of {rounds} rounds)"

@@ -21,8 +21,8 @@ import psutil
 import torch
 from torch import Tensor
 
+from stpredict._malloc import keep_freed_memory
 from stpredict.models import GeneQuery
-from stpredict.nn.allocator import keep_freed_memory
 from stpredict.tl import GeneEmbeddings
 
 SIZES = {"spot": (2400, 4), "gene": (4, 3467)}  # spots, genes

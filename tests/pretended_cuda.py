@@ -146,7 +146,7 @@ def pretended_cuda() -> Iterator[torch.device]:
         mock.patch("torch.cuda.memory_reserved", lambda device: 0),
         mock.patch("torch.cuda.memory_allocated", lambda device: 0),
         mock.patch("torch.Tensor.pin_memory", lambda self: self),
-        mock.patch("stpredict._beside.ThreadPoolExecutor", InThisThread),
+        mock.patch("stpredict._prefetch.ThreadPoolExecutor", InThisThread),
         # tensors of inference mode have no version, which views of a subclass ask for; gradients are off below
         mock.patch("torch.inference_mode.__enter__", lambda self: None),
         mock.patch("torch.inference_mode.__exit__", lambda self, *_: None),

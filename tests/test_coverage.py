@@ -27,8 +27,8 @@ PAIR = shapely.MultiPolygon([DONUT, shapely.box(10.5, 1.5, 14.5, 3.25), shapely.
 @pytest.fixture(autouse=True, params=["compiled", "numpy"])
 def way(request, monkeypatch):
     """Everything here holds with a compiler and without."""
-    assert _coverage._compiled.COMPILED  # numba comes with spatialdata
-    monkeypatch.setattr(_coverage._compiled, "COMPILED", request.param == "compiled")
+    assert _coverage._kernels.COMPILED  # numba comes with spatialdata
+    monkeypatch.setattr(_coverage._kernels, "COMPILED", request.param == "compiled")
     return request.param
 
 
@@ -162,7 +162,7 @@ def test_rows_are_independent_and_keep_their_order(monkeypatch):
     whole = coverage(geometry, radius, window).toarray()
     order = np.random.default_rng(2).permutation(80)
     np.testing.assert_allclose(coverage(geometry[order], radius[order], window).toarray(), whole[order], atol=1e-13)
-    monkeypatch.setattr(_coverage._boxes, "BLOCK_CELLS", 100)
+    monkeypatch.setattr(_coverage._edges, "BLOCK_CELLS", 100)
     np.testing.assert_allclose(coverage(geometry, radius, window).toarray(), whole, atol=1e-13)
 
 
@@ -186,7 +186,7 @@ def test_loops_and_numpy_find_the_same(seed, monkeypatch):
     window = Window(11, 7, 40, 36)  # many cross its border or miss it
     one, other = [], []
     for found, compiled in ((one, True), (other, False)):
-        monkeypatch.setattr(_coverage._compiled, "COMPILED", compiled)
+        monkeypatch.setattr(_coverage._kernels, "COMPILED", compiled)
         found.extend(coverage(geometry, radius, window, cell_px=cell_px) for cell_px in (1, 4))
     for compiled, numpy in zip(one, other, strict=True):
         assert np.array_equal(compiled.indptr, numpy.indptr)
@@ -516,7 +516,7 @@ import os, sys
 import shapely
 from stpredict import _coverage
 from stpredict._window import Window
-assert not _coverage._compiled.COMPILED
+assert not _coverage._kernels.COMPILED
 print(_coverage.coverage([shapely.Point(5, 5).buffer(2)], [float("nan")], Window(0, 0, 10, 10)).sum())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -52,9 +52,9 @@ def _loss(model, sections, device):
 
 
 def _predicted(model, section, device):
-    from stpredict._infer import Runtime, predict
+    from stpredict._inference import RuntimeOptions, predict
 
-    runtime = Runtime(device=str(device), precision="32", progress=False)
+    runtime = RuntimeOptions(device=str(device), precision="32", progress=False)
     return predict(model, section, model.genes, runtime=runtime)[0]
 
 

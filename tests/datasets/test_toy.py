@@ -286,7 +286,7 @@ def test_profiles_are_shares_and_markers_mark_their_type():
 
 
 def test_layout_is_that_of_our_readers(small):
-    from stpredict._sdata import image_mpp, resolve_image, resolve_shapes
+    from stpredict._spatialdata import image_mpp, resolve_image, resolve_shapes
 
     sdata = small[0]
     assert resolve_image(sdata) == "image"

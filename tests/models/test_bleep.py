@@ -20,18 +20,18 @@ def fresh(**changes):
 
 
 def fit(model, train, val=(), **plan):
-    from stpredict import _train
+    from stpredict import _training
 
     names = tuple(section.name for section in train)
     plan = {"max_epochs": 2, "device": "cpu", "precision": "32", "progress": False} | plan
-    return _train.fit(model, list(train), list(val), _train.Plan(**plan), sections=names)
+    return _training.fit(model, list(train), list(val), _training.TrainOptions(**plan), sections=names)
 
 
 def predict(model, section, genes=GENES, **runtime):
-    from stpredict import _infer
+    from stpredict import _inference
 
-    run = _infer.Runtime(device="cpu", precision="32", progress=False, **runtime)
-    return _infer.predict(model, section, list(genes), runtime=run)[0]
+    run = _inference.RuntimeOptions(device="cpu", precision="32", progress=False, **runtime)
+    return _inference.predict(model, section, list(genes), runtime=run)[0]
 
 
 def batch_of(model, section, n=None):

@@ -21,19 +21,21 @@ def with_context(build):
 
 @pytest.fixture(scope="module")
 def trained(colour_section, build):
-    from stpredict._train import Plan, fit
+    from stpredict._training import TrainOptions, fit
 
     model = with_context(build)
-    plan = Plan(max_epochs=1, device="cpu", precision="32", progress=False)
+    plan = TrainOptions(max_epochs=1, device="cpu", precision="32", progress=False)
     fit(model, [colour_section(0), colour_section(1)], [], plan, sections=("a", "b"))
     return model
 
 
 def predict(model, section):
-    from stpredict._infer import Runtime
-    from stpredict._infer import predict as infer
+    from stpredict._inference import RuntimeOptions
+    from stpredict._inference import predict as infer
 
-    return infer(model, section, list(model.genes), runtime=Runtime(device="cpu", precision="32", progress=False))[0]
+    return infer(
+        model, section, list(model.genes), runtime=RuntimeOptions(device="cpu", precision="32", progress=False)
+    )[0]
 
 
 def test_the_map_is_the_average_of_both_branches(trained, colour_section):

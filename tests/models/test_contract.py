@@ -14,13 +14,13 @@ from ..conftest import MODELS
 @pytest.fixture(scope="session")
 def trained(colour_section, build):
     """A function of a model's name: it after three steps (or its closed form) on two colour sections, trained once."""
-    from stpredict._train import Plan, fit
+    from stpredict._training import TrainOptions, fit
 
     @functools.cache
     def train(name: str):
         model = build(name)
         before = {key: value.detach().clone() for key, value in model.named_parameters()}
-        plan = Plan(max_epochs=3, batch_size=64, device="cpu", precision="32", progress=False)
+        plan = TrainOptions(max_epochs=3, batch_size=64, device="cpu", precision="32", progress=False)
         history = fit(model, [colour_section(0), colour_section(1)], [], plan, sections=("colour0", "colour1"))
         return model, before, history
 
@@ -28,9 +28,9 @@ def trained(colour_section, build):
 
 
 def _predict(model, section, genes=None, **runtime):
-    from stpredict._infer import Runtime, predict
+    from stpredict._inference import RuntimeOptions, predict
 
-    run = Runtime(device="cpu", precision="32", progress=False, **runtime)
+    run = RuntimeOptions(device="cpu", precision="32", progress=False, **runtime)
     return predict(model, section, list(genes or model.genes), runtime=run)
 
 

@@ -18,10 +18,10 @@ VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads"
 @pytest.fixture(scope="module")
 def fitted(colour_section):
     """A function of a model that trains it for one epoch."""
-    from stpredict._train import Plan, fit
+    from stpredict._training import TrainOptions, fit
 
     def train(model):
-        fit(model, [colour_section(0, size=128)], [], Plan(device="cpu", precision="32", progress=False))
+        fit(model, [colour_section(0, size=128)], [], TrainOptions(device="cpu", precision="32", progress=False))
         return model
 
     return train
@@ -116,12 +116,12 @@ def test_a_card_opens_no_hub_and_no_folder_for_an_encoder(saved, encoder, said):
 
 def test_a_hub_encoder_is_built_from_its_own_keywords(saved, colour_section):
     from stpredict import models
-    from stpredict._infer import Runtime, predict
+    from stpredict._inference import RuntimeOptions, predict
 
     model = models.load(saved("hub"))
     assert type(model.encoder.encoder.net).__name__ == "VisionTransformer"
     assert model.encoder.encoder.mean.flatten().tolist() == [0.5] * 3
-    run = Runtime(device="cpu", precision="32", progress=False)
+    run = RuntimeOptions(device="cpu", precision="32", progress=False)
     assert np.isfinite(predict(model, colour_section(1, size=128), list(GENES), runtime=run)[0]).all()
 
 
@@ -222,12 +222,12 @@ def test_what_is_no_safetensors_file_is_said_with_the_file(saved):
 
 def test_weights_that_predict_no_numbers_are_said_when_they_predict(saved, colour_section):
     from stpredict import models
-    from stpredict._infer import Runtime, predict
+    from stpredict._inference import RuntimeOptions, predict
 
     folder = saved("ridge")
     _rewrite(folder, lambda s: s["spread"].fill_(0.0))
     model = models.load(folder)
-    run = Runtime(device="cpu", precision="32", progress=False)
+    run = RuntimeOptions(device="cpu", precision="32", progress=False)
     with pytest.raises(ValueError, match="predicts values that are NaN or infinite for 3 of 3 genes") as caught:
         predict(model, colour_section(1, size=128), list(GENES), runtime=run)
     assert str(folder) in str(caught.value)

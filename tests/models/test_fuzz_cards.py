@@ -64,7 +64,7 @@ def originals(colour_section, tmp_path_factory):
     """Name -> (card, weights, predictions) of tiny trained models, and the section that they were predicted on."""
     from stpredict import models
     from stpredict._section import take
-    from stpredict._train import Plan, fit
+    from stpredict._training import TrainOptions, fit
 
     sys.addaudithook(_audit)
     recipe = models.Recipe(max_epochs=1, batch_size=8)
@@ -87,7 +87,7 @@ def originals(colour_section, tmp_path_factory):
     found = {}
     for name, model in made.items():
         folder = tmp_path_factory.mktemp("originals") / name
-        fit(model, [section], [], Plan(device="cpu", precision="32", progress=False), sections=("colour0",))
+        fit(model, [section], [], TrainOptions(device="cpu", precision="32", progress=False), sections=("colour0",))
         model.save(folder)
         content = json.loads((folder / "card.json").read_text()), (folder / "model.safetensors").read_bytes()
         found[name] = (*content, _predict(models.load(folder), few))
@@ -95,9 +95,9 @@ def originals(colour_section, tmp_path_factory):
 
 
 def _predict(model, section):
-    from stpredict._infer import Runtime, predict
+    from stpredict._inference import RuntimeOptions, predict
 
-    run = Runtime(device="cpu", precision="32", progress=False, batch_size=4)
+    run = RuntimeOptions(device="cpu", precision="32", progress=False, batch_size=4)
     return predict(model, section, list(model.genes), runtime=run)[0]
 
 

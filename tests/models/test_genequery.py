@@ -30,11 +30,11 @@ def fresh(context, *, names=None, **changes):
 
 @pytest.fixture(scope="module")
 def trained(colour_section):
-    from stpredict._train import Plan, fit
+    from stpredict._training import TrainOptions, fit
 
     def train(context):
         model = fresh(context)
-        plan = Plan(max_epochs=3, lr=1e-3, device="cpu", precision="32", progress=False)
+        plan = TrainOptions(max_epochs=3, lr=1e-3, device="cpu", precision="32", progress=False)
         fit(model, [colour_section(0), colour_section(1)], [], plan, sections=("a", "b"))
         return model
 
@@ -42,12 +42,12 @@ def trained(colour_section):
 
 
 def predict(model, section, genes, **runtime):
-    from stpredict._infer import Runtime
-    from stpredict._infer import predict as infer
+    from stpredict._inference import RuntimeOptions
+    from stpredict._inference import predict as infer
 
-    return infer(model, section, list(genes), runtime=Runtime(device="cpu", precision="32", progress=False, **runtime))[
-        0
-    ]
+    return infer(
+        model, section, list(genes), runtime=RuntimeOptions(device="cpu", precision="32", progress=False, **runtime)
+    )[0]
 
 
 def block_by_hand(block, x, seen):
@@ -87,10 +87,10 @@ def by_hand(model, latent, genes):
 
 @pytest.mark.parametrize("context", ["spot", "gene"])
 def test_an_answer_is_the_formula_of_the_paper(trained, colour_section, context):
-    from stpredict._infer import Runtime, embed
+    from stpredict._inference import RuntimeOptions, embed
 
     model, genes = trained[context], ("cyan", *GENES, "mauve")
-    latent, _ = embed(model, colour_section(2), runtime=Runtime(device="cpu", precision="32", progress=False))
+    latent, _ = embed(model, colour_section(2), runtime=RuntimeOptions(device="cpu", precision="32", progress=False))
     with torch.no_grad():
         expected = by_hand(model, torch.from_numpy(latent), genes).numpy()
     np.testing.assert_allclose(predict(model, colour_section(2), genes), expected, atol=1e-5)
@@ -229,31 +229,31 @@ def test_further_genes_can_be_told_and_foreign_embeddings_are_refused(colour_sec
 
 
 def test_names_beside_definitions(colour_section):
-    from stpredict._train import Plan, fit
+    from stpredict._training import TrainOptions, fit
 
     model = fresh("spot", names=embeddings(encoder="names", width=5))
     before = model.name_projection.weight.detach().clone()
-    plan = Plan(max_epochs=2, device="cpu", precision="32", progress=False)
+    plan = TrainOptions(max_epochs=2, device="cpu", precision="32", progress=False)
     fit(model, [colour_section(0)], [], plan, sections=("a",))
     assert not torch.equal(before, model.name_projection.weight)
     assert predict(model, colour_section(2), UNSEEN).shape == (24, 2)
 
 
 def test_training_end_to_end_moves_the_encoder(colour_section):
-    from stpredict._train import Plan, fit
+    from stpredict._training import TrainOptions, fit
     from stpredict.models import Recipe
 
     model = fresh("gene", frozen=False, recipe=Recipe(max_epochs=1, batch_size=8, lr=1e-3, encoder_lr=1e-3))
     before = model.encoder.encoder.net.conv_stem.weight.detach().clone()
-    fit(model, [colour_section(0)], [], Plan(device="cpu", precision="32", progress=False), sections=("a",))
+    fit(model, [colour_section(0)], [], TrainOptions(device="cpu", precision="32", progress=False), sections=("a",))
     assert not torch.equal(before, model.encoder.encoder.net.conv_stem.weight)
 
 
 def test_validation_sees_whole_sections(colour_section):
-    from stpredict._train import Plan, fit
+    from stpredict._training import TrainOptions, fit
 
     model = fresh("spot")
-    plan = Plan(max_epochs=2, device="cpu", precision="32", progress=False)
+    plan = TrainOptions(max_epochs=2, device="cpu", precision="32", progress=False)
     history = fit(model, [colour_section(0)], [colour_section(1), colour_section(2)], plan, sections=("a",))
     assert np.isfinite(history["val_loss"]).all()
     expected = [

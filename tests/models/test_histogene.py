@@ -20,19 +20,19 @@ def fresh(genes=GENES, **changes):
 
 
 def fitted(sections, model, *, val=(), **plan):
-    from stpredict._train import Plan, fit
+    from stpredict._training import TrainOptions, fit
 
     history = fit(
-        model, sections, list(val), Plan(device="cpu", precision="32", progress=False, **plan), sections=("a",)
+        model, sections, list(val), TrainOptions(device="cpu", precision="32", progress=False, **plan), sections=("a",)
     )
     return model, history
 
 
 def predict(model, section, genes=GENES, **runtime):
-    from stpredict._infer import Runtime
-    from stpredict._infer import predict as infer
+    from stpredict._inference import RuntimeOptions
+    from stpredict._inference import predict as infer
 
-    run = Runtime(device="cpu", precision="32", progress=False, **runtime)
+    run = RuntimeOptions(device="cpu", precision="32", progress=False, **runtime)
     return infer(model, section, list(genes), runtime=run)[0]
 
 

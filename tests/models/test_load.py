@@ -10,14 +10,14 @@ import pytest
 
 @pytest.fixture
 def saved(build, colour_section, tmp_path):
-    from stpredict._train import Plan, fit
+    from stpredict._training import TrainOptions, fit
 
     model = build("Ridge")
     fit(
         model,
         [colour_section(0)],
         [],
-        Plan(device="cpu", progress=False),
+        TrainOptions(device="cpu", progress=False),
         sections=("colour0",),
         licence="BSD-3-Clause",
     )

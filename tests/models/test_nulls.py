@@ -7,16 +7,18 @@ import pytest
 
 
 def _fit(model, sections):
-    from stpredict._train import Plan, fit
+    from stpredict._training import TrainOptions, fit
 
-    fit(model, sections, [], Plan(device="cpu", progress=False))
+    fit(model, sections, [], TrainOptions(device="cpu", progress=False))
     return model
 
 
 def _predict(model, section):
-    from stpredict._infer import Runtime, predict
+    from stpredict._inference import RuntimeOptions, predict
 
-    return predict(model, section, list(model.genes), runtime=Runtime(device="cpu", precision="32", progress=False))[0]
+    return predict(
+        model, section, list(model.genes), runtime=RuntimeOptions(device="cpu", precision="32", progress=False)
+    )[0]
 
 
 def test_mean_is_the_mean_of_section_means(colour_section, build):

@@ -25,9 +25,9 @@ def awake(build):
 
 
 def _infer(model, section, **settings):
-    from stpredict._infer import Runtime, predict
+    from stpredict._inference import RuntimeOptions, predict
 
-    run = Runtime(device="cpu", precision="32", progress=False)
+    run = RuntimeOptions(device="cpu", precision="32", progress=False)
     return predict(model, section, list(model.genes), runtime=run, **settings)
 
 
@@ -240,11 +240,11 @@ def test_prepare_starts_at_the_training_mean(build, colour_section):
 def test_a_saved_pixnet_gives_its_encoder_and_decoder_away(build, colour_section, tmp_path):
     import torch
 
-    from stpredict._train import Plan, fit
+    from stpredict._training import TrainOptions, fit
     from stpredict.models import PixNet
 
     donor = build("PixNet")
-    fit(donor, [colour_section(0)], [], Plan(max_epochs=1, device="cpu", progress=False))
+    fit(donor, [colour_section(0)], [], TrainOptions(max_epochs=1, device="cpu", progress=False))
     donor.save(tmp_path / "donor")
     heir = PixNet(["a", "b"], encoder_weights=tmp_path / "donor", mpp=1.0)
     assert heir.config.filters == donor.config.filters
@@ -272,8 +272,8 @@ def test_a_text_head_learns_from_texts_and_maps_a_gene_that_it_never_saw(colour_
     import torch
 
     from stpredict._embeddings import GeneEmbeddings
-    from stpredict._infer import Runtime, predict
-    from stpredict._train import Plan, fit
+    from stpredict._inference import RuntimeOptions, predict
+    from stpredict._training import TrainOptions, fit
     from stpredict.models import PixNet, load
 
     names = ("red", "green", "blue", "rosy")
@@ -285,11 +285,11 @@ def test_a_text_head_learns_from_texts_and_maps_a_gene_that_it_never_saw(colour_
     config = replace(small, mpp=1.0, filters=(8, 8, 12, 16), window_px=256, core_px=512, halo_px=256)
     model = PixNet(config=config, embeddings=embeddings)
     before = {key: value.clone() for key, value in model.genes_head.state_dict().items()}
-    fit(model, [colour_section(0), colour_section(1)], [], Plan(max_epochs=2, device="cpu", progress=False))
+    fit(model, [colour_section(0), colour_section(1)], [], TrainOptions(max_epochs=2, device="cpu", progress=False))
     after = model.genes_head.state_dict()
     assert any(not torch.equal(before[key], after[key]) for key in before if key.endswith("weight"))
     model.save(tmp_path / "text")
-    maps, run = [], Runtime(device="cpu", precision="32", progress=False)
+    maps, run = [], RuntimeOptions(device="cpu", precision="32", progress=False)
     loaded, genes = load(tmp_path / "text"), ["red", "rosy", "blue"]
     values, _ = predict(loaded, colour_section(2), genes, runtime=run, raster=lambda _y, _x, part: maps.append(part))
     assert np.isfinite(values).all() and len(maps) == 1 and maps[0].shape[0] == 3
@@ -313,14 +313,14 @@ def test_the_rate_of_a_strongly_expressed_gene_starts_at_its_mean(colour_section
 
 
 def test_a_training_that_diverged_leaves_no_card(colour_section):
-    from stpredict._train import Plan, fit
+    from stpredict._training import TrainOptions, fit
     from stpredict.models.pixnet import PixNet, PixNetConfig
 
     model = PixNet(config=PixNetConfig(genes=("red", "green", "blue"), encoder="mobilenetv2_050", context_rank=0))
     section = colour_section(0)
     values = section.expression.copy()
     values[:, 1] = np.inf
-    plan = Plan(max_epochs=1, batch_size=2, device="cpu", precision="32", progress=False)
+    plan = TrainOptions(max_epochs=1, batch_size=2, device="cpu", precision="32", progress=False)
     fit(model, [section], [], plan)
     assert model.card is not None  # and none after it went on to values that are no numbers
     with np.errstate(invalid="ignore"), pytest.raises(ValueError, match="training diverged: .* from epoch 0 on"):

@@ -29,9 +29,9 @@ def fresh(**changes):
 
 
 def train(model, sections, *, val=(), epochs=3):
-    from stpredict._train import Plan, fit
+    from stpredict._training import TrainOptions, fit
 
-    plan = Plan(max_epochs=epochs, device="cpu", precision="32", progress=False)
+    plan = TrainOptions(max_epochs=epochs, device="cpu", precision="32", progress=False)
     return fit(model, sections, list(val), plan, sections=("a", "b"))
 
 
@@ -43,10 +43,10 @@ def trained(colour_section):
 
 
 def predict(model, section, genes, **runtime):
-    from stpredict._infer import Runtime
-    from stpredict._infer import predict as infer
+    from stpredict._inference import RuntimeOptions
+    from stpredict._inference import predict as infer
 
-    run = Runtime(device="cpu", precision="32", progress=False, **runtime)
+    run = RuntimeOptions(device="cpu", precision="32", progress=False, **runtime)
     return infer(model, section, list(genes), runtime=run)[0]
 
 
@@ -89,10 +89,12 @@ def by_hand(model, latent, genes):
 
 
 def test_an_answer_is_the_formula(trained, colour_section):
-    from stpredict._infer import Runtime, embed
+    from stpredict._inference import RuntimeOptions, embed
     from stpredict.models._patches import grid_of
 
-    features, _ = embed(trained, colour_section(2), runtime=Runtime(device="cpu", precision="32", progress=False))
+    features, _ = embed(
+        trained, colour_section(2), runtime=RuntimeOptions(device="cpu", precision="32", progress=False)
+    )
     assert features.shape == (24, trained.encoder.width)  # what it sees, without the places
     latent = np.concatenate([features, grid_of(colour_section(2))], axis=1)
     expected = by_hand(trained, latent, ("cyan", *GENES))

@@ -19,17 +19,19 @@ def fresh(genes=GENES, **changes):
 
 
 def fitted(sections, model, **plan):
-    from stpredict._train import Plan, fit
+    from stpredict._training import TrainOptions, fit
 
-    history = fit(model, sections, [], Plan(device="cpu", precision="32", progress=False, **plan), sections=("a", "b"))
+    history = fit(
+        model, sections, [], TrainOptions(device="cpu", precision="32", progress=False, **plan), sections=("a", "b")
+    )
     return model, history
 
 
 def predict(model, section, genes=GENES, **runtime):
-    from stpredict._infer import Runtime
-    from stpredict._infer import predict as infer
+    from stpredict._inference import RuntimeOptions
+    from stpredict._inference import predict as infer
 
-    run = Runtime(device="cpu", precision="32", progress=False, **runtime)
+    run = RuntimeOptions(device="cpu", precision="32", progress=False, **runtime)
     return infer(model, section, list(genes), runtime=run)[0]
 
 
@@ -237,7 +239,7 @@ def test_what_it_cannot_be_built_from(tmp_path):
 
 def test_a_trained_encoder_is_folded_for_prediction_and_gives_the_same(colour_section):
     """The folded copy has no norms left in its encoder, and the model itself keeps its own."""
-    from stpredict._infer import _folded
+    from stpredict._inference._run import fold_batch_norms
     from stpredict.models._base import Recipe
 
     model = fresh(frozen=False, recipe=Recipe(encoder_lr=1e-3)).eval()
@@ -247,7 +249,7 @@ def test_a_trained_encoder_is_folded_for_prediction_and_gives_the_same(colour_se
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_var.uniform_(0.5, 2.0, generator=generator)
-    fast, samples = _folded(model), model.samples([colour_section(0)], train=False)
+    fast, samples = fold_batch_norms(model), model.samples([colour_section(0)], train=False)
     batch = samples.collate([samples[i] for i in range(4)])
     count = lambda m: sum(isinstance(each, torch.nn.BatchNorm2d) for each in m.modules())  # noqa: E731
     assert count(model) > count(fast) == 0

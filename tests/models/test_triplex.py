@@ -21,9 +21,9 @@ def fresh(**changes):
 
 
 def train(model, sections, *, epochs=3, **plan):
-    from stpredict._train import Plan, fit
+    from stpredict._training import TrainOptions, fit
 
-    fixed = Plan(max_epochs=epochs, device="cpu", precision="32", progress=False, **plan)
+    fixed = TrainOptions(max_epochs=epochs, device="cpu", precision="32", progress=False, **plan)
     return fit(model, sections, [], fixed, sections=("a", "b"))
 
 
@@ -37,10 +37,10 @@ def trained(colour_section):
 
 
 def predict(model, section, genes=GENES, **runtime):
-    from stpredict._infer import Runtime
-    from stpredict._infer import predict as infer
+    from stpredict._inference import RuntimeOptions
+    from stpredict._inference import predict as infer
 
-    run = Runtime(device="cpu", precision="32", progress=False, **runtime)
+    run = RuntimeOptions(device="cpu", precision="32", progress=False, **runtime)
     return infer(model, section, list(genes), runtime=run)[0]
 
 

@@ -9,7 +9,7 @@ from spatialdata import SpatialData, read_zarr, transform
 from spatialdata.transformations import Affine, Identity, Scale, Sequence, get_transformation, set_transformation
 
 from stpredict import pp
-from stpredict._sdata import image_mpp, section
+from stpredict._spatialdata import image_mpp, section
 
 from .builders import make_image
 

@@ -72,7 +72,7 @@ def test_means_are_those_of_exactextract(raster_sdata):
 
 @pytest.mark.parametrize("chunks", [(3, 128, 128), (2, 32, 48)])
 def test_blocks_of_pixels_and_genes_do_not_show(raster_sdata, monkeypatch, chunks):
-    from stpredict.tl import _read as module
+    from stpredict.tl import _readout as module
 
     sdata, _values, _cells = raster_sdata
     whole = _aggregate(sdata).X
@@ -86,7 +86,7 @@ def test_blocks_of_pixels_and_genes_do_not_show(raster_sdata, monkeypatch, chunk
 @pytest.mark.parametrize("block_cells", [2**20, 32 * 48 * 3, 1])
 @pytest.mark.parametrize("value_bytes", [2**27, 4 * 2 * 32 * 48])
 def test_every_chunk_is_read_once(raster_sdata, monkeypatch, block_cells, value_bytes):
-    from stpredict.tl import _read as module
+    from stpredict.tl import _readout as module
 
     sdata, _values, _cells = raster_sdata
     sdata.shapes["all"] = ShapesModel.parse(GeoDataFrame(geometry=[shapely.box(0, 0, 512, 512)]))
@@ -120,7 +120,7 @@ def test_nan_pixels_do_not_count(raster_sdata):
 @pytest.mark.parametrize("most_cells", [2**24, 1])
 @pytest.mark.parametrize("value_bytes", [2**27, 2 * 4 * 128 * 7, 8])
 def test_pixels_that_are_nan_in_some_genes_do_not_count_in_those(raster_sdata, monkeypatch, most_cells, value_bytes):
-    from stpredict.tl import _read as module
+    from stpredict.tl import _readout as module
 
     sdata, values, cells = raster_sdata
     holed = values.copy()
@@ -145,7 +145,7 @@ def test_pixels_that_are_nan_in_some_genes_do_not_count_in_those(raster_sdata, m
 
 def test_what_lies_inside_is_worked_out_once(raster_sdata, monkeypatch):
     from stpredict import _coverage
-    from stpredict.tl import _blocks
+    from stpredict.tl import _readout as _blocks
 
     sdata, _, cells = raster_sdata
     _blocks.forget()

@@ -135,7 +135,7 @@ def test_a_failure_in_the_middle_changes_nothing(sdata, pixnet, tmp_path, monkey
     from dataclasses import replace
 
     import stpredict as stp
-    from stpredict import _pieces
+    from stpredict._inference import _dense
 
     sdata.write(tmp_path / "s.zarr")
     sdata = read_zarr(tmp_path / "s.zarr")
@@ -149,8 +149,8 @@ def test_a_failure_in_the_middle_changes_nothing(sdata, pixnet, tmp_path, monkey
             raise OSError("the disk is gone")
         return read(self, piece)
 
-    read = _pieces.Tiles._images
-    monkeypatch.setattr(_pieces.Tiles, "_images", fail)
+    read = _dense.DenseInference._read_batch
+    monkeypatch.setattr(_dense.DenseInference, "_read_batch", fail)
     with pytest.raises(OSError, match="the disk is gone") as caught:
         stp.tl.predict(sdata, pixnet, output="both", **RUN)
     assert _memory(sdata) == memory
@@ -160,7 +160,7 @@ def test_a_failure_in_the_middle_changes_nothing(sdata, pixnet, tmp_path, monkey
 
 def test_a_layer_too_large_names_both_sizes(sdata, pixnet, monkeypatch):
     import stpredict as stp
-    from stpredict._sdata import _results
+    from stpredict._spatialdata._store import _results
 
     monkeypatch.setattr(_results.check_layer_size, "__kwdefaults__", {"limit_bytes": 100})
     with pytest.raises(ValueError, match=r"a layer as wide as the table \(30 x 4\) takes .*table_added='\.\.\.'"):

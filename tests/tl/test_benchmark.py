@@ -89,14 +89,14 @@ def test_every_section_is_tested_once_and_groups_stay_together(sections, models)
 
 
 def test_blocks_are_apart_and_cover_the_section(make, models):
-    from stpredict.tl._folds import block_folds, centres_um, usable_spots
+    from stpredict._spatialdata import SectionSpec
+    from stpredict.tl._benchmark._folds import block_folds, centres_um, usable_spots
 
-    where = dict.fromkeys(("image_key", "shapes_key", "layer", "tissue_key"))
-    where |= {"table_name": "table", "target": "log1p_cp10k"}
+    spec = SectionSpec()
     section = make(5, n=60)
-    rows, at = usable_spots(section, where, None)
+    rows, at = usable_spots(section, spec)
     centre = dict(zip(rows.tolist(), centres_um(at), strict=True))
-    folds = block_folds({"one": section}, margin_um=60.0, where=where, mpp=None)
+    folds = block_folds({"one": section}, margin_um=60.0, spec=spec)
     assert len(folds) == 3
     tested = np.concatenate([fold.kept["one"][1] for fold in folds])
     assert sorted(tested) == sorted(rows)
@@ -169,10 +169,11 @@ def test_a_planted_leak_is_seen(sections):
             prepare = model.prepare
 
             def prepare_and_peek(train):
-                from stpredict import _sdata
+                from stpredict import _spatialdata
 
-                where = {"genes": model.genes, "at_mpp": model.mpp, "target": "as_is"}
-                prepare([*train, _sdata.training_section(test, **where)])
+                spec = _spatialdata.SectionSpec(target="as_is")
+                section = _spatialdata.training_section(test, spec, genes=model.genes, at_mpp=model.mpp)
+                prepare([*train, section])
 
             model.prepare = prepare_and_peek
             return model
@@ -284,7 +285,7 @@ def test_what_is_read_and_in_which_precision_is_part_of_the_protocol(sections, m
 def test_the_peak_is_what_a_run_adds_to_its_process():
     import time
 
-    from stpredict.tl._benchmark_run import _peak
+    from stpredict.tl._benchmark._run import _peak
 
     with _peak("cpu") as idle:
         pass
@@ -393,7 +394,7 @@ def test_seeds_are_a_list(sections, models):
 
 def test_pooled_correlations_are_those_of_all_spots_together(sections, models, monkeypatch):
     import stpredict as stp
-    from stpredict.tl import _benchmark_run
+    from stpredict.tl._benchmark import _run as _benchmark_run
 
     seen = []
     scores = _benchmark_run.scores

@@ -37,13 +37,13 @@ def _call(path, pixnet, what, genes=("red", "blue"), **settings):
 
 def _killed(n, call):
     """Run in a forked process that is killed at its n-th step (0: at none); how many it made, and how it ended."""
-    from stpredict._sdata import _store
+    from stpredict._spatialdata._store import _transaction
 
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            step = _store.Journal.step
+            step = _transaction.Transaction.apply_step
 
             def counted(self, *args):
                 nonlocal n
@@ -53,7 +53,7 @@ def _killed(n, call):
                 os.write(write, b".")
                 step(self, *args)
 
-            _store.Journal.step = counted
+            _transaction.Transaction.apply_step = counted
             call()
         except BaseException:  # noqa: BLE001 - nothing of pytest may run in the child
             os._exit(1)

@@ -270,9 +270,9 @@ def test_scanpy_and_squidpy_go_on_from_the_layer(make, pixnet):
 
 def _stop_after(monkeypatch, n, error):
     """Let the n-th piece that is kept be the last one before `error`."""
-    from stpredict import _sdata
+    from stpredict import _partial
 
-    keep, seen = _sdata.KeptParts.keep, []
+    keep, seen = _partial.PartialFiles.keep, []
 
     def stopping(self, piece, part):
         keep(self, piece, part)
@@ -280,7 +280,7 @@ def _stop_after(monkeypatch, n, error):
         if len(seen) == n:
             raise error
 
-    monkeypatch.setattr(_sdata.KeptParts, "keep", stopping)
+    monkeypatch.setattr(_partial.PartialFiles, "keep", stopping)
     return seen
 
 
@@ -338,7 +338,7 @@ def test_two_processes_do_not_predict_the_same_name(large, pixnet, tmp_path):
     import json
     import os
 
-    from stpredict._sdata._lock import Holder, started
+    from stpredict._spatialdata._store._lock import Holder, started
 
     sdata = large("slide")
     parent = dataclasses.replace(Holder.me(), pid=os.getppid(), started=started(os.getppid()))
@@ -386,9 +386,9 @@ def test_resume_needs_a_store(sdata, pixnet):
 
 @pytest.mark.slow
 def test_rows_of_a_spot_model_go_on_too(large, ridge, tmp_path, monkeypatch, files_of):
-    from stpredict import _pieces
+    from stpredict._inference import _chunks
 
-    monkeypatch.setattr(_pieces, "PIECE_ROWS", 8)
+    monkeypatch.setattr(_chunks, "CHUNK_ROWS", 8)
     _predict(large("whole"), ridge, batch_size=8)
     broken = large("broken")
     with monkeypatch.context() as patch:
@@ -405,9 +405,9 @@ def test_rows_of_a_spot_model_go_on_too(large, ridge, tmp_path, monkeypatch, fil
 KILLED = """
 import os, signal, sys
 import stpredict as stp
-from stpredict import _sdata
+from stpredict import _spatialdata
 
-keep, seen = _sdata.KeptParts.keep, []
+keep, seen = _spatialdata.KeptParts.keep, []
 
 def killed(self, piece, part):
     keep(self, piece, part)
@@ -415,7 +415,7 @@ def killed(self, piece, part):
     if len(seen) == 2:
         os.kill(os.getpid(), signal.SIGKILL)  # no handler, no cleaning up
 
-_sdata.KeptParts.keep = killed
+_spatialdata.KeptParts.keep = killed
 stp.tl.predict(sys.argv[1], sys.argv[2], output="both", device="cpu", precision="32", progress=False)
 """
 

@@ -125,7 +125,7 @@ def test_splits_are_of_the_seed_and_chromosomes_stay_whole():
 
 
 def test_it_goes_on_where_it_was(make, build, tmp_path, monkeypatch):
-    from stpredict import _train
+    from stpredict import _training
 
     first = run(make, build, path=tmp_path)
 
@@ -133,7 +133,7 @@ def test_it_goes_on_where_it_was(make, build, tmp_path, monkeypatch):
         raise AssertionError("this run is known")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_train, "fit", never)
+        patch.setattr(_training, "fit", never)
         again = run(make, build, path=tmp_path)
     np.testing.assert_allclose(again["pcc_m"], first["pcc_m"])
     with pytest.raises(ValueError, match="was made of other genes"):

@@ -70,9 +70,9 @@ def test_workers_write_what_one_process_writes(client, saved, stores, tmp_path):
 @pytest.mark.slow
 def test_rows_of_spot_models_go_to_workers_too(client, ridge, stores, tmp_path, monkeypatch):
     import stpredict as stp
-    from stpredict import _pieces
+    from stpredict._inference import _chunks
 
-    monkeypatch.setattr(_pieces, "PIECE_ROWS", 8)
+    monkeypatch.setattr(_chunks, "CHUNK_ROWS", 8)
     ridge.save(tmp_path / "ridge")
     stp.tl.predict(stores["one"], ridge, device="cpu", key_added="pixnet", batch_size=8, **RUN)
     stp.tl.predict(stores["many"], ridge, client=client, key_added="pixnet", batch_size=8, **RUN)
@@ -117,19 +117,19 @@ def test_a_slide_that_fails_does_not_stop_the_others(client, saved, stores):
 
 
 def test_the_client_needs_no_device_of_the_workers(pixnet, sdata):
-    from stpredict import _infer, _sdata
-    from stpredict.tl._record import record_of
+    from stpredict import _inference, _spatialdata
+    from stpredict.tl._predict._provenance import model_record
 
-    runtime = _infer.Runtime("cuda", "bf16-mixed", 4)
-    assert record_of(pixnet, ["red"], runtime)["device"] == "cuda"
-    section = _sdata.section(sdata, at_mpp=1.0)
-    assert _infer.n_pieces(pixnet, section, runtime=runtime, raster=True) == 1
+    runtime = _inference.RuntimeOptions("cuda", "bf16-mixed", 4)
+    assert model_record(pixnet, ["red"], runtime)["device"] == "cuda"
+    section = _spatialdata.section(sdata, at_mpp=1.0)
+    assert _inference.n_chunks(pixnet, section, runtime=runtime, raster=True) == 1
 
 
 def test_orders_of_other_texts_are_other_orders():
-    from stpredict.tl._workers import Order
+    from stpredict.tl._predict._distributed import WorkItem
 
-    one, other = (Order("s", "m", "f", None, None, "i", "w", texts, embeddings=texts) for texts in "ab")
+    one, other = (WorkItem("s", "m", "f", None, None, "i", "w", texts, embeddings=texts) for texts in "ab")
     assert one != other
     assert len({one, other}) == 2
 
@@ -176,14 +176,14 @@ def test_workers_out_of_memory_are_told_and_the_store_is_as_it_was(saved, stores
 
         import numpy as np
 
-        from stpredict import _infer
+        from stpredict import _inference
 
         def work(*_, **__):
             held = np.ones(2**29)  # 4 GB
             time.sleep(60)
             return held
 
-        _infer.work = work
+        _inference.work = work
 
     path = stores["many"][0]
     before = files_of(path)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import shapely
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from stpredict._coverage import _edges
-from stpredict._coverage._boxes import Boxes, Floats, Integers, blocks, boxes_of
-from stpredict._coverage._fill import Filled, fill
-from stpredict._coverage._rectangles import products, upright
-from stpredict._coverage._shapes import areas_of, bounds, check_valid, checked
-from stpredict._coverage._threads import in_threads
+from stpredict._coverage import _edges, _kernels
+from stpredict._coverage._edges import Arcs, Boxes, Floats, Integers, Lines, blocks, boxes_of, deposit
+from stpredict._coverage._shapes import areas_of, bounds, check_valid, checked, in_threads
 from stpredict._window import Window
 
 Part = tuple[NDArray[Any], Floats, Integers]  # as `Filled`, in square pixels
@@ -105,3 +103,90 @@ def _products(around: Floats, boxes: Boxes, *, floor: Floats, n_cols: int) -> Fi
     box = box[kept]
     cells = (boxes.first[0, box] + row[kept]) * n_cols + boxes.first[1, box] + column[kept]
     return cells, share[kept], np.bincount(box, minlength=boxes.size.shape[1])
+
+
+SAME_AREA = 1e-12  # of the area; rounding leaves 1e-15
+
+
+def upright(geometry: NDArray[np.object_], bounds: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether each polygon fills its bounds (n, 4)."""
+    y0, x0, y1, x1 = bounds.T
+    box = (y1 - y0) * (x1 - x0)
+    return np.abs(shapely.area(geometry) - box) <= SAME_AREA * box
+
+
+def products(
+    low: NDArray[np.float64], high: NDArray[np.float64], size: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Covered share of every cell of some boxes.
+
+    low, high
+        (2, m) borders of the rectangles along (y, x), in cells from the corner of their boxes.
+    size
+        (2, m) cells of the boxes.
+    Returns (k,) box, (k,) row, (k,) column, (k,) covered share in [0, 1]; row-major within a box.
+    """
+    lengths, starts = [], []
+    for axis in range(2):
+        n = size[axis]
+        start = np.cumsum(n) - n
+        at = np.arange(n.sum()) - np.repeat(start, n)
+        ends = np.minimum(np.repeat(high[axis], n), at + 1) - np.maximum(np.repeat(low[axis], n), at)
+        lengths.append(np.clip(ends, 0.0, 1.0))
+        starts.append(start)
+    width = np.repeat(size[1], size[0])  # of each row
+    row = np.arange(len(width)) - np.repeat(starts[0], size[0])
+    box_of_row = np.repeat(np.arange(size.shape[1]), size[0])
+    column = np.arange(width.sum()) - np.repeat(np.cumsum(width) - width, width)
+    box = np.repeat(box_of_row, width)
+    share = np.repeat(lengths[0], width) * lengths[1][starts[1][box] + column]
+    return box, np.repeat(row, width), column, share
+
+
+Filled = tuple[Integers, Floats, Integers]
+
+
+def fill(arcs: Arcs, lines: Lines, boxes: Boxes, *, floor: Floats, n_cols: int) -> Filled:
+    """The covered cells of some boxes.
+
+    floor
+        (m,) areas, in cells, up to which a value is rounding noise.
+    n_cols
+        Columns of the window.
+    Returns (k,) index of the cell in the window, (k,) covered area in cells in (0, 1], (m,) how many of them each box
+    has; sorted by box and index.
+    """
+    how = _in_loops if _kernels.COMPILED else _in_numpy
+    return how(arcs, lines, boxes, floor, n_cols)
+
+
+def _in_loops(arcs: Arcs, lines: Lines, boxes: Boxes, floor: Floats, n_cols: int) -> Filled:
+    size, first = np.ascontiguousarray(boxes.size), np.ascontiguousarray(boxes.first)
+    taken = size[0] * (size[1] + 1)
+    stop = np.cumsum(taken)
+    at, value = deposit(arcs, boxes, stop - taken)
+    total = np.bincount(at, value, minlength=stop[-1] + 1).astype(np.float64)  # counts where there is no arc
+    _kernels.add_sides(lines.box, lines.sign, np.ascontiguousarray(lines.ends), stop - taken, size, total)
+    cells, values, counts = np.empty(len(total), np.int64), np.empty(len(total)), np.empty(len(floor), np.int64)
+    n = _kernels.covered(first, size, floor, n_cols, total, cells, values, counts)
+    return cells[:n], values[:n], counts
+
+
+def _in_numpy(arcs: Arcs, lines: Lines, boxes: Boxes, floor: Floats, n_cols: int) -> Filled:
+    height, width = boxes.size
+    stop = np.cumsum(height * (width + 1))
+    start = stop - height * (width + 1)
+    deposits = [deposit(some, boxes, start) for some in (arcs, lines) if len(some.box)]
+    at, value = (np.concatenate(column) for column in zip(*deposits, strict=True))
+    total = np.cumsum(np.bincount(at, value, minlength=stop[-1] + 1)[:-1])
+    box = np.repeat(np.arange(len(height)), height)  # of each row, as all that follows
+    row = np.arange(len(box)) - np.repeat(np.cumsum(height) - height, height)
+    begin = start[box] + row * (width[box] + 1)
+    before = np.where(begin > 0, total[begin - 1], 0.0)
+    area = total - np.repeat(before, width[box] + 1)
+    area[begin + width[box]] = 0.0
+    kept = np.flatnonzero(area > np.repeat(floor[box], width[box] + 1))
+    counts = np.diff(np.searchsorted(kept, np.append(begin, stop[-1])))
+    shift = (boxes.first[0, box] + row) * n_cols + boxes.first[1, box] - begin
+    per_box = np.bincount(box, counts, minlength=len(height)).astype(np.int64)
+    return kept + np.repeat(shift, counts), np.minimum(area[kept], 1.0), per_box

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import shapely
 from numpy.typing import ArrayLike, NDArray
 
-from stpredict._coverage._threads import in_threads
 from stpredict._window import Window
 
 Geometries = NDArray[np.object_]
@@ -212,3 +215,26 @@ def _describe(geometry: object) -> str:
     if not isinstance(geometry, shapely.Geometry):
         return repr(geometry)
     return f"a {geometry.geom_type}" + ("" if geometry.is_valid else f" ({shapely.is_valid_reason(geometry)})")
+
+
+MOST = 16  # more only wait for memory
+
+
+def n_threads() -> int:
+    """As many as the process may use processors, or as OMP_NUM_THREADS says, as for torch and BLAS."""
+    said = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if said.isdigit() and int(said) > 0:
+        return min(int(said), MOST)
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(there or 1, MOST)
+
+
+def in_threads[Item, Result](do: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """The results in the order of the items, some of them made at once."""
+    items = list(items)
+    n = min(n_threads(), len(items))
+    if n < 2:
+        yield from map(do, items)
+        return
+    with ThreadPoolExecutor(n) as pool:
+        yield from pool.map(do, items)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from stpredict._coverage._threads import in_threads, n_threads
+from stpredict._coverage._shapes import in_threads, n_threads
 
 PART_CELLS = 128  # added in float32 at a time: more would lose digits (1,000 equal numbers lose 1e-5)
 

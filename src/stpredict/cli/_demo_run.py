@@ -14,7 +14,7 @@ from spatialdata.models import Image2DModel
 
 from stpredict import datasets, metrics, pp, tl
 from stpredict._card import shipped
-from stpredict._sdata import image_mpp, raster_transformations
+from stpredict._spatialdata import image_mpp, raster_transformations
 from stpredict.cli._demo_figure import figure
 from stpredict.cli._demo_scores import NEAREST, ORACLE_MAP, SCALES_UM, scores
 from stpredict.models import Mean, PixNet, PixNetConfig, Recipe, Ridge

@@ -14,7 +14,7 @@ from spatialdata.models import Image2DModel
 from spatialdata.transformations import get_transformation
 
 from stpredict import datasets, metrics, pp, tl
-from stpredict._sdata import usable_rows
+from stpredict._spatialdata import SectionSpec, usable_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -88,7 +88,7 @@ def truth_scores(
 
 def nearest_spot_map(test: SpatialData, raster_key: str, genes: Sequence[str]) -> NDArray[np.float32]:
     """(g, y, x) log1p cp10k on the raster's grid: each pixel has the value of its nearest usable spot."""
-    rows, _ = usable_rows(test, image_key="image", shapes_key="spots", table_name="table")
+    rows, _ = usable_rows(test, SectionSpec(image_key="image", shapes_key="spots", table_name="table"))
     table = test.tables["table"][rows]
     totals = np.asarray(table.X.sum(axis=1), dtype=np.float64).ravel()
     measured = metrics.log1p_cp10k(table[:, list(genes)].X.toarray(), totals)

@@ -11,7 +11,7 @@ from xarray import DataArray
 
 from stpredict import _coverage
 from stpredict._arguments import check_arguments
-from stpredict._sdata import relative_affine, rows_of, usable_rows
+from stpredict._spatialdata import SectionSpec, geometry_of, relative_affine, usable_rows
 from stpredict.datasets._toy_field import log1p_cp10k as log_rate
 from stpredict.datasets._toy_field import pooled
 from stpredict.datasets._toy_section import FIELD_KEY, PROFILES_KEY, Settings, amounts, check_number, simulate
@@ -149,7 +149,9 @@ def toy_truth_shapes(
     field, profile, names = _truth(sdata, genes)
     if shapes_key not in sdata.shapes:
         raise ValueError(f"no shapes {shapes_key!r}; there are {sorted(sdata.shapes)}. Pass shapes_key= one of them.")
-    geometry, radius = _coverage.transform(*rows_of(sdata, shapes_key), relative_affine(sdata, shapes_key, FIELD_KEY))
+    geometry, radius = _coverage.transform(
+        *geometry_of(sdata, shapes_key), relative_affine(sdata, shapes_key, FIELD_KEY)
+    )
     rate = log_rate(amounts(field, geometry, radius), profile)
     return pd.DataFrame(rate, index=sdata.shapes[shapes_key].index, columns=pd.Index(names))
 
@@ -167,7 +169,7 @@ def toy_oracle(sdata: SpatialData, *, genes: Iterable[str] | None = None) -> pd.
     """
     check_arguments(toy_oracle, locals())
     truth = toy_truth_shapes(sdata, "spots", genes=genes)
-    rows, _ = usable_rows(sdata, image_key="image", shapes_key="spots", table_name="table")
+    rows, _ = usable_rows(sdata, SectionSpec(image_key="image", shapes_key="spots", table_name="table"))
     table = sdata.tables["table"][rows]
     counts = table[:, list(truth.columns)].X.toarray()
     measured = log1p_cp10k(counts, np.asarray(table.X.sum(axis=1), dtype=np.float64).ravel())

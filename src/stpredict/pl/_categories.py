@@ -12,7 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.lines import Line2D
 
-from stpredict._sdata import missing_key
+from stpredict._spatialdata import missing_key
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

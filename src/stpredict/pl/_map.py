@@ -14,7 +14,7 @@ from spatialdata.models import Image2DModel, ShapesModel
 from spatialdata.transformations import Affine
 
 from stpredict import _coverage
-from stpredict._sdata import affines, image_levels, is_micrometres, pixel_size, resolve_image, rows_of
+from stpredict._spatialdata import affines, geometry_of, image_levels, is_micrometres, pixel_size, resolve_image
 from stpredict.pl._axes import new_axes
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def with_margin(box: Box) -> Box:
 
 def shapes_view(sdata: SpatialData, shapes_key: str, coordinate_system: str) -> Box:
     """The box around all shapes of an element, with a margin."""
-    geometry, radius = rows_of(sdata, shapes_key)
+    geometry, radius = geometry_of(sdata, shapes_key)
     affine = affine_to(sdata, shapes_key, coordinate_system)
     bounds = _coverage.bounds(*_coverage.transform(geometry, radius, affine))
     y0, x0 = np.nanmin(bounds[:, :2], axis=0)
@@ -162,7 +162,7 @@ def with_values(
     The value travels as a column of the element: by gene name, "C3" is a colour to spatialdata-plot, and the measured
     target is in no layer.
     """
-    geometry, radius = rows_of(sdata, shapes_key)
+    geometry, radius = geometry_of(sdata, shapes_key)
     shown = np.isfinite(values) & ~shapely.is_empty(geometry)
     if not shown.any():
         return None

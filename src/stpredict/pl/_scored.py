@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stpredict._sdata import table_rows, usable_rows
+from stpredict._spatialdata import SectionSpec, table_rows, usable_rows
 from stpredict.metrics import pcc
 from stpredict.pl._values import check_comparable, measured, predicted
 
@@ -43,9 +43,16 @@ def scored_rows(
     if image_key is None:
         return table_rows(sdata, table_name, shapes_key)[0]
     rows, _ = usable_rows(
-        sdata, image_key=image_key, shapes_key=shapes_key, table_name=table_name, layer=measured_layer,
-        target="log1p_cp10k" if measured_layer is None else "as_is", min_counts=min_counts,
-    )  # fmt: skip
+        sdata,
+        SectionSpec(
+            image_key=image_key,
+            shapes_key=shapes_key,
+            table_name=table_name,
+            layer=measured_layer,
+            target="log1p_cp10k" if measured_layer is None else "as_is",
+            min_counts=min_counts,
+        ),
+    )
     return rows
 
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from stpredict._sdata import (
+from stpredict._spatialdata import (
     check_counts,
     matrix_of,
     missing_key,
     resolve_shapes,
     resolve_table,
-    shapes_of,
+    shapes_element,
     table_rows,
     totals,
 )
@@ -123,7 +123,7 @@ def on_shapes(
 ) -> NDArray[np.float64]:
     """Values of table rows (n_obs,) in the order of the shapes (n_shapes,), by instance id; NaN where no row is."""
     rows, positions = table_rows(sdata, table_name, shapes_key)
-    out = np.full(len(shapes_of(sdata, shapes_key)), np.nan)
+    out = np.full(len(shapes_element(sdata, shapes_key)), np.nan)
     out[positions] = values[rows]
     return out
 

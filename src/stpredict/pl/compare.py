@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from stpredict._arguments import check_arguments
-from stpredict._sdata import resolve_shapes
+from stpredict._spatialdata import resolve_shapes
 from stpredict.metrics import MIN_COUNTS
 from stpredict.pl._axes import colour_bar, colour_scale, frame_map, new_axes
 from stpredict.pl._map import background, display_px, draw, micrometres_per_unit, read_image, shapes_view, with_values

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stpredict._arguments import check_arguments
-from stpredict._sdata import resolve_shapes
+from stpredict._spatialdata import resolve_shapes
 from stpredict.metrics import MIN_COUNTS
 from stpredict.pl._axes import colour_bar, colour_scale, frame_map
 from stpredict.pl._map import draw_values

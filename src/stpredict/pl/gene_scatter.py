@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from stpredict._arguments import check_arguments
-from stpredict._sdata import resolve_shapes
+from stpredict._spatialdata import resolve_shapes
 from stpredict.metrics import MIN_COUNTS
 from stpredict.pl._map import only_image
 from stpredict.pl._scored import correlation, correlation_text, pair, scored_rows

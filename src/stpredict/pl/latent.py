@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.metrics import adjusted_rand_score
 
 from stpredict._arguments import check_arguments
-from stpredict._sdata import missing_key, resolve_shapes
+from stpredict._spatialdata import missing_key, resolve_shapes
 from stpredict.pl._axes import frame_map, new_axes
 from stpredict.pl._categories import Groups, column_groups, group_colours, group_legend
 from stpredict.pl._clusters import leiden, neighbour_graph, umap

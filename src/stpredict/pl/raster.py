@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.transforms import Affine2D
 
 from stpredict._arguments import check_arguments
-from stpredict._sdata import missing_key
+from stpredict._spatialdata import missing_key
 from stpredict.pl._axes import colour_bar, colour_scale, frame_map, new_axes
 from stpredict.pl._map import (
     affine_to,

@@ -12,7 +12,7 @@ import pandas as pd
 from spatialdata import SpatialData
 
 from stpredict._arguments import check_arguments
-from stpredict._sdata import Target, all_opened, matrix_of, sparse_target, usable_rows
+from stpredict._spatialdata import SectionSpec, Target, all_opened, matrix_of, sparse_target, usable_rows
 from stpredict.metrics import MIN_COUNTS
 
 if TYPE_CHECKING:
@@ -60,9 +60,11 @@ def gene_panel(
     check_arguments(gene_panel, locals())
     _check(by, min_spots)
     opened = all_opened(sdatas)
-    sections = [
-        _statistics(sdata, table_name, layer, target, image_key, shapes_key, tissue_key, min_counts) for sdata in opened
-    ]
+    spec = SectionSpec(
+        image_key=image_key, shapes_key=shapes_key, table_name=table_name, layer=layer, target=target,
+        tissue_key=tissue_key, min_counts=min_counts,
+    )  # fmt: skip
+    sections = [_statistics(sdata, spec) for sdata in opened]
     shared = set.intersection(*(set(table.index) for table in sections))
     common = sorted(shared if among is None else shared & set(among))
     _check_common(common, sections, n_genes, among)
@@ -87,33 +89,15 @@ def gene_panel(
     return panel
 
 
-def _statistics(
-    sdata: SpatialData,
-    table_name: str,
-    layer: str | None,
-    target: Target,
-    image_key: str | None,
-    shapes_key: str | None,
-    tissue_key: str | None,
-    min_counts: float,
-) -> pd.DataFrame:
+def _statistics(sdata: SpatialData, spec: SectionSpec) -> pd.DataFrame:
     """Per gene of one section, over its usable spots: mean and population variance of the target, spots that see it."""
-    rows, _ = usable_rows(
-        sdata,
-        image_key=image_key,
-        shapes_key=shapes_key,
-        table_name=table_name,
-        layer=layer,
-        target=target,
-        tissue_key=tissue_key,
-        min_counts=min_counts,
-    )
-    table = sdata.tables[table_name]
-    what = f"table {table_name!r}"
+    rows, _ = usable_rows(sdata, spec)
+    table = sdata.tables[spec.table_name]
+    what = f"table {spec.table_name!r}"
     if not table.var_names.is_unique:
         twice = table.var_names[table.var_names.duplicated()].unique().tolist()
         raise ValueError(f"the genes of {what} are not unique: {twice[:5]} ({len(twice)} names occur more than once).")
-    values = sparse_target(matrix_of(table, layer, what=what)[rows], target=target, what=what)
+    values = sparse_target(matrix_of(table, spec.layer, what=what)[rows], target=spec.target, what=what)
     mean = np.asarray(values.sum(axis=0)).ravel() / len(rows)
     squares = np.asarray(values.multiply(values).sum(axis=0)).ravel() / len(rows)
     return pd.DataFrame(

@@ -11,7 +11,7 @@ from spatialdata.models import ShapesModel
 from spatialdata.transformations import get_transformation
 
 from stpredict._arguments import check_arguments
-from stpredict._sdata import (
+from stpredict._spatialdata import (
     DIAMETER_COLUMN,
     add_shapes,
     check_element_key,

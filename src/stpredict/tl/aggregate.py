@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from stpredict import _sdata
+from stpredict import _spatialdata
 from stpredict._arguments import check_arguments
-from stpredict.nn.allocator import give_back
-from stpredict.tl._place import choose_place, table_change
-from stpredict.tl._read import raster_of, read_inside
+from stpredict._malloc import give_back
+from stpredict.tl._predict._destination import resolve_destination, table_change
+from stpredict.tl._readout import find_raster, read_inside
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -56,15 +56,15 @@ def aggregate(
     FileNotFoundError for a store that is not there.
     """
     check_arguments(aggregate, locals())
-    sdata = _sdata.opened(sdata)
-    raster = raster_of(sdata, raster_key)
+    sdata = _spatialdata.opened(sdata)
+    raster = find_raster(sdata, raster_key)
     channels = [str(name) for name in raster.coords["c"].values]
     wanted = channels if genes is None else [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
-    positions, missing = _sdata.match_genes(wanted, channels, what=f"raster {raster_key!r}")
+    positions, missing = _spatialdata.match_genes(wanted, channels, what=f"raster {raster_key!r}")
     if missing:
         raise ValueError(f"raster {raster_key!r} lacks {len(missing)} of {len(wanted)} genes: {missing[:5]}.")
     key = key_added or raster_key
-    place = choose_place(
+    place = resolve_destination(
         sdata, wanted, key=key, shapes_key=shapes_key, table_name=table_name, table_added=table_added, tissue_key=None,
         overwrite=overwrite,
     )  # fmt: skip
@@ -75,4 +75,4 @@ def aggregate(
         np.log1p(values, out=values)
     record |= {"genes": wanted, "raster": raster_key, "stat": stat}
     change = table_change(sdata, place, values, share, wanted, None, record)
-    _sdata.commit(sdata, [change], overwrite=overwrite)
+    _spatialdata.commit(sdata, [change], overwrite=overwrite)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 from torch.nn import Module
 
-from stpredict import _sdata, metrics, pp
+from stpredict import _spatialdata, metrics, pp
 from stpredict._arguments import check_arguments
-from stpredict.tl import _benchmark_run as runs
-from stpredict.tl._folds import Explicit, Fold, block_folds, diameter_um, section_folds, usable_spots
-from stpredict.tl._kept import content, write_json
+from stpredict.tl._benchmark import _run as runs
+from stpredict.tl._benchmark._folds import Explicit, Fold, block_folds, diameter_um, section_folds, usable_spots
+from stpredict.tl._cache import count_summary, write_json
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -39,7 +39,7 @@ def benchmark(
     n_genes: int = 250,
     by: Literal["mean", "hvg_union"] = "mean",
     genes: Sequence[str] | None = None,
-    target: _sdata.Target = "log1p_cp10k",
+    target: _spatialdata.Target = "log1p_cp10k",
     raw_counts: bool = True,
     mpp: float | None = None,
     seeds: Sequence[int] | Mapping[str, Sequence[int]] = (0,),
@@ -103,26 +103,27 @@ def benchmark(
     Source: protocol stp-1.
     """
     check_arguments(benchmark, locals())
-    where = {
-        "image_key": image_key, "shapes_key": shapes_key, "table_name": table_name, "layer": layer, "target": target,
-        "tissue_key": tissue_key,
-    }  # fmt: skip
+    spec = _spatialdata.SectionSpec(
+        image_key=image_key, shapes_key=shapes_key, table_name=table_name, layer=layer, target=target, mpp=mpp,
+        tissue_key=tissue_key,
+    )  # fmt: skip
     _check_models(models)
     of_seeds = {name: list(_seeds(seeds, name)) for name in models}
-    sections = _named(_sdata.all_opened(sdatas), image_key)
+    sections = _named(_spatialdata.all_opened(sdatas), image_key)
     grouped = _groups(sections, groups, groups_reason, cv)
-    folds = _folds(sections, cv, grouped, margin_um, where, mpp)
-    panels = {fold.name: _panel(fold, sections, genes, n_genes, by, where) for fold in folds}
+    folds = _folds(sections, cv, grouped, margin_um, spec)
+    panels = {fold.name: _panel(fold, sections, genes, n_genes, by, spec) for fold in folds}
     plan = {"max_epochs": max_epochs, "precision": precision}
-    setting = runs.Setting(where | {"mpp": mpp}, plan, val, device, None if path is None else Path(path), raw_counts)
-    record = where | {
+    setting = runs.Setting(spec, plan, val, device, None if path is None else Path(path), raw_counts)
+    elements = ("image_key", "shapes_key", "table_name", "layer", "target", "tissue_key")
+    record = {name: getattr(spec, name) for name in elements} | {
         "protocol": metrics.PROTOCOL, "raw_counts": raw_counts, "precision": precision, "mpp": mpp, "val": val,
         "max_epochs": max_epochs,
         "cv": cv if isinstance(cv, str | int) else "explicit", "groups": grouped, "groups_reason": groups_reason,
         "margin_um": margin_um if cv == "blocks" else None,
         "panel": "published" if genes is not None else f"{n_genes} by {by}, from the training part of each fold",
         "folds": {f.name: {"train": f.train, "test": f.test, "panel": panels[f.name]} for f in folds},
-        "sections": {name: content(sdata, where) for name, sdata in sections.items()},
+        "sections": {name: count_summary(sdata, spec) for name, sdata in sections.items()},
     }  # fmt: skip
     _check_record(record, setting.path)
     frame, made = _all(folds, panels, sections, models, of_seeds, setting, progress=progress)
@@ -161,7 +162,7 @@ def _warn_of_failed(frame: pd.DataFrame) -> None:
 
 
 def _named(sdatas: Sequence[SpatialData], image_key: str | None) -> dict[str, SpatialData]:
-    names = [_sdata.section_name(s, _sdata.resolve_image(s, image_key)) for s in sdatas]
+    names = [_spatialdata.section_name(s, _spatialdata.resolve_image(s, image_key)) for s in sdatas]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice or not names:
         raise ValueError(
@@ -196,11 +197,10 @@ def _folds(
     cv: Any,
     grouped: Mapping[str, str] | None,
     margin_um: float,
-    where: Mapping[str, Any],
-    mpp: float | None,
+    spec: _spatialdata.SectionSpec,
 ) -> list[Fold]:
     if cv == "blocks":
-        return block_folds(sections, margin_um=margin_um, where=where, mpp=mpp)
+        return block_folds(sections, margin_um=margin_um, spec=spec)
     return section_folds(list(sections), cv, grouped)
 
 
@@ -210,11 +210,11 @@ def _panel(
     genes: Sequence[str] | None,
     n_genes: int,
     by: Literal["mean", "hvg_union"],
-    where: Mapping[str, Any],
+    spec: _spatialdata.SectionSpec,
 ) -> tuple[str, ...]:
     """The fold's panel. Of the test part only the names of its genes are used: what it lacks cannot be scored."""
-    train, test = fold.parts(sections, where["table_name"])
-    had = [set(s.tables[where["table_name"]].var_names.astype(str)) for s in (*train.values(), *test.values())]
+    train, test = fold.parts(sections, spec.table_name)
+    had = [set(s.tables[spec.table_name].var_names.astype(str)) for s in (*train.values(), *test.values())]
     common = set.intersection(*had)
     if genes is not None:
         missing = [g for g in genes if g not in common]
@@ -224,7 +224,12 @@ def _panel(
                 f"{missing[:5]}. Leave them out of genes=."
             )
         return tuple(genes)
-    return tuple(pp.gene_panel(list(train.values()), n_genes=n_genes, by=by, among=common, **where))
+    return tuple(
+        pp.gene_panel(
+            list(train.values()), n_genes=n_genes, by=by, among=common, table_name=spec.table_name, layer=spec.layer,
+            target=spec.target, image_key=spec.image_key, shapes_key=spec.shapes_key, tissue_key=spec.tissue_key,
+        )
+    )  # fmt: skip
 
 
 def _check_record(record: Mapping[str, Any], folder: Path | None) -> None:
@@ -257,12 +262,11 @@ def _all(
     progress: bool,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """All rows, and of every model that could be built and trained its config, and what made it."""
-    spots = {key: setting.where[key] for key in SPOTS}
-    diameters = {n: diameter_um(usable_spots(s, spots, setting.where["mpp"])[1]) for n, s in sections.items()}
+    diameters = {n: diameter_um(usable_spots(s, setting.spec)[1]) for n, s in sections.items()}
     frames: list[pd.DataFrame] = []
     made: dict[str, Any] = {}
     for fold in folds:
-        train, test = fold.parts(sections, setting.where["table_name"])
+        train, test = fold.parts(sections, setting.spec.table_name)
         reference = runs.references(fold.name, panels[fold.name], test, setting)
         frames.append(reference.assign(diameter_um=reference["section"].map(diameters)))
         for name, build in models.items():

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from stpredict import _infer, _sdata
+from stpredict import _inference, _spatialdata
 from stpredict._arguments import check_arguments
 from stpredict.models import load
-from stpredict.tl._read import warn_of_empty
-from stpredict.tl._record import record_of
+from stpredict.tl._predict._provenance import model_record
+from stpredict.tl._readout import warn_of_empty
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -56,32 +56,33 @@ def embed(
     as `stp.tl.predict` does; FileNotFoundError for an unknown model or store.
     """
     check_arguments(embed, locals())
-    sdata = _sdata.opened(sdata)
+    sdata = _spatialdata.opened(sdata)
     model = load(model) if isinstance(model, str | Path) else model
     name = type(model).__name__
     if model.card is None:
         raise ValueError(f"this {name} was never trained. Call tl.train first, or load a trained model.")
     key = key_added or f"X_{name.lower()}"
-    shapes_key = _sdata.resolve_shapes(sdata, shapes_key, table_name=table_name, tissue_key=tissue_key)
+    shapes_key = _spatialdata.resolve_shapes(sdata, shapes_key, table_name=table_name, tissue_key=tissue_key)
     table_name = _table(sdata, table_name, shapes_key)
-    rows, positions = _sdata.table_rows(sdata, table_name, shapes_key)
-    _sdata.check_obsm(sdata, table_name, key, overwrite=overwrite)
-    section = _sdata.section(
-        sdata, at_mpp=model.mpp, image_key=image_key, shapes_key=shapes_key, mpp=mpp, tissue_key=tissue_key
-    )
-    runtime = _infer.Runtime(device=device, precision=precision, batch_size=batch_size, progress=progress)
-    values, share = _infer.embed(model, section, runtime=runtime)
+    rows, positions = _spatialdata.table_rows(sdata, table_name, shapes_key)
+    _spatialdata.check_obsm(sdata, table_name, key, overwrite=overwrite)
+    spec = _spatialdata.SectionSpec(image_key=image_key, shapes_key=shapes_key, mpp=mpp, tissue_key=tissue_key)
+    section = _spatialdata.section(sdata, spec, at_mpp=model.mpp)
+    runtime = _inference.RuntimeOptions(device=device, precision=precision, batch_size=batch_size, progress=progress)
+    values, share = _inference.embed(model, section, runtime=runtime)
     where = "image and tissue" if tissue_key else "image"
     drop = f"t = t[~np.isnan(t.obsm[{key!r}][:, 0])]"
     warn_of_empty(int((share <= 0).sum()), len(share), where=where, drop=drop, stacklevel=2)
     wide = np.full((sdata.tables[table_name].n_obs, values.shape[1]), np.nan, dtype=np.float32)
     wide[rows] = values[positions]
-    record = {name: value for name, value in record_of(model, [], runtime).items() if name not in ("genes", "link")}
-    _sdata.commit(sdata, [_sdata.Entry(table_name, key, wide, place="obsm", record=record)], overwrite=overwrite)
+    record = {name: value for name, value in model_record(model, [], runtime).items() if name not in ("genes", "link")}
+    _spatialdata.commit(
+        sdata, [_spatialdata.TableEntry(table_name, key, wide, place="obsm", record=record)], overwrite=overwrite
+    )
 
 
 def _table(sdata: SpatialData, table_name: str | None, shapes_key: str) -> str:
-    found = _sdata.resolve_table(sdata, table_name, shapes_key=shapes_key)
+    found = _spatialdata.resolve_table(sdata, table_name, shapes_key=shapes_key)
     if found is None:
         raise ValueError(
             f"no table annotates the shapes {shapes_key!r}, so there is no obsm to write to. "

@@ -150,7 +150,7 @@ def _kept(
         return kept
     if overwrite:
         return None
-    said = "; ".join(f"{key} is {there!r}, asked {asked!r}" for key, (there, asked) in differs.items())
+    said = "; ".join(f"{key} is {there!r}, asked {request!r}" for key, (there, request) in differs.items())
     raise ValueError(
         f"path={str(target)!r} holds other embeddings ({len(kept.genes)} genes): {said}. Pass another path, or "
         "overwrite=True to replace them; stp.tl.GeneEmbeddings.load(path) reads them."

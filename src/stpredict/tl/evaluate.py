@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from stpredict import _sdata, metrics
+from stpredict import _spatialdata, metrics
 from stpredict._arguments import check_arguments
 
 if TYPE_CHECKING:
@@ -60,18 +61,20 @@ def evaluate(
     Source: protocol stp-1; for genes never seen its section "Unseen genes".
     """
     check_arguments(evaluate, locals())
-    sections = _sdata.all_opened(sdatas)
+    sections = _spatialdata.all_opened(sdatas)
     if groups is not None and len(groups) != len(sections):
         raise ValueError(f"groups names {len(groups)} groups for {len(sections)} sections; give one a section.")
     unknown = sorted(set(scores or ()) - set(SCORES))
     if unknown:
         raise ValueError(f"scores={unknown} are unknown: choose from {SCORES}.")
-    where: dict[str, Any] = {"image_key": image_key, "shapes_key": shapes_key, "tissue_key": tissue_key}
+    spec = _spatialdata.SectionSpec(
+        image_key=image_key, shapes_key=shapes_key, table_name=table_name, layer=layer, tissue_key=tissue_key
+    )
     frames = []
     summaries: dict[str, dict[str, pd.Series]] = {"summary": {}, "summary_seen": {}, "summary_unseen": {}}
     for i, sdata in enumerate(sections):
         name = _name(sdata, i, image_key)
-        frame, found = _one(sdata, key, layer, table_name, where, scores)
+        frame, found = _one(sdata, key, spec, scores)
         frame.insert(0, "section", name)
         if groups is not None:
             frame.insert(1, "group", groups[i])
@@ -87,34 +90,29 @@ def evaluate(
 
 
 def _name(sdata: SpatialData, i: int, image_key: str | None) -> str:
-    name = _sdata.section_name(sdata, _sdata.resolve_image(sdata, image_key))
+    name = _spatialdata.section_name(sdata, _spatialdata.resolve_image(sdata, image_key))
     return name if name not in ("image", "slide") else f"{name}{i}"
 
 
 def _one(
-    sdata: SpatialData,
-    key: str,
-    layer: str | None,
-    table_name: str,
-    where: dict[str, Any],
-    scores: Sequence[str] | None,
+    sdata: SpatialData, key: str, spec: _spatialdata.SectionSpec, scores: Sequence[str] | None
 ) -> tuple[pd.DataFrame, dict[str, pd.Series]]:
-    table = _table_with(sdata, table_name, key)
-    target = _target_of(table, key)
-    rows, dropped = _sdata.usable_rows(sdata, table_name=table_name, layer=layer, target=target, **where)
+    table, what = _table_with(sdata, spec.table_name, key), f"table {spec.table_name!r}"
+    spec = replace(spec, target=_target_of(table, key))
+    rows, dropped = _spatialdata.usable_rows(sdata, spec)
     columns = np.flatnonzero(table.var[key].to_numpy(dtype=bool))
     seen = ~table.var_names[columns].isin(_record(table, key).get("unseen_genes", []))
     _check_scores(scores, table.var_names[columns][~seen])
     pred = np.asarray(table.layers[key][np.ix_(rows, columns)], dtype=np.float64)
     there = ~np.isnan(pred).any(axis=1)
     rows, pred = rows[there], pred[there]
-    matrix = _sdata.matrix_of(table, layer, what=f"table {table_name!r}")[rows]
-    true = _sdata.target(matrix, target=target, columns=columns, what=f"table {table_name!r}").astype(np.float64)
+    matrix = _spatialdata.matrix_of(table, spec.layer, what=what)[rows]
+    true = _spatialdata.target(matrix, target=spec.target, columns=columns, what=what).astype(np.float64)
     frame = pd.DataFrame({"gene": table.var_names[columns].to_numpy(), "seen": seen})
     for name in SCORES if scores is None else scores:
         values = getattr(metrics, name)(pred, true)
         frame[name] = values if name in ("pcc", "spearman") else np.where(seen, values, np.nan)
-    frame["pcc_log_depth"], frame["ceiling"] = nulls(matrix, columns, true, target)
+    frame["pcc_log_depth"], frame["ceiling"] = nulls(matrix, columns, true, spec.target)
     n_dropped = float(sum(dropped.values()) + (~there).sum())
     return frame, _summaries(pred, true, seen, n_dropped)
 
@@ -140,11 +138,11 @@ def _summaries(
 
 def _table_with(sdata: SpatialData, table_name: str, key: str) -> Any:
     if table_name not in sdata.tables:
-        raise _sdata.missing_key(table_name, sdata.tables, what="table", argument="table_name")
+        raise _spatialdata.missing_key(table_name, sdata.tables, what="table", argument="table_name")
     table = sdata.tables[table_name]
     layers = [name for name in table.layers if name is not None]
     if key not in layers or key not in table.var:
-        raise _sdata.missing_key(key, layers, what="predicted layer", argument="key")
+        raise _spatialdata.missing_key(key, layers, what="predicted layer", argument="key")
     return table
 
 
@@ -162,7 +160,7 @@ def _record(table: AnnData, key: str) -> Mapping[str, Any]:
     return table.uns.get("stpredict", {}).get(key, {})
 
 
-def _target_of(table: AnnData, key: str) -> _sdata.Target:
+def _target_of(table: AnnData, key: str) -> _spatialdata.Target:
     return _record(table, key).get("target", "log1p_cp10k")
 
 
@@ -178,7 +176,7 @@ def nulls(
     nothing = np.full(len(columns), np.nan)
     if target != "log1p_cp10k":
         return nothing, nothing
-    depth = np.log(_sdata.totals(matrix))[:, None]
+    depth = np.log(_spatialdata.totals(matrix))[:, None]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         ceiling = metrics.ceiling(matrix, columns)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Literal
 
 from tqdm.auto import tqdm
 
-from stpredict import _infer, _sdata
+from stpredict import _inference, _spatialdata
 from stpredict._arguments import check_arguments
 from stpredict.models import load
-from stpredict.tl._asked import asked_genes, tell
-from stpredict.tl._done import is_done
-from stpredict.tl._job import Asked, Job, Output, path_of
-from stpredict.tl._workers import predict_on, settled_on
+from stpredict.tl._predict._distributed import predict_distributed, resolve_runtime_on_worker
+from stpredict.tl._predict._job import PredictionJob, path_of
+from stpredict.tl._predict._provenance import has_finished_result
+from stpredict.tl._predict._request import Output, OutputName, PredictRequest, add_embeddings, resolve_genes
 
 if TYPE_CHECKING:
     from dask.distributed import Client
@@ -34,7 +34,7 @@ def predict(
     genes: str | Sequence[str] | None = None,
     mpp: float | None = None,
     tissue_key: str | None = None,
-    output: Output = "layer",
+    output: OutputName = "layer",
     raster_mpp: float | None = None,
     key_added: str | None = None,
     table_added: str | None = None,
@@ -118,22 +118,34 @@ def predict(
         raise ValueError(
             f"this {type(model).__name__} was never trained. Call tl.train first, or load a trained model."
         )
-    tell(model, embeddings)
-    runtime = _infer.Runtime(
+    add_embeddings(model, embeddings)
+    runtime = _inference.RuntimeOptions(
         device=device, precision=precision, batch_size=batch_size, progress=progress, compile=compile
     )
-    asked = Asked(
-        model, asked_genes(model, genes), key_added or type(model).__name__.lower(), output, image_key, shapes_key,
-        table_name, table_added, mpp, raster_mpp, tissue_key, overwrite,
-        _infer.settled(runtime, model.output) if client is None else settled_on(client, runtime, model.output), resume,
-    )  # fmt: skip
+    request = PredictRequest(
+        model=model,
+        genes=resolve_genes(model, genes),
+        key=key_added or type(model).__name__.lower(),
+        output=Output.parse(output),
+        spec=_spatialdata.SectionSpec(image_key=image_key, shapes_key=shapes_key, mpp=mpp, tissue_key=tissue_key),
+        table_name=table_name,
+        table_added=table_added,
+        raster_mpp=raster_mpp,
+        overwrite=overwrite,
+        resume=resume,
+        runtime=(
+            _inference.resolve_runtime(runtime, model.output)
+            if client is None
+            else resolve_runtime_on_worker(client, runtime, model.output)
+        ),
+    )
     many = _listed(sdata)
     if client is not None:
-        predict_on(client, many, asked, embeddings)
+        predict_distributed(client, many, request, embeddings)
         return
     for k, each in enumerate(tqdm(many, desc="sections", disable=not progress or len(many) == 1)):
         try:
-            _predict_one(_sdata.opened(each), asked)
+            _predict_one(_spatialdata.opened(each), request)
         except BaseException as error:
             if len(many) > 1:
                 go_on = "The same call with resume=True leaves what is done as it is."
@@ -145,10 +157,10 @@ def predict(
             raise
 
 
-def _predict_one(sdata: SpatialData, asked: Asked) -> None:
-    if is_done(sdata, asked):
+def _predict_one(sdata: SpatialData, request: PredictRequest) -> None:
+    if has_finished_result(sdata, request):
         return
-    with Job(sdata, asked) as job:
+    with PredictionJob(sdata, request) as job:
         job.finish()
 
 

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from spatialdata.transformations import get_transformation
 
-from stpredict import _infer, _sdata
+from stpredict import _inference, _spatialdata
 from stpredict._arguments import check_arguments
 from stpredict._section import array_of
 from stpredict.models import load
 from stpredict.models._base import weights_sha256
-from stpredict.tl._asked import asked_genes, tell
-from stpredict.tl._place import choose_place, table_change
-from stpredict.tl._read import raster_of, read_inside, warn_of_empty
-from stpredict.tl._record import record_of, reliability
+from stpredict.tl._predict._destination import resolve_destination, table_change
+from stpredict.tl._predict._provenance import gene_reliability, model_record
+from stpredict.tl._predict._request import add_embeddings, resolve_genes
+from stpredict.tl._readout import find_raster, read_inside, warn_of_empty
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,15 +76,15 @@ def query(
     a model or embeddings that are not there.
     """
     check_arguments(query, locals())
-    sdata = _sdata.opened(sdata)
+    sdata = _spatialdata.opened(sdata)
     raster, made = _latent(sdata, latent_key)
     model = _model(model, made, latent_key)
-    tell(model, embeddings)
-    wanted, key = asked_genes(model, genes), key_added or type(model).__name__.lower()
+    add_embeddings(model, embeddings)
+    wanted, key = resolve_genes(model, genes), key_added or type(model).__name__.lower()
     reader = _Reader(model, wanted, raster, latent_key)
     record = _record(model, wanted, made) | {"raster": latent_key}
     with ExitStack() as stack:
-        place = None if output == "raster" else choose_place(
+        place = None if output == "raster" else resolve_destination(
             sdata, wanted, key=key, shapes_key=shapes_key, table_name=table_name, table_added=table_added,
             tissue_key=None, overwrite=overwrite,
         )  # fmt: skip
@@ -93,16 +93,16 @@ def query(
         if place is not None:
             values, share = reader.inside(sdata, place.shapes_key, made)
             _warn_of_empty(values, latent_key, key)
-            changes.append(table_change(sdata, place, values, share, wanted, reliability(model, wanted), record))
+            changes.append(table_change(sdata, place, values, share, wanted, gene_reliability(model, wanted), record))
         if target is not None:
             reader.map(target)
             changes.append(target.image(record | {"raster_mpp": made["raster_mpp"], "latent": False}))
-        _sdata.commit(sdata, changes, overwrite=overwrite)
+        _spatialdata.commit(sdata, changes, overwrite=overwrite)
 
 
 def _latent(sdata: SpatialData, latent_key: str) -> tuple[Any, Mapping[str, Any]]:
     """The latent raster and its provenance."""
-    raster = raster_of(sdata, latent_key, argument="latent_key")
+    raster = find_raster(sdata, latent_key, argument="latent_key")
     records = sdata.attrs.get("stpredict", {})
     made = records.get(f"images/{latent_key}", {})
     channels = [str(name) for name in raster.coords["c"].values]
@@ -145,7 +145,7 @@ def _model(model: Model | str | Path | None, made: Mapping[str, Any], latent_key
 
 def _record(model: Model, genes: Sequence[str], made: Mapping[str, Any]) -> dict[str, Any]:
     """What `stp.tl.predict` would say: of the genes it is asked now, of all else how the latent raster was made."""
-    record = record_of(model, genes, _infer.Runtime(device="cpu", precision="32"))
+    record = model_record(model, genes, _inference.RuntimeOptions(device="cpu", precision="32"))
     of_genes = ("genes", "unseen_genes")
     return record | {
         name: made[name] for name in (*record, "image_digest", "config_digest") if name in made and name not in of_genes
@@ -159,8 +159,8 @@ def _warn_of_empty(values: NDArray[np.float32], latent_key: str, key: str) -> No
 
 def _target(
     sdata: SpatialData, latent_key: str, key: str, genes: Sequence[str], overwrite: bool
-) -> _sdata.RasterTarget:
-    raster = _sdata.finest(sdata.images[latent_key])
+) -> _spatialdata.RasterTarget:
+    raster = _spatialdata.finest(sdata.images[latent_key])
     if key == latent_key:
         raise ValueError(
             f"the new raster would take the name of the latent raster {latent_key!r}, which it is read from. Pass "
@@ -169,7 +169,7 @@ def _target(
     n_channels, side = raster.sizes["c"] + len(genes), CHUNK_PX
     while side > SMALLEST_CHUNK_PX and 4 * n_channels * side**2 > REGION_BYTES:
         side //= 2
-    return _sdata.RasterTarget(
+    return _spatialdata.RasterTarget(
         sdata, key, genes=genes, shape=(raster.sizes["y"], raster.sizes["x"]), chunk_px=side, overwrite=overwrite,
         transformations=get_transformation(raster, get_all=True),
     )  # fmt: skip
@@ -199,7 +199,7 @@ class _Reader:
         with torch.inference_mode():
             return self.model.link(self._head(pooled)).cpu().numpy(), share
 
-    def map(self, target: _sdata.RasterTarget) -> None:
+    def map(self, target: _spatialdata.RasterTarget) -> None:
         """Write values before the link, (g, h, w) region by region."""
         (height, width), side = target.shape, target.chunk_px
         for y in range(0, height, side):

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from stpredict import _sdata, _train
+from stpredict import _spatialdata, _training
 from stpredict._arguments import check_arguments
-from stpredict._sdata import Target
 from stpredict._section import Section
+from stpredict._spatialdata import Target
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,27 +83,30 @@ def train(
     Raises FileNotFoundError for a store that is not there, and for `resume` without a checkpoint.
     """
     check_arguments(train, locals())
-    plan = _train.Plan(
+    plan = _training.TrainOptions(
         max_epochs=max_epochs, batch_size=batch_size, lr=lr, seed=seed, device=device, precision=precision,
         devices=devices, strategy=strategy, num_nodes=num_nodes, checkpoint_dir=checkpoint_dir, resume=resume,
         progress=progress,
     )  # fmt: skip
-    given = _sdata.all_opened(sdatas)
-    others = val if val is None or isinstance(val, Real) else _sdata.all_opened(val, "val")
+    given = _spatialdata.all_opened(sdatas)
+    others = val if val is None or isinstance(val, Real) else _spatialdata.all_opened(val, "val")
     _check_distinct(given, others)
-    where: dict[str, Any] = {
-        "genes": model.genes, "at_mpp": model.mpp, "image_key": image_key, "shapes_key": shapes_key, "mpp": mpp,
-        "table_name": table_name, "layer": layer, "target": target, "tissue_key": tissue_key,
-    }  # fmt: skip
-    sections = _named([_sdata.training_section(sdata, **where) for sdata in given])
+    spec = _spatialdata.SectionSpec(
+        image_key=image_key, shapes_key=shapes_key, table_name=table_name, layer=layer, target=target, mpp=mpp,
+        tissue_key=tissue_key,
+    )  # fmt: skip
+    sections = _sections(given, spec, model)
     if others is None or isinstance(others, Real):
-        parts = [_train.hold_out(s, share=0.15 if others is None else float(others), seed=seed) for s in sections]
+        parts = [
+            _training.split_spatial_blocks(s, share=0.15 if others is None else float(others), seed=seed)
+            for s in sections
+        ]
         fitted, held = [p[0] for p in parts], [p[1] for p in parts if p[1] is not None]
         source = "spatial blocks held out of the training sections" if held else ""
     else:
-        fitted, held = sections, _named([_sdata.training_section(sdata, **where) for sdata in others])
+        fitted, held = sections, _sections(others, spec, model)
         source = "validation sections: " + ", ".join(s.name for s in held)
-    return _train.fit(
+    return _training.fit(
         model,
         fitted,
         held,
@@ -129,7 +132,8 @@ def _check_distinct(sdatas: Sequence[SpatialData], val: object) -> None:
                 )
 
 
-def _named(sections: Sequence[Section]) -> list[Section]:
+def _sections(sdatas: Sequence[SpatialData], spec: _spatialdata.SectionSpec, model: Model) -> list[Section]:
+    sections = [_spatialdata.training_section(sdata, spec, genes=model.genes, at_mpp=model.mpp) for sdata in sdatas]
     for section in sections:
         logger.info("section %s: %d shapes; dropped: %s", section.name, section.n_shapes, dict(section.dropped))
-    return list(sections)
+    return sections

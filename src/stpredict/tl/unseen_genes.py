@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from stpredict import _infer, _sdata, _train, metrics
+from stpredict import _inference, _spatialdata, _training, metrics
 from stpredict._arguments import check_arguments
 from stpredict.models._base import first_seed, weights_sha256
-from stpredict.tl._kept import content, hash_of, kept
+from stpredict.tl._cache import cached_json, count_summary, stable_hash
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,7 +41,7 @@ def unseen_genes(
     shapes_key: str | None = None,
     table_name: str = "table",
     layer: str | None = None,
-    target: _sdata.Target = "log1p_cp10k",
+    target: _spatialdata.Target = "log1p_cp10k",
     mpp: float | None = None,
     max_epochs: int | None = None,
     device: str = "auto",
@@ -76,17 +76,16 @@ def unseen_genes(
     Source: protocol stp-1, "Unseen genes"; the shares of GeneQuery (arXiv 2411.18391, Table 3).
     """
     check_arguments(unseen_genes, locals())
-    to_train, to_test = _sdata.all_opened(train, "train"), _sdata.all_opened(test, "test")
-    where: dict[str, Any] = {
-        "image_key": image_key, "shapes_key": shapes_key, "table_name": table_name, "layer": layer, "target": target,
-        "mpp": mpp,
-    }  # fmt: skip
-    _check_apart(to_train, to_test, where)
+    to_train, to_test = _spatialdata.all_opened(train, "train"), _spatialdata.all_opened(test, "test")
+    spec = _spatialdata.SectionSpec(
+        image_key=image_key, shapes_key=shapes_key, table_name=table_name, layer=layer, target=target, mpp=mpp
+    )
+    _check_apart(to_train, to_test, spec)
     splits = [_Split(share, seed, *_split(genes, share, seed, chromosomes)) for share in shares for seed in seeds]
     frames = []
     for split in splits:
         for name, build in models.items():
-            run = _Run(name, build, split, tuple(genes), where, max_epochs, device, progress)
+            run = _Run(name, build, split, tuple(genes), spec, max_epochs, device, progress)
             frames.append(_rows_of(run, to_train, to_test, path))
     return pd.concat(frames, ignore_index=True)
 
@@ -105,16 +104,15 @@ class _Run:
     build: Callable[[Sequence[str]], Model]
     split: _Split
     genes: tuple[str, ...]
-    where: Mapping[str, Any]
+    spec: _spatialdata.SectionSpec
     max_epochs: int | None
     device: str
     progress: bool
 
 
-def _check_apart(train: Sequence[SpatialData], test: Sequence[SpatialData], where: Mapping[str, Any]) -> None:
+def _check_apart(train: Sequence[SpatialData], test: Sequence[SpatialData], spec: _spatialdata.SectionSpec) -> None:
     """Raise ValueError where a section is trained and scored on: its spots are known, whatever the genes."""
-    kept = {key: value for key, value in where.items() if key != "mpp"}
-    counts = [[content(sdata, kept)["counts"] for sdata in part] for part in (train, test)]
+    counts = [[count_summary(sdata, spec)["counts"] for sdata in part] for part in (train, test)]
     both = [i for i, held in enumerate(counts[1]) if held in counts[0]]
     if both:
         raise ValueError(
@@ -155,11 +153,10 @@ def _rows_of(
     with first_seed(run.split.seed):
         model = run.build(run.split.seen)
     file = None if path is None else Path(path) / f"{run.name}_{run.split.share:g}_seed{run.split.seed}.json"
-    where = {key: value for key, value in run.where.items() if key != "mpp"}
-    sections = [content(sdata, where) for sdata in (*train, *test)]
-    settings = (asdict(model.config), weights_sha256(model), dict(run.where), run.max_epochs)
-    of = hash_of(run.split.seen, run.genes, len(train), sections, *settings)
-    made = kept(
+    sections = [count_summary(sdata, run.spec) for sdata in (*train, *test)]
+    settings = (asdict(model.config), weights_sha256(model), _elements(run.spec), run.max_epochs)
+    of = stable_hash(run.split.seen, run.genes, len(train), sections, *settings)
+    made = cached_json(
         file, of, lambda: {"rows": _scored(run, model, train, test).to_dict("records")}, what=f"models[{run.name!r}]"
     )
     return pd.DataFrame(made["rows"])
@@ -170,31 +167,37 @@ def _scored(run: _Run, model: Model, train: Sequence[SpatialData], test: Sequenc
         raise ValueError(
             f"models[{run.name!r}] must return a model that answers by text, with the genes it is given as its panel."
         )
-    sections = [_sdata.training_section(s, genes=model.genes, at_mpp=model.mpp, **run.where) for s in train]
-    plan = _train.Plan(seed=run.split.seed, max_epochs=run.max_epochs, device=run.device, progress=run.progress)
-    _train.fit(model, sections, [], plan, sections=tuple(s.name for s in sections), target=run.where["target"])
+    sections = [_spatialdata.training_section(s, run.spec, genes=model.genes, at_mpp=model.mpp) for s in train]
+    plan = _training.TrainOptions(
+        seed=run.split.seed, max_epochs=run.max_epochs, device=run.device, progress=run.progress
+    )
+    _training.fit(model, sections, [], plan, sections=tuple(s.name for s in sections), target=run.spec.target)
     rows = []
     for sdata in test:
-        section = _sdata.training_section(sdata, genes=run.genes, at_mpp=model.mpp, **run.where)
-        for row in _rows(model, section, _log_depth(sdata, run.where), run):
+        section = _spatialdata.training_section(sdata, run.spec, genes=run.genes, at_mpp=model.mpp)
+        for row in _rows(model, section, _log_depth(sdata, run.spec), run):
             head = {"model": run.name, "share": run.split.share, "seed": run.split.seed, "section": section.name}
             rows.append(head | row)
     logger.info("%s, %g of the genes seen, seed %d: done", run.name, run.split.share, run.split.seed)
     return pd.DataFrame(rows)
 
 
-def _log_depth(sdata: SpatialData, where: Mapping[str, Any]) -> NDArray[np.float64]:
+def _elements(spec: _spatialdata.SectionSpec) -> dict[str, Any]:
+    """What a finished run is compared by, as it stands in its file."""
+    return {key: value for key, value in asdict(spec).items() if key not in ("tissue_key", "min_counts")}
+
+
+def _log_depth(sdata: SpatialData, spec: _spatialdata.SectionSpec) -> NDArray[np.float64]:
     """(n,) log of the total count of every scored spot."""
-    kept = {key: where[key] for key in ("image_key", "shapes_key", "table_name", "layer", "target")}
-    rows, _ = _sdata.usable_rows(sdata, **kept)
-    table = sdata.tables[where["table_name"]]
-    return np.log(_sdata.totals(_sdata.matrix_of(table, where["layer"], what="table")[rows]))
+    rows, _ = _spatialdata.usable_rows(sdata, spec)
+    table = sdata.tables[spec.table_name]
+    return np.log(_spatialdata.totals(_spatialdata.matrix_of(table, spec.layer, what="table")[rows]))
 
 
 def _rows(model: Model, section: Section, depth: NDArray[np.float64], run: _Run) -> Iterator[dict[str, Any]]:
-    runtime = _infer.Runtime(device=run.device, precision="32", progress=False)
+    runtime = _inference.RuntimeOptions(device=run.device, precision="32", progress=False)
     unmeasured = replace(section, expression=None, genes=None)
-    pred, _ = _infer.predict(model, unmeasured, run.genes, runtime=runtime)
+    pred, _ = _inference.predict(model, unmeasured, run.genes, runtime=runtime)
     assert section.expression is not None
     true = section.expression.astype(np.float64)
     seen = np.isin(run.genes, run.split.seen)

@@ -1,0 +1,139 @@
+"""Pieces of a section that are worked on one by one, in any order and in any process, and what each leaves."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from functools import partial
+from typing import Any
+
+import numpy as np
+import shapely
+import torch
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from stpredict import _coverage
+from stpredict._partial import PartialSum
+from stpredict._prefetch import prefetch
+from stpredict._section import Section
+from stpredict.models._base import Model
+from stpredict.models._samples import Batch, Samples
+from stpredict.nn.device import same_autocast
+
+logger = logging.getLogger("stpredict")
+PATCHES = 64  # images of spot models a forward pass
+CHUNK_ROWS = 1024  # shapes of spot models a piece, about
+
+
+class ChunkedInference(ABC):
+    """The pieces of a section for one model. A piece is a forward pass or several; which ones never changes."""
+
+    n: int
+
+    def __init__(
+        self, model: Model, section: Section, *, batch_size: int, device: torch.device, progress: bool
+    ) -> None:
+        self.model, self.section, self.batch_size = model, section, batch_size
+        self.device, self.progress = device, progress
+        self._at_once = batch_size
+
+    def in_batches[Done](self, n: int, forward: Callable[[slice], Done]) -> list[Done]:
+        """`forward` on n images, as many at a time as fit into memory: half as many whenever it runs out.
+
+        Raises MemoryError where even one does not fit.
+        """
+        done: list[Done] = []
+        first = 0
+        while first < n:
+            part = slice(first, min(n, first + self._at_once))
+            try:
+                done.append(forward(part))
+                first = part.stop
+                continue
+            except torch.OutOfMemoryError as error:
+                if self._at_once == 1:
+                    raise MemoryError(
+                        f"one image of the {type(self.model).__name__} does not fit into the memory of {self.device}. "
+                        'Close what else runs there, pass device="cpu", or use a model with a smaller core_px.'
+                    ) from error
+            self._at_once = max(1, self._at_once // 2)  # out of the handler, which holds the tensors of the attempt
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            logger.info("out of memory on %s: going on with %d images a forward pass", self.device, self._at_once)
+        return done
+
+    @abstractmethod
+    def stream(self, which: Sequence[int]) -> Generator[PartialSum]:
+        """The parts of these pieces, one by one, in this order."""
+
+    @abstractmethod
+    def read(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """From the sums (n, d) the latent of every shape, 0 where nothing is covered, and covered shares (n,)."""
+
+
+class PatchInference(ChunkedInference):
+    """Patches of a spot model: the latent of every shape. A model that sees a whole section has one piece.
+
+    fast
+        The same model in fewer steps, for the latent; None: the model itself.
+    """
+
+    def __init__(
+        self, model: Model, section: Section, *, batch_size: int, device: torch.device, progress: bool,
+        fast: Model | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(model, section, batch_size=batch_size, device=device, progress=progress)
+        self.fast = model if fast is None else fast
+        self.share = _covered_share(section)
+        on = np.flatnonzero(self.share > 0)
+        step = max(len(on), 1) if model.sees_section else batch_size * -(-CHUNK_ROWS // batch_size)
+        self.groups = [on[k : k + step] for k in range(0, len(on), step)]
+        self.n = len(self.groups)
+
+    def stream(self, which: Sequence[int]) -> Generator[PartialSum]:
+        """Batch by batch within a piece; while one is computed, the next is cut out of the image and collated."""
+        samples = self.model.samples([self.section], train=False)
+        size, groups = self.batch_size, [self.groups[i] for i in which]
+        batches = [group[k : k + size] for group in groups for k in range(0, len(group), size)]
+
+        ambient = same_autocast(self.device)  # some samples hold features of an encoder
+
+        def cut(rows: NDArray[np.int64]) -> tuple[list[Any], Batch]:
+            with torch.inference_mode(), ambient:
+                patches = samples.__getitems__(rows.tolist())
+                return patches, samples.collate(patches)
+
+        with (
+            closing(prefetch(cut, batches, depth=1)) as made,
+            tqdm(made, desc="patches", total=len(batches), disable=not self.progress, leave=False) as shown,
+        ):
+            patches = iter(shown)
+            for group in groups:
+                found = []
+                for _ in range(0, len(group), size):
+                    every, batch = next(patches)
+                    found += self.in_batches(len(every), partial(self._latent, samples, every, batch))
+                yield PartialSum(
+                    np.concatenate([of for _, of in found]), np.concatenate([latent for latent, _ in found])
+                )
+
+    def _latent(
+        self, samples: Samples, patches: list[Any], batch: Batch, part: slice
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The latent of some samples of a batch, and their rows."""
+        whole = part == slice(0, len(patches))
+        batch = (batch if whole else samples.collate(patches[part])).to(self.device)
+        return self.fast.latent(batch).float().cpu().numpy(), batch.rows[:, 1]
+
+    def read(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """The latent itself: every shape is in one piece."""
+        return total.astype(np.float32, copy=False), self.share
+
+
+def _covered_share(section: Section) -> NDArray[np.float64]:
+    image = shapely.box(0, 0, section.image.width, section.image.height)
+    area = _coverage.areas(*_coverage.clip(section.geometry, section.radius, image))
+    return np.clip(area / np.where(section.area > 0, section.area, np.inf), 0.0, 1.0)

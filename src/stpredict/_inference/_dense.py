@@ -1,0 +1,206 @@
+"""Dense inference: tiles of an image through a dense model, pooled inside shapes and written to a raster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+import shapely
+import torch
+from numpy.typing import NDArray
+from shapely import STRtree
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from stpredict import _coverage
+from stpredict._inference._chunks import ChunkedInference
+from stpredict._partial import PartialSum
+from stpredict._prefetch import prefetch
+from stpredict._section import Section
+from stpredict._window import Tile, Window, tiles
+from stpredict.models._base import Model
+from stpredict.models._samples import Batch, to_cells
+
+READ_OUT_DEPTH = 1  # pieces that are read out while the next is computed
+
+Raster = Callable[[slice, slice, NDArray[np.float32]], None]
+
+
+class DenseInference(ChunkedInference):
+    """Tiles of a dense model: area-weighted sums of the latent inside every shape.
+
+    raster, query
+        Takes the cores of the map of these genes, (g, d); without `query` of the latent map itself. The values that it
+        is handed are valid during the call only.
+    fast
+        The same model in fewer steps, for the latent; None: the model itself.
+
+    The constant last channel of the latent adds up to the covered area. A chunk is a batch of tiles.
+    """
+
+    def __init__(
+        self, model: Model, section: Section, *, batch_size: int, device: torch.device, progress: bool,
+        raster: Raster | None = None, query: Tensor | None = None, fast: Model | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(model, section, batch_size=batch_size, device=device, progress=progress)
+        self.fast = model if fast is None else fast
+        self.raster, self.query = raster, query
+        image = shapely.box(0, 0, section.image.width, section.image.height)
+        self.geometry, self.radius = _coverage.clip(section.geometry, section.radius, image)
+        self.bounds = _coverage.bounds(self.geometry, self.radius) / model.stride
+        self._tree = STRtree([shapely.box(x0, y0, x1, y1) for y0, x0, y1, x1 in self.bounds])
+        self._last_read: tuple[Window, NDArray[np.uint8]] | None = None
+        if section.tissue is not None:
+            shapely.prepare(section.tissue)
+        c = model.config
+        every = tiles(section.image.height, section.image.width, core_px=c.core_px, halo_px=c.halo_px)
+        wanted = [
+            tile for tile in every if len(self._shapes_in(tile.core)) or (raster is not None and self._has_tissue(tile))
+        ]
+        self.groups = [wanted[k : k + batch_size] for k in range(0, len(wanted), batch_size)]
+        self.n = len(self.groups)
+
+    def stream(self, which: Sequence[int]) -> Generator[PartialSum]:
+        """While one batch is computed, the next is read, and the one before is read out and written."""
+        with (
+            closing(self._latent_batches(which)) as maps,
+            closing(prefetch(self._reduce_batch, maps, depth=READ_OUT_DEPTH)) as parts,
+        ):
+            yield from parts
+
+    def _latent_batches(self, which: Sequence[int]) -> Generator[tuple[int, Tensor]]:
+        """Chunks, by number, and the latent maps of their cores.
+
+        Two buffers (`READ_OUT_DEPTH` and one) take turns: a chunk is read out before the maps of the next but one are
+        computed. Allocated in each forward pass, and freed in the next, maps would break up the heap.
+        """
+        model, cells = self.model, round(self.model.config.core_px / self.model.stride)
+        shape = max(map(len, self.groups), default=0), model.query(model.genes[:1]).shape[1], cells, cells
+        buffers = [
+            torch.empty(shape, dtype=torch.float32, device=self.device)
+            for _ in range(min(READ_OUT_DEPTH + 1, len(which)))
+        ]
+        with closing(prefetch(self._read_batch, which, depth=2)) as batches:
+            shown = tqdm(batches, desc="tiles", total=len(which), disable=not self.progress, leave=False)
+            for k, (i, images) in enumerate(zip(which, shown, strict=True)):
+                yield i, self._latent_maps(images, buffers[k % len(buffers)])
+
+    def read(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Sums over areas."""
+        model, section = self.model, self.section
+        area = total[:, -1:].copy()
+        with np.errstate(invalid="ignore", divide="ignore"):
+            weight = 1 / area if model.config.reduction == "mean" else (model.stride * section.mpp) ** 2
+            pooled = total if total.dtype == np.float32 else np.empty(total.shape, np.float32)
+            np.multiply(total, weight, dtype=np.float64, out=pooled, casting="same_kind")
+        pooled[area[:, 0] <= 0] = 0.0
+        share = area[:, 0] * model.stride**2 / np.where(section.area > 0, section.area, np.inf)
+        return pooled, np.clip(share, 0.0, 1.0)
+
+    def _shapes_in(self, core: Window) -> NDArray[np.int64]:
+        """Rows of the shapes whose bounds overlap this core, rising."""
+        y0, x0, y1, x1 = (at / self.model.stride for at in (core.y0, core.x0, core.y1, core.x1))
+        near = np.sort(self._tree.query(shapely.box(x0, y0, x1, y1)))
+        b = self.bounds[near]
+        return near[(b[:, 0] < y1) & (b[:, 2] > y0) & (b[:, 1] < x1) & (b[:, 3] > x0)]  # those that only touch are out
+
+    def _has_tissue(self, tile: Tile) -> bool:
+        """Whether there may be tissue in a core."""
+        core, tissue = tile.core, self.section.tissue
+        return tissue is None or bool(shapely.intersects(tissue, shapely.box(core.x0, core.y0, core.x1, core.y1)))
+
+    def _read_batch(self, chunk: int) -> Tensor:
+        read = np.stack([self._pixels(tile.read) for tile in self.groups[chunk]])
+        images = torch.from_numpy(read).permute(0, 3, 1, 2)
+        return images.pin_memory() if self.device.type == "cuda" else images
+
+    def _pixels(self, window: Window) -> NDArray[np.uint8]:
+        """A window of the image. What it shares with the one before, mostly its neighbour, is not read again."""
+        image, before = self.section.image, self._last_read
+        if before is not None and before[0].shape == window.shape and before[0].y0 == window.y0:
+            last, shared = before[0], before[0].x1 - window.x0
+            if 0 < shared < window.width:
+                rest = replace(window, x0=last.x1, width=window.width - shared)
+                self._last_read = window, np.concatenate([before[1][:, -shared:], image.read(rest)], axis=1)
+                return self._last_read[1]
+        self._last_read = window, image.read(window)
+        return self._last_read[1]
+
+    @torch.inference_mode()
+    def _latent_maps(self, images: Tensor, out: Tensor) -> Tensor:
+        """The latent maps (b, d, h, w) of the cores of tiles, in `out`."""
+
+        def forward(part: slice) -> None:
+            moved = images[part].to(self.device, non_blocking=True)
+            batch = Batch(moved, None, None, (), np.empty((0, 2), np.int64))
+            out[part] = _test_time_augmented(self.fast, batch)
+
+        self.in_batches(len(images), forward)
+        return out[: len(images)]
+
+    @torch.inference_mode()
+    def _reduce_batch(self, batch: tuple[int, Tensor]) -> PartialSum:
+        """The partial sums of a chunk; its cores are written to the raster."""
+        group, maps = self.groups[batch[0]], batch[1]
+        sums: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
+        for tile, core in zip(group, maps, strict=True):
+            sums.append(self._pooled_sums(tile.core, core))
+            if self.raster is not None:
+                self._write_raster_tile(tile.core, core)
+        if len(sums) == 1:
+            return PartialSum(*sums[0])
+        rows, at = np.unique(np.concatenate([rows for rows, _ in sums]), return_inverse=True)
+        values = np.zeros((len(rows), maps.shape[1]))
+        np.add.at(values, at, np.concatenate([values for _, values in sums]))
+        return PartialSum(rows, values)
+
+    def _pooled_sums(self, core: Window, latent: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The shapes in a core, and the sums of its latent (d, h, w) inside them."""
+        d, h, w = latent.shape
+        hits = self._shapes_in(core)
+        if not len(hits):
+            return hits, np.zeros((0, d))
+        window = Window(round(core.y0 / self.model.stride), round(core.x0 / self.model.stride), h, w)
+        shapes = _coverage.transform(self.geometry[hits], self.radius[hits], to_cells(self.model.stride))
+        weights = _coverage.Weights.of(_coverage.coverage(*shapes, window))
+        if latent.is_cuda:
+            sums = weights.of_cells(latent.movedim(0, -1).reshape(h * w, d).cpu().numpy()).astype(np.float64)
+        else:  # in this thread alone: more would be in the way of the network's
+            sums = weights.one_by_one(latent.reshape(d, h * w).cpu().numpy()).astype(np.float64)
+        sums[:, -1] = weights.area  # of the constant channel
+        return hits, sums
+
+    def _write_raster_tile(self, core: Window, latent: Tensor) -> None:
+        """Values before the link (g, h, w) of one core to the raster."""
+        assert self.raster is not None
+        with torch.autocast(latent.device.type, enabled=False):
+            values = latent if self.query is None else torch.einsum("gd,dhw->ghw", self.query, latent)
+        height, width = raster_shape(self.model, self.section)
+        y0, x0 = round(core.y0 / self.model.stride), round(core.x0 / self.model.stride)
+        y1, x1 = min(y0 + values.shape[1], height), min(x0 + values.shape[2], width)
+        self.raster(slice(y0, y1), slice(x0, x1), values[:, : y1 - y0, : x1 - x0].cpu().numpy())
+
+
+def raster_shape(model: Model, section: Section) -> tuple[int, int]:
+    """(height, width) of a dense model's raster of this section, in cells."""
+    stride = model.stride
+    return int(np.ceil(section.image.height / stride)), int(np.ceil(section.image.width / stride))
+
+
+def _test_time_augmented(model: Model, batch: Batch) -> Tensor:
+    """The latent maps (b, d, h, w) of cores, averaged in float32 over the first `turns` symmetries of the square."""
+    halo, core = (round(px / model.stride) for px in (model.config.halo_px, model.config.core_px))
+    total: Tensor | None = None
+    for turn in range(model.config.turns):
+        flip, quarters = turn > 3, turn % 4
+        image = batch.image.flip(-1) if flip else batch.image
+        image = image.rot90(quarters, (-2, -1)) if quarters else image  # a turn of nothing copies
+        maps = model.latent(replace(batch, image=image))[..., halo : halo + core, halo : halo + core]
+        maps = maps.to(torch.float32, copy=True) if model.config.turns > 1 else maps  # no view: the halo goes
+        maps = maps.rot90(-quarters, (-2, -1)) if quarters else maps
+        maps = maps.flip(-1) if flip else maps
+        total = maps if total is None else total + maps
+    assert total is not None
+    return total if model.config.turns == 1 else total / model.config.turns

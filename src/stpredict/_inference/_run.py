@@ -1,0 +1,241 @@
+"""Inference: a section piece by piece, read out inside its shapes and streamed as a raster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stpredict._inference._chunks import PATCHES, ChunkedInference, PatchInference
+from stpredict._inference._dense import DenseInference, Raster
+from stpredict._malloc import keep_freed_memory
+from stpredict._partial import PartialStore, PartialSum
+from stpredict._section import Section
+from stpredict.models._base import Model
+from stpredict.models._patches import PatchEncoder
+from stpredict.models._samples import Batch
+from stpredict.nn.device import autocast, resolve_device, resolve_precision, run_after_fork
+from stpredict.nn.encoders import folded_encoder
+from stpredict.nn.fold import copied, folded
+
+EXACT_BYTES = 2**24  # of sums in float64
+HEAD_ROWS = 8192  # shapes whose genes are predicted together, where a model does not want all of a section
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """Where and how the forward pass runs: device, number format, images a batch, progress bar, `torch.compile`."""
+
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: int | str = "auto"
+    progress: bool = True
+    compile: bool = False
+
+
+def resolve_runtime(runtime: RuntimeOptions, output: str) -> RuntimeOptions:
+    """The same with every "auto" decided on this machine, for models of this output ("raster" or "spots")."""
+    device = resolve_device(runtime.device)
+    chosen = (4 if device.type == "cuda" else 1) if output == "raster" else PATCHES
+    n = chosen if runtime.batch_size == "auto" else int(runtime.batch_size)
+    return replace(runtime, device=str(device), precision=resolve_precision(runtime.precision, device), batch_size=n)
+
+
+def predict(
+    model: Model,
+    section: Section,
+    genes: Sequence[str],
+    *,
+    runtime: RuntimeOptions,
+    raster: Raster | None = None,
+    parts: PartialStore | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Predict inside the shapes of a section, and hand its raster on piece by piece.
+
+    genes
+        Panel genes to predict, in the wanted order.
+    raster
+        For dense models: called once for every core of the tiling with its rows and columns on the raster grid and the
+        values (g, h, w) before the link, or without genes the latent map (d, h, w), which are valid during the call.
+    parts
+        Where finished pieces are kept, and those of an earlier run are found: they are not done again, and the result
+        is the same to the bit.
+
+    Returns values (n, g) float32 in target units, NaN where nothing of a shape is on the image, and the covered share
+    (n,) of each shape's area in [0, 1]. The raster of all genes is never held.
+
+    Raises ValueError where a raster is asked of a model that has none.
+    """
+    with _inference_mode(model, runtime) as device:
+        query = _query(model, genes, device)
+        pieces = _chunked(
+            model, section, runtime, device, fast=_optimised(model, runtime), raster=raster,
+            query=query,
+        )  # fmt: skip
+        rows, share = _pooled_rows(pieces, parts)
+        values = np.full((section.n_shapes, len(genes)), np.nan, dtype=np.float32)
+        on = np.flatnonzero(share > 0)
+        if len(on) and query is not None:
+            _head(model, rows, on, query, values)
+        return values, share
+
+
+def n_chunks(model: Model, section: Section, *, runtime: RuntimeOptions, raster: bool) -> int:
+    """How many pieces `predict` has for this section, with or without its raster; `runtime` is settled."""
+    taker: Raster | None = (lambda y, x, values: None) if raster else None
+    return _chunked(model, section, runtime, torch.device("cpu"), raster=taker).n
+
+
+def run_chunks(
+    model: Model,
+    section: Section,
+    genes: Sequence[str],
+    which: Sequence[int],
+    *,
+    runtime: RuntimeOptions,
+    parts: PartialStore,
+    raster: Raster | None = None,
+) -> None:
+    """Do some pieces of what `predict` does, and keep their parts; arguments as there."""
+    with _inference_mode(model, runtime) as device:
+        query = _query(model, genes, device)
+        fast = _optimised(model, runtime)
+        pieces = _chunked(model, section, runtime, device, fast=fast, raster=raster, query=query)
+        with closing(pieces.stream(which)) as made:
+            for i, part in zip(which, made, strict=True):
+                parts.keep(i, part)
+
+
+def embed(
+    model: Model, section: Section, *, runtime: RuntimeOptions
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """What a model sees of each shape before any gene is asked: its latent, pooled inside the shape.
+
+    Returns values (n, d) float32, NaN where nothing of a shape is on the image (what is no feature is left out: a dense
+    model's constant channel, SGN's places), and the covered share (n,) of each shape's area.
+    """
+    with _inference_mode(model, runtime) as device:
+        rows, share = _pooled_rows(_chunked(model, section, runtime, device, fast=_optimised(model, runtime)), None)
+    values = np.where(share[:, None] > 0, rows, np.nan).astype(np.float32)
+    return values[:, : values.shape[1] - model.n_last], share
+
+
+@contextmanager
+def _inference_mode(model: Model, runtime: RuntimeOptions) -> Iterator[torch.device]:
+    run_after_fork()
+    device = resolve_device(runtime.device)
+    model.to(device).eval()
+    precision = resolve_precision(runtime.precision, device)
+    with keep_freed_memory(), torch.inference_mode(), autocast(precision, device):
+        yield device
+
+
+def _optimised(model: Model, runtime: RuntimeOptions) -> Model:
+    """The same function in fewer steps; the model itself stays as it is."""
+    fast = fold_batch_norms(model)
+    if not runtime.compile or model.output != "raster":
+        return fast
+    fast = copied(fast)
+    for part in fast.children():
+        part.compile()
+    return fast
+
+
+def fold_batch_norms(model: Model) -> Model:
+    """The model with its batch norms folded: all of a dense model, of a spot model those of trained patch encoders.
+
+    The features of frozen encoders are remembered, and folded where they are computed (`FeatureCache`).
+    """
+    if model.output != "raster":
+        trained = [m.encoder for m in model.modules() if isinstance(m, PatchEncoder) and not m.frozen]
+        return copied(model, {each: folded_encoder(each) for each in trained}) if trained else model
+    side, device = model.config.window_px, next(model.parameters()).device
+    image = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batch = Batch(image.to(device), None, None, (), np.empty((0, 2), np.int64))
+    with torch.autocast(device.type, enabled=False):
+        return folded(model, lambda m: m.latent(batch).float())
+
+
+def _query(model: Model, genes: Sequence[str], device: torch.device) -> Tensor | None:
+    if not genes:
+        return None
+    with torch.autocast(device.type, enabled=False):
+        return model.query(genes).float()
+
+
+def _chunked(
+    model: Model, section: Section, runtime: RuntimeOptions, device: torch.device, *, fast: Model | None = None,
+    raster: Raster | None = None, query: Tensor | None = None,
+) -> ChunkedInference:  # fmt: skip
+    if raster is not None and model.output != "raster":
+        raise ValueError(f"{type(model).__name__} predicts shapes one by one and has no raster; use output='layer'.")
+    n = (
+        runtime.batch_size
+        if isinstance(runtime.batch_size, int)
+        else int(resolve_runtime(runtime, model.output).batch_size)
+    )
+    if model.output == "raster":
+        return DenseInference(
+            model, section, batch_size=n, device=device, progress=runtime.progress, raster=raster, query=query,
+            fast=fast,
+        )  # fmt: skip
+    return PatchInference(model, section, batch_size=n, device=device, progress=runtime.progress, fast=fast)
+
+
+def _pooled_rows(
+    pieces: ChunkedInference, parts: PartialStore | None
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """The latent of every shape (n, d) float32, 0 where nothing is covered, and covered shares (n,).
+
+    Parts are added in the order of the pieces, whoever made them, so that the sums are the same to the bit.
+    """
+    missing = [i for i in range(pieces.n) if parts is None or not parts.has(i)]
+    new = set(missing)
+    total: NDArray[np.floating] | None = None
+    with closing(pieces.stream(missing)) as made:
+        for i in range(pieces.n):
+            part = next(made) if i in new else None
+            if parts is not None and part is not None:
+                parts.keep(i, part)
+            elif part is None:
+                assert parts is not None
+                part = parts.load(i)
+            if total is None:
+                total = _empty_sums(pieces.section.n_shapes, part)
+            total[part.rows] += part.values
+    if total is None:
+        return np.zeros((pieces.section.n_shapes, 0), np.float32), np.zeros(pieces.section.n_shapes)
+    return pieces.read(total)
+
+
+def _empty_sums(n_shapes: int, part: PartialSum) -> NDArray[np.floating]:
+    """Sums (n, d) of no piece yet, in the format of the parts, but in float32 where they would be over `EXACT_BYTES`.
+
+    Adding T parts in float32 rounds by at most T 6e-8 of the sum of their absolute values.
+    """
+    shape = n_shapes, part.values.shape[1]
+    return np.zeros(shape, part.values.dtype if 8 * shape[0] * shape[1] <= EXACT_BYTES else np.float32)
+
+
+def _head(
+    model: Model, rows: NDArray[np.float32], on: NDArray[np.int64], query: Tensor, values: NDArray[np.float32]
+) -> None:
+    """Fill `values` (n, g) in target units at rows `on`; models that see a whole section get all of these at once."""
+    step = len(on) if model.context == "section" else HEAD_ROWS
+    with torch.autocast(query.device.type, enabled=False):
+        for k in range(0, len(on), step):
+            some = on[k : k + step]
+            latent = torch.from_numpy(rows[some]).to(query.device)
+            values[some] = model.link(model.head(latent, query)).float().cpu().numpy()
+    wrong = np.flatnonzero(~np.isfinite(values[on]).all(axis=0))
+    if len(wrong):
+        raise ValueError(
+            f"{type(model).__name__}{f' in {model.loaded_from}' if model.loaded_from else ''} predicts values that are "
+            f"NaN or infinite for {len(wrong)} of {values.shape[1]} genes. Its weights are damaged, or training "
+            "diverged; train it again, with a lower lr."
+        )

@@ -1,0 +1,312 @@
+"""SpatialData in, Sections out: the one door from an object to what models, training and inference see."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import shapely
+
+from stpredict import _coverage
+from stpredict._section import ImageView, Section
+from stpredict._spatialdata._elements import (
+    image_levels,
+    missing_key,
+    resolve_image,
+    resolve_shapes,
+    warn_of_missing_chunks,
+)
+from stpredict._spatialdata._genes import match_genes
+from stpredict._spatialdata._mpp import check_resolution, image_mpp, level_scale
+from stpredict._spatialdata._shapes import check_some_inside, shapes_element, shapes_in_pixels, tissue
+from stpredict._spatialdata._table_rows import table_rows
+from stpredict._spatialdata._target import Target, check_counts, check_target, totals, usable
+from stpredict._spatialdata._target import target as target_of
+from stpredict.metrics import MIN_COUNTS
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+logger = logging.getLogger("stpredict")
+
+MAX_FINER = 256.0  # an image that is finer than the model by more is of no microscope: its mpp is wrong
+
+
+@dataclass(frozen=True, kw_only=True)
+class SectionSpec:
+    """Which elements of an object make a section, and which of its spots are used; None: found where unambiguous.
+
+    Parameters
+    ----------
+    image_key, shapes_key
+        Names of the H&E image and of the shapes.
+    table_name, layer
+        The table that annotates the shapes, and its layer of raw counts (None: X).
+    target
+        "log1p_cp10k", or "as_is" for values that are no counts; `min_counts` then does not apply.
+    mpp
+        Micrometres per pixel of the full-resolution image; None: found as `image_mpp` says.
+    tissue_key
+        Shapes or labels that outline tissue; None: the whole image.
+    min_counts
+        Total counts that a spot needs to be used.
+    """
+
+    image_key: str | None = None
+    shapes_key: str | None = None
+    table_name: str = "table"
+    layer: str | None = None
+    target: Target = "log1p_cp10k"
+    mpp: float | None = None
+    tissue_key: str | None = None
+    min_counts: float = MIN_COUNTS
+
+    @property
+    def image(self) -> str:
+        """`image_key` of a spec that is resolved."""
+        assert self.image_key is not None
+        return self.image_key
+
+    @property
+    def shapes(self) -> str:
+        """`shapes_key` of a spec that is resolved."""
+        assert self.shapes_key is not None
+        return self.shapes_key
+
+    def resolved(self, sdata: SpatialData) -> SectionSpec:
+        """The same with image and shapes named. Raises ValueError for keys that are missing or not unique."""
+        return dataclasses.replace(
+            self,
+            image_key=resolve_image(sdata, self.image_key),
+            shapes_key=resolve_shapes(sdata, self.shapes_key, table_name=self.table_name, tissue_key=self.tissue_key),
+        )
+
+
+def image_section(
+    sdata: SpatialData, spec: SectionSpec | None = None, *, at_mpp: float, name: str | None = None
+) -> Section:
+    """A section without shapes: the image alone, at `at_mpp` micrometres per pixel.
+
+    `spec.shapes_key` only helps to find the image's own mpp.
+
+    Raises ValueError as `section` does for the image, its mpp and the tissue.
+    """
+    spec = spec or SectionSpec()
+    spec = dataclasses.replace(spec, image_key=resolve_image(sdata, spec.image_key))
+    view, step = _view(sdata, spec, at_mpp)
+    region = tissue(sdata, spec.tissue_key, spec.image, step=step)
+    if region is not None and not shapely.intersects(region, shapely.box(0, 0, view.width, view.height)):
+        raise ValueError(
+            f"the tissue {spec.tissue_key!r} lies outside image {spec.image_key!r}. Check the transformations of both "
+            "with spatialdata.transformations.get_transformation."
+        )
+    none = np.empty(0)
+    return Section(
+        name=name or section_name(sdata, spec.image),
+        image=view,
+        geometry=np.empty(0, dtype=object),
+        radius=none,
+        ids=np.empty(0, dtype=object),
+        area=none,
+        tissue=region,
+    )
+
+
+def section(sdata: SpatialData, spec: SectionSpec | None = None, *, at_mpp: float, name: str | None = None) -> Section:
+    """An image and some shapes as a model sees them, at `at_mpp` micrometres per pixel.
+
+    Returns a Section with rows in element order, the geometry clipped to image and tissue (empty where nothing is
+    left), `area` that of the whole shapes.
+
+    Raises ValueError for keys that are not there or not unique, an image that is not RGB uint8 or too coarse, no mpp,
+    no common coordinate system, ids that are not unique, and shapes that all lie outside image and tissue.
+    """
+    spec = spec or SectionSpec()
+    shapes_key = resolve_shapes(sdata, spec.shapes_key, tissue_key=spec.tissue_key)
+    spec = dataclasses.replace(spec, image_key=resolve_image(sdata, spec.image_key), shapes_key=shapes_key)
+    return _section_of_shapes(sdata, spec, at_mpp, name)[0]
+
+
+def training_section(
+    sdata: SpatialData,
+    spec: SectionSpec | None = None,
+    *,
+    genes: Sequence[str],
+    at_mpp: float,
+    missing_genes: Literal["raise", "nan"] = "raise",
+    name: str | None = None,
+) -> Section:
+    """A section with what was measured: only the shapes that the protocol lets into training and scoring.
+
+    genes
+        Columns of `expression`, in this order.
+    missing_genes
+        What to do for genes that the table lacks: raise, or leave a column of NaN.
+
+    Returns a Section with rows in element order, `expression` (n, g) float32, `grid` from obs["array_row"] and
+    obs["array_col"] where the table has them, and in `dropped` why shapes were left out, and how many.
+
+    Raises ValueError as `section` does, for tables that do not fit the shapes, for values that are no counts, for genes
+    that are missing, and where no usable spot is left.
+    """
+    spec = (spec or SectionSpec()).resolved(sdata)
+    whole, on_image = _section_of_shapes(sdata, spec, at_mpp, name)
+    share = _share(whole.geometry, whole.radius, whole.area)
+    rows, keep, dropped = _usable_rows(sdata, spec, on_image=on_image, share=share)
+    table, what = sdata.tables[spec.table_name], _what(spec)
+    columns, missing = match_genes(genes, list(table.var_names), what=f"table {spec.table_name!r}", var=table.var)
+    if missing and missing_genes == "raise":
+        raise ValueError(
+            f"section {whole.name!r}: table {spec.table_name!r} lacks {len(missing)} of {len(genes)} genes: "
+            f"{missing[:5]}. Choose a panel that all sections have, for example with pp.gene_panel."
+        )
+    values = target_of(matrix_of(table, spec.layer, what=what)[rows], target=spec.target, columns=columns, what=what)
+    return dataclasses.replace(
+        _take(whole, keep), expression=values, genes=tuple(map(str, genes)), grid=_grid(table, rows), dropped=dropped
+    )
+
+
+def usable_rows(sdata: SpatialData, spec: SectionSpec | None = None) -> tuple[NDArray[np.int64], dict[str, int]]:
+    """The rows of a table that enter training and scoring, and how many shapes do not, for which reason.
+
+    Returns rows (m,) in the order of the shapes they annotate, and {reason: count}. No mpp is needed.
+
+    Raises ValueError as `training_section` does.
+    """
+    spec = (spec or SectionSpec()).resolved(sdata)
+    region = tissue(sdata, spec.tissue_key, spec.image)
+    geometry, radius, area, on_image = shapes_in_pixels(sdata, spec.image, spec.shapes, region=region)
+    check_some_inside(geometry, shapes_key=spec.shapes, image_key=spec.image, tissue_key=spec.tissue_key)
+    rows, _, dropped = _usable_rows(sdata, spec, on_image=on_image, share=_share(geometry, radius, area))
+    return rows, dropped
+
+
+def matrix_of(table: AnnData, layer: str | None, *, what: str) -> Any:
+    """X, or the layer that is named, whole. Raises ValueError for a layer that is not there."""
+    if layer is None:
+        if table.X is None:
+            raise ValueError(f"{what} is empty. Name the layer with raw counts by layer=.")
+        return table.X
+    existing = [key for key in table.layers.keys() if key is not None]  # anndata 0.13 lists X as None
+    if layer not in existing:
+        raise missing_key(layer, existing, what="layer", argument="layer")
+    return table.layers[layer]
+
+
+def section_name(sdata: SpatialData, image_key: str) -> str:
+    """What messages call a section: its own name, else its store's, else its image's."""
+    if sdata.attrs.get("name"):
+        return str(sdata.attrs["name"])
+    return Path(sdata.path).stem if sdata.path is not None else image_key
+
+
+def _view(sdata: SpatialData, spec: SectionSpec, at_mpp: float) -> tuple[ImageView, float]:
+    """The image at `at_mpp`, and how many pixels of the full-resolution image make one of the view."""
+    image_key = spec.image
+    levels = image_levels(sdata, image_key)
+    warn_of_missing_chunks(sdata, image_key)
+    own = image_mpp(sdata, image_key, spec.shapes_key, spec.mpp)
+    check_resolution(own, at_mpp, image_key)
+    step = at_mpp / own
+    height, width = levels[0].sizes["y"], levels[0].sizes["x"]
+    if step > MAX_FINER:
+        raise ValueError(
+            f"image {image_key!r} of {width} x {height} px would be {width * own:.3g} x {height * own:.3g} um at "
+            f"mpp={own:.3g}, {width / step:.3g} x {height / step:.3g} px at the {at_mpp:g} um per pixel of the model. "
+            "Correct mpp=: it is the micrometres of a pixel of the full-resolution image."
+        )
+    best, scale = level_scale([(level.sizes["y"], level.sizes["x"]) for level in levels], step)
+    return ImageView(pixels=levels[best].data, scale=scale, mpp=float(at_mpp)), step
+
+
+def _section_of_shapes(
+    sdata: SpatialData, spec: SectionSpec, at_mpp: float, name: str | None
+) -> tuple[Section, NDArray[np.bool_]]:
+    """The section of all shapes of a resolved spec, and which of them lie wholly on the image."""
+    view, step = _view(sdata, spec, at_mpp)
+    region = tissue(sdata, spec.tissue_key, spec.image, step=step)
+    geometry, radius, area, on_image = shapes_in_pixels(sdata, spec.image, spec.shapes, region=region, step=step)
+    check_some_inside(geometry, shapes_key=spec.shapes, image_key=spec.image, tissue_key=spec.tissue_key)
+    ids = shapes_element(sdata, spec.shapes).index.to_numpy()
+    name = name or section_name(sdata, spec.image)
+    whole = Section(name=name, image=view, geometry=geometry, radius=radius, ids=ids, area=area, tissue=region)
+    return whole, on_image
+
+
+def _usable_rows(
+    sdata: SpatialData, spec: SectionSpec, *, on_image: NDArray[np.bool_], share: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, int]]:
+    """Usable rows of the table, their shapes' positions (rising), and the reasons of the others.
+
+    on_image, share
+        Of each shape: whether it lies wholly on the image, and which share of its area is tissue.
+    """
+    check_target(spec.target)
+    rows, positions = table_rows(sdata, spec.table_name, spec.shapes)
+    order = np.argsort(positions)
+    rows, positions = rows[order], positions[order]
+    table = sdata.tables[spec.table_name]
+    total = None
+    if spec.target == "log1p_cp10k":
+        counts = matrix_of(table, spec.layer, what=_what(spec))[rows]
+        check_counts(counts, what=_what(spec))
+        total = totals(counts)
+    keep, dropped = usable(
+        total=total,
+        on_image=on_image[positions],
+        tissue_share=share[positions],
+        in_tissue=_in_tissue(table, rows),
+        min_counts=spec.min_counts,
+    )
+    if len(positions) < len(on_image):
+        dropped = {f"without a row in table {spec.table_name!r}": len(on_image) - len(positions)} | dropped
+    if not keep.any():
+        raise ValueError(
+            f"no usable spot in shapes {spec.shapes_key!r} with table {spec.table_name!r}: of {len(on_image)}, dropped "
+            f"{dropped}. Check min_counts=, layer= and tissue_key=, and that the spots lie on the image."
+        )
+    logger.info(
+        "shapes %r: %d of %d are used; dropped: %s", spec.shapes_key, keep.sum(), len(on_image), dropped or "none"
+    )
+    return rows[keep], positions[keep], dropped
+
+
+def _share(
+    geometry: NDArray[np.object_], radius: NDArray[np.float64], area: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.nan_to_num(_coverage.areas(geometry, radius) / area)
+
+
+def _in_tissue(table: AnnData, rows: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+    if "in_tissue" not in table.obs:
+        return None
+    said = table.obs["in_tissue"].iloc[rows].astype(str).str.lower()
+    known = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
+    if not said.isin(list(known)).all():
+        raise ValueError(f'obs["in_tissue"] must be 0 or 1, got {said[~said.isin(list(known))].unique()[:3].tolist()}.')
+    return said.map(known).to_numpy(dtype=bool)
+
+
+def _grid(table: AnnData, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    if not {"array_row", "array_col"} <= set(table.obs):
+        return None
+    grid = [pd.to_numeric(table.obs[column].iloc[rows]).to_numpy() for column in ("array_row", "array_col")]
+    return np.rint(np.stack(grid, axis=1)).astype(np.int64)
+
+
+def _take(whole: Section, keep: NDArray[np.int64]) -> Section:
+    rows = {key: getattr(whole, key)[keep] for key in ("geometry", "radius", "ids", "area")}
+    return dataclasses.replace(whole, **rows)
+
+
+def _what(spec: SectionSpec) -> str:
+    return f"table {spec.table_name!r}, " + ("X" if spec.layer is None else f"layer {spec.layer!r}")

@@ -1,0 +1,1 @@
+"""Writing into stores: elements are built aside, and come into view by one transaction."""

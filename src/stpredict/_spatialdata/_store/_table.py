@@ -1,0 +1,235 @@
+"""Results that go into an existing table: layers and obsm entries, with the columns and the record beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from anndata import ImplicitModificationWarning
+from anndata.io import read_elem, write_elem
+
+from stpredict._spatialdata._store._scratch import InlineStore
+from stpredict._spatialdata._store._transaction import Store, Transaction, check_key
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from stpredict._spatialdata._store._commit import Members
+
+
+NAMESPACE = "stpredict"  # of uns and of sdata.attrs
+
+
+@dataclass(frozen=True)
+class TableEntry:
+    """A layer or an obsm entry of a table, and what belongs to it.
+
+    table_name, key
+        Where it goes; `place` is ``layers`` for (n_obs, n_vars) or ``obsm`` for (n_obs, d).
+    values
+        float32, rows and columns as in the table; NaN where nothing was predicted.
+    var, obs
+        Columns by their full names, (n_vars,) and (n_obs,), numbers or bool. None takes a column of that name away.
+    record
+        What ``uns["stpredict"][key]`` and ``sdata.attrs["stpredict"]`` say of it.
+    """
+
+    table_name: str
+    key: str
+    values: NDArray[np.float32]
+    place: str = "layers"
+    var: Mapping[str, NDArray[Any] | None] = field(default_factory=dict)
+    obs: Mapping[str, NDArray[Any] | None] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    def records(self, known: Mapping[str, Any]) -> dict[str, Any]:
+        """What changes in the provenance, by place."""
+        return {f"tables/{self.table_name}/{self.place}/{self.key}": dict(self.record)}
+
+    def check(self, sdata: SpatialData, store: Store | None, *, overwrite: bool) -> None:
+        """Raise ValueError where the entry cannot go into the object or its store; see `check_entry`."""
+        table = sdata.tables[self.table_name]
+        names = {"var": tuple(self.var), "obs": tuple(self.obs)}
+        check_entry(table, store, self, names, overwrite=overwrite)
+        n_obs, n_vars = table.shape
+        form = (n_obs, n_vars) if self.place == "layers" else (n_obs, *self.values.shape[1:2])
+        if self.values.shape != form or self.values.dtype != np.float32:
+            raise ValueError(
+                f"{self.place}[{self.key!r}] must be float32 {form}, got {self.values.dtype} {self.values.shape}."
+            )
+        for axis, n in (("var", n_vars), ("obs", n_obs)):
+            for name, column in getattr(self, axis).items():
+                if column is not None and (np.shape(column) != (n,) or np.asarray(column).dtype.kind not in "bif"):
+                    raise ValueError(f"{axis}[{name!r}] must be ({n},) numbers or bool, got {np.shape(column)}.")
+
+    def build(self, folder: Path) -> None:
+        """Write everything aside, as anndata writes it."""
+        group = zarr.open_group(InlineStore(folder / self._aside), mode="w", zarr_format=3)
+        for axis in ("var", "obs"):
+            write_elem(group, axis, {k: np.asarray(v) for k, v in getattr(self, axis).items() if v is not None})
+        write_elem(group, "uns", {NAMESPACE: {self.key: dict(self.record)}})
+        write_elem(group, self.place, {self.key: self.values})
+
+    def members(self, store: Store, folder: Path, known: Members) -> Members:
+        """What changes inside the stored table, by path; `known` is what other entries change there."""
+        base, aside = Store(store.path / "tables" / self.table_name), folder / self._aside
+        out = dict(known)
+        meta = base.meta()
+        if meta.pop("consolidated_metadata", None) is not None:
+            # an index of the table's own, as anndata writes it, would hide what is new
+            out["zarr.json",] = _json(meta)
+        for axis in ("var", "obs"):
+            columns: Mapping[str, Any] = getattr(self, axis)
+            if columns:
+                out |= {
+                    (axis, name): None if column is None else aside / axis / name for name, column in columns.items()
+                }
+                out[axis, "zarr.json"] = _reordered(base, axis, columns, out)
+        for path in (("uns", NAMESPACE, self.key), (self.place, self.key)):
+            out |= _member(base, aside, path, out)
+        return out
+
+    def apply(self, transaction: Transaction, sdata: SpatialData, store: Store | None) -> None:
+        """Set everything in memory."""
+        table = sdata.tables[self.table_name]
+        for axis in ("var", "obs"):
+            for name, column in getattr(self, axis).items():
+                _set(transaction, table, axis, name, column)
+        known = table.uns.get(NAMESPACE, {})
+        _set(transaction, table, "uns", NAMESPACE, {**known, self.key: dict(self.record)})
+        _set(transaction, table, self.place, self.key, self.values)
+
+    @property
+    def _aside(self) -> str:
+        return f"{self.table_name}-{self.place}-{self.key}"
+
+
+def check_entry(
+    table: AnnData, store: Store | None, entry: TableEntry, names: Mapping[str, tuple[str, ...]], *, overwrite: bool
+) -> None:
+    """Raise ValueError unless the entry's key and the names of its columns may be written."""
+    base = ("tables", entry.table_name)
+    if store is not None:
+        store.check_agrees(entry.table_name, table)
+    existing = {*getattr(table, entry.place), *(store.members(*base, entry.place) if store else ())}
+    kind = "layer" if entry.place == "layers" else "obsm entry"
+    check_key(entry.key, existing, overwrite=overwrite, what=f"{kind} of table {entry.table_name!r}")
+    for axis in ("var", "obs"):
+        seen = {*getattr(table, axis).columns, *(store.columns(entry.table_name, axis) if store else ())}
+        for name in names[axis]:
+            what = f"column of {axis} of table {entry.table_name!r}"
+            check_key(name, map(str, seen), overwrite=overwrite, what=what)
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=2).encode()
+
+
+def _reordered(base: Store, axis: str, columns: Mapping[str, Any], known: Members) -> bytes:
+    """The ``zarr.json`` of a frame that has these columns too; None takes one away."""
+    earlier = known.get((axis, "zarr.json"))
+    meta = json.loads(earlier) if isinstance(earlier, bytes) else base.meta(axis)
+    seen = meta["attributes"]["column-order"]
+    order = [*seen, *(name for name in columns if name not in seen)]
+    meta["attributes"]["column-order"] = [name for name in order if name not in columns or columns[name] is not None]
+    return _json(meta)
+
+
+def _member(base: Store, aside: Path, path: tuple[str, ...], known: Members) -> Members:
+    """The member of a group that is new, or the outermost group around it that the table lacks."""
+    for depth in range(1, len(path)):
+        group = path[:depth]
+        if isinstance(made := known.get(group), Path):  # by another entry: what is new goes into its group
+            os.rename(aside.joinpath(*path[: depth + 1]), made / path[depth])
+            return {}
+        if not base.has(*group):
+            return {group: aside.joinpath(*group)}
+    return {path: aside.joinpath(*path)}
+
+
+def _set(transaction: Transaction, table: AnnData, place: str, name: str, value: Any) -> None:
+    """Set (None: take away) one member of a table's mapping or frame, with its way back."""
+    before = getattr(table, place)
+    had, old = name in before, before[name] if name in before else None
+
+    def put(new: Any, there: bool) -> None:
+        with warnings.catch_warnings():
+            # a table that is a view becomes a table of its own here, which is what we want
+            warnings.simplefilter("ignore", ImplicitModificationWarning)
+            if there:
+                getattr(table, place)[name] = new
+            elif name in getattr(table, place):
+                del getattr(table, place)[name]
+
+    transaction.apply_step(f"set {place}[{name!r}]", lambda: put(value, value is not None), lambda: put(old, had))
+
+
+# What may differ between the samples of one result: what it was read from, where, and when.
+OF_A_SAMPLE = ("image_digest", "shapes_digest", "raster", "device", "versions", "model_path")
+
+
+def keep_others(
+    sdata: SpatialData, table_name: str, key: str, *, rows: NDArray[np.int64], values: NDArray[np.float32],
+    coverage: NDArray[np.float64] | None, record: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Fill in the rows of other shapes, as an earlier call has left them in the layer of this name.
+
+    rows
+        (m,) of the table, which are written now.
+    values, coverage
+        (n_obs, n_vars) and (n_obs,), changed in place: rows that were not written now and have earlier values.
+
+    Values of another model, other genes or settings are not mixed in: those rows stay NaN, which a warning says.
+    """
+    old, covered, made = _earlier(sdata, table_name, key)
+    if not isinstance(old, np.ndarray) or old.shape != values.shape:
+        return
+    other = np.ones(len(values), bool)
+    other[rows] = False
+    other &= np.isfinite(old).any(axis=1)
+    if not other.any():
+        return
+    if _of_one_result(made, record):
+        values[other] = old[other]
+        if coverage is not None and covered is not None:
+            coverage[other] = covered[other]
+        return
+    warnings.warn(
+        f"{int(other.sum())} rows of table {table_name!r}, which annotate other shapes, held values of another model, "
+        f"other genes or other settings under {key!r}; they are NaN now. Write these shapes again with this model, or "
+        "pass another key_added for one of the two.",
+        stacklevel=6,
+    )
+
+
+def _earlier(sdata: SpatialData, table_name: str, key: str) -> tuple[Any, Any, Mapping[str, Any]]:
+    """Layer, coverage and record of that name: those in memory, else those in the store."""
+    table = sdata.tables[table_name]
+    column, known = f"{key}_coverage", table.uns.get(NAMESPACE, {})
+    if key in table.layers:
+        covered = table.obs[column].to_numpy() if column in table.obs else None
+        return table.layers[key], covered, known.get(key, {})
+    store = None if sdata.path is None else Store(Path(sdata.path))
+    if store is None or not store.has("tables", table_name, "layers", key):
+        return None, None, {}
+    group = zarr.open_group(store.path / "tables" / table_name, mode="r", use_consolidated=False)
+
+    def read(*place: str) -> Any:
+        return read_elem(group["/".join(place)]) if store.has("tables", table_name, *place) else None
+
+    return read("layers", key), read("obs", column), read("uns", NAMESPACE, key) or {}
+
+
+def _of_one_result(made: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
+    """Whether two records are of one model, its genes and its settings; lists come back from a store as arrays."""
+    names = {*made, *record} - {*OF_A_SAMPLE}
+    return bool(made) and all(np.asarray(made.get(n)).tolist() == np.asarray(record.get(n)).tolist() for n in names)

@@ -1,0 +1,8 @@
+"""Training: the loop on Lightning, its options, and what is held out for validation."""
+
+from __future__ import annotations
+
+from stpredict._training._loop import TrainOptions, fit, split_spatial_blocks
+from stpredict._training._module import MIN_STEPS, FitModule
+
+__all__ = ["MIN_STEPS", "FitModule", "TrainOptions", "fit", "split_spatial_blocks"]

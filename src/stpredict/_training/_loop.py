@@ -1,0 +1,288 @@
+"""The training loop, on Lightning."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger
+
+from stpredict import metrics
+from stpredict._arguments import LIMITS
+from stpredict._malloc import keep_freed_memory
+from stpredict._schema import check_fields
+from stpredict._section import Section, blocks, take
+from stpredict._training._module import FitModule, RestoreBest, val_batches
+from stpredict.models._base import Model, Recipe, new_card, predict_batch
+from stpredict.models._samples import Samples, held_in_memory
+from stpredict.nn.device import autocast, resolve_device, resolve_precision, run_after_fork
+
+logger = logging.getLogger("stpredict")
+CACHE_BYTES = 3 * 2**30  # images of the training sections held at working resolution, all together
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How one training runs; None = the model's own recipe."""
+
+    max_epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    devices: int = 1
+    strategy: str = "auto"
+    num_nodes: int = 1
+    checkpoint_dir: str | Path | None = None
+    resume: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, which names the setting, for one with which nothing could be trained."""
+        check_fields(vars(self), TrainOptions, LIMITS)
+
+    def recipe(self, own: Recipe) -> Recipe:
+        """The model's recipe with what the caller gave put in its place."""
+        given: dict[str, Any] = {"max_epochs": self.max_epochs, "batch_size": self.batch_size, "lr": self.lr}
+        recipe = replace(own, **{key: value for key, value in given.items() if value is not None})
+        if self.lr is not None:  # the encoder's rate keeps its ratio
+            recipe = replace(recipe, encoder_lr=own.encoder_lr * self.lr / own.lr)
+        return recipe
+
+
+def fit(
+    model: Model, train: Sequence[Section], val: Sequence[Section], plan: TrainOptions, **card: Any
+) -> pd.DataFrame:
+    """Train `model` in place on sections, give it its card, and return the history.
+
+    train, val
+        Sections with expression in the order of `model.genes`; `val` may be empty (no early stopping, no reliability).
+    card
+        Fields of the card that only the caller knows (sections, target, licence, ...).
+
+    Returns one row an epoch: epoch, train_loss, and with validation val_loss and val_pcc (mean over genes); lr.
+
+    Raises ValueError where there is no section, and for a training that diverged: the model then has no card.
+    """
+    if not train:
+        raise ValueError("there is nothing to train on: no section was given.")
+    run_after_fork()
+    share = CACHE_BYTES // (len(train) + len(val))
+    train, val = ([held_in_memory(s, limit_bytes=share) for s in part] for part in (train, val))
+    device = resolve_device(plan.device)
+    precision = resolve_precision(plan.precision, device)
+    with keep_freed_memory():
+        model.to(device)
+        with autocast(precision, device):  # frozen encoders see here what they will see in the loop and in prediction
+            model.prepare(train)
+        model.card = model.loaded_from = None  # from here on no card and no folder has these weights
+        recipe = plan.recipe(model.recipe)
+        history = pd.DataFrame({"epoch": [0]})
+        if any(p.requires_grad for p in model.parameters()):
+            history = _loop(model, train, val, plan, recipe)
+        model.to(device)  # Lightning brings it back to the CPU, and a closed form may be computed there
+        with autocast(precision, device):
+            model.finish(train)
+            model.eval()
+            _check_finite(model, history, recipe)
+            val_pcc = _reliability(model, val) if val else {}
+    model.card = new_card(model, seed=plan.seed, val_pcc=val_pcc, **card)
+    return history
+
+
+def split_spatial_blocks(section: Section, *, share: float, seed: int) -> tuple[Section, Section | None]:
+    """The section without, and with only, about `share` of its shapes in spatial blocks (of a 4 x 4 grid of quantiles).
+
+    Raises ValueError for a share outside [0, 1) or one that leaves no shape to either side.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"val={share} must lie in [0, 1): the share of each training section that is held out.")
+    if share == 0:
+        return section, None
+    block = blocks(section)
+    order = np.random.default_rng([seed, len(block)]).permutation(16)
+    reached = np.cumsum([(block == b).sum() for b in order])
+    held = np.isin(block, order[: 1 + int(np.searchsorted(reached, share * len(block)))])
+    if held.all() or not held.any():
+        raise ValueError(
+            f"section {section.name!r} has {section.n_shapes} usable shapes, too few to hold out {share:.0%} of them "
+            "in blocks. Pass val=0, or validation sections."
+        )
+    return take(section, ~held), take(section, held)
+
+
+def _loop(
+    model: Model, train: Sequence[Section], val: Sequence[Section], plan: TrainOptions, recipe: Recipe
+) -> pd.DataFrame:
+    device = resolve_device(plan.device)
+    precision = resolve_precision(plan.precision, device)
+    with autocast(precision, device):  # some samples hold features of an encoder
+        samples = model.samples(train, train=True, seed=plan.seed), _val_samples(model, val)
+    task = FitModule(model, recipe, *samples, seed=plan.seed, precision=precision)
+    folder = Path(plan.checkpoint_dir) if plan.checkpoint_dir is not None else None
+    L.seed_everything(plan.seed, verbose=False)
+    model.train()  # Lightning keeps the mode it finds, and the encoder's batch norm must be told to stay as it is
+    with warnings.catch_warnings(), _quiet_lightning(), _determinism_as_found():
+        warnings.filterwarnings("ignore", message="GPU available but not used.*")  # the caller's choice
+        trainer = _trainer(plan, recipe, device, folder, has_val=bool(val))
+        warnings.filterwarnings(
+            "ignore", message=".*LeafSpec.*", category=FutureWarning
+        )  # Lightning 2.6 with torch 2.15
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the encoder's norms
+        warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")
+        with tempfile.TemporaryDirectory() as left:
+            task.kept = Path(left) / "history.json" if plan.devices * plan.num_nodes > 1 else None
+            trainer.fit(task, ckpt_path=_checkpoint(folder) if plan.resume else None, weights_only=True)
+            if not task.history and task.kept is not None:  # the processes that trained have ended
+                task.history = json.loads(task.kept.read_text())
+    if not task.history:
+        raise ValueError(
+            f"no step was taken: {len(task.samples)} samples make no batch. Pass fewer devices or more shapes."
+        )
+    return pd.DataFrame(task.history)
+
+
+def _check_finite(model: Model, history: pd.DataFrame, recipe: Recipe) -> None:
+    """Raise ValueError where a training left weights that are not finite, and say since when.
+
+    history
+        What `fit` returns.
+    """
+    broken = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        lost = history[~np.isfinite(history["train_loss"])] if "train_loss" in history else history[:0]
+        since = f" The training loss is not finite from epoch {lost['epoch'].iloc[0]:.0f} on." if len(lost) else ""
+        raise ValueError(
+            f"training diverged: {len(broken)} tensors hold values that are not finite, such as {broken[0]}.{since} "
+            f"Pass a smaller lr (now {recipe.lr:g}), and check the measured values of the sections."
+        )
+
+
+def _trainer(
+    plan: TrainOptions, recipe: Recipe, device: torch.device, folder: Path | None, *, has_val: bool
+) -> L.Trainer:
+    return L.Trainer(
+        accelerator=device.type,
+        devices=[device.index or 0] if device.type == "cuda" and plan.devices == 1 else plan.devices,
+        strategy=_strategy(plan),
+        use_distributed_sampler=False,  # ours splits windows itself, and repeats none
+        num_nodes=plan.num_nodes,
+        precision=resolve_precision(plan.precision, device),
+        max_epochs=recipe.max_epochs,
+        gradient_clip_val=recipe.gradient_clip,
+        callbacks=_callbacks(recipe, folder, has_val=has_val, progress=plan.progress),
+        logger=_csv_log(folder) if folder is not None else False,
+        enable_checkpointing=folder is not None,
+        enable_model_summary=False,
+        enable_progress_bar=plan.progress,
+        num_sanity_val_steps=0,
+        limit_val_batches=1.0 if has_val else 0,
+        log_every_n_steps=1,
+        reload_dataloaders_every_n_epochs=1,
+        deterministic="warn",
+    )
+
+
+def _strategy(plan: TrainOptions) -> str:
+    """With several devices of one machine, processes that hand the trained model back to the caller."""
+    several = plan.devices > 1 and plan.num_nodes == 1
+    interactive = hasattr(sys, "ps1")  # there Lightning forks, and says so where it cannot
+    return "ddp_spawn" if plan.strategy == "auto" and several and not interactive else plan.strategy
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Without Lightning's notes on devices and products; its warnings stay."""
+    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
+
+
+@contextmanager
+def _determinism_as_found() -> Iterator[None]:
+    """Torch's deterministic mode put back, which Lightning sets for the whole process: it slows predictions down.
+
+    Meanwhile new memory is not filled, which that mode does before every operation: nothing reads it unwritten.
+    """
+    found = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic
+    filled, memory.fill_uninitialized_memory = memory.fill_uninitialized_memory, False
+    try:
+        yield
+    finally:
+        memory.fill_uninitialized_memory = filled
+        torch.use_deterministic_algorithms(found[0], warn_only=found[1])
+
+
+def _val_samples(model: Model, val: Sequence[Section]) -> Samples | None:
+    return model.samples(val, train=False) if val else None
+
+
+def _checkpoint(folder: Path | None) -> Path:
+    if folder is None or not (folder / "last.ckpt").is_file():
+        raise FileNotFoundError(
+            f"resume=True, but there is no last.ckpt in checkpoint_dir={str(folder)!r}. Name the folder of the "
+            "interrupted run, or train without resume."
+        )
+    return folder / "last.ckpt"
+
+
+def _callbacks(recipe: Recipe, folder: Path | None, *, has_val: bool, progress: bool) -> list[Callback]:
+    callbacks: list[Callback] = [RestoreBest()] if has_val else []
+    if has_val and recipe.patience is not None:
+        callbacks.append(EarlyStopping("val_loss", patience=recipe.patience))
+    if folder is not None:
+        callbacks.append(_checkpoints(folder))
+    if progress:
+        callbacks.append(TQDMProgressBar(leave=True))
+    return callbacks
+
+
+def _checkpoints(folder: Path) -> ModelCheckpoint:
+    # at the end of the epoch, after its row of the history is written
+    return ModelCheckpoint(
+        folder, filename="last", save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False
+    )
+
+
+def _csv_log(folder: Path) -> CSVLogger:
+    """A log of its own for every run: log, log2, ...; a resumed run keeps what the first one wrote."""
+    n = sum(1 for path in folder.glob("log*") if path.is_dir())
+    return CSVLogger(folder, name="", version=f"log{n + 1}" if n else "log")
+
+
+def _reliability(model: Model, val: Sequence[Section]) -> dict[str, float | None]:
+    """Per-gene correlation on the validation sections, averaged over them; None where it is undefined."""
+    samples = model.samples(val, train=False)
+    batches = [samples.collate([samples[i] for i in b]) for b in val_batches(model, samples, model.recipe.batch_size)]
+    device = next(model.parameters(), torch.zeros(())).device
+    with torch.inference_mode():
+        values = [predict_batch(model, b.to(device), model.query(b.genes)).cpu().numpy() for b in batches]
+    pred, true = np.concatenate(values), np.concatenate([b.measured.numpy() for b in batches])
+    section = np.concatenate([b.rows[:, 0] for b in batches])
+    scores = [metrics.pcc(pred[section == i], true[section == i]) for i in range(len(val)) if (section == i).sum() > 2]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Mean of empty slice")
+        mean = np.nanmean(scores, axis=0)
+    return {gene: float(v) if np.isfinite(v) else None for gene, v in zip(model.genes, mean, strict=True)}

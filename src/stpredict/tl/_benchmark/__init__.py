@@ -1,0 +1,1 @@
+"""Runs of `tl.benchmark` and `tl.unseen_genes`: folds, fitting, scoring."""

@@ -1,0 +1,227 @@
+"""One run of a benchmark: one model, one fold, one seed; trained, predicted, scored, and kept in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+from scipy.sparse import csr_matrix
+from scipy.spatial import KDTree
+
+from stpredict import _inference, _spatialdata, _training, metrics
+from stpredict.models._base import first_seed, weights_sha256
+from stpredict.models._patches import grid_of
+from stpredict.nn.device import resolve_device, resolve_precision
+from stpredict.tl._benchmark._folds import centres_um
+from stpredict.tl._cache import cached_json, environment_info, stable_hash
+from stpredict.tl.evaluate import nulls
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from stpredict._section import Section
+    from stpredict.models import Model
+
+logger = logging.getLogger("stpredict")
+NEAR = 1.25  # neighbours lie within this many median nearest-neighbour distances
+COLUMNS = (
+    "model", "seed", "fold", "section", "gene", "metric", "value", "diameter_um", "seconds", "peak_mb", "n_parameters",
+    "error",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is the same in all runs: how sections are read, how models are trained, and where results are kept."""
+
+    spec: _spatialdata.SectionSpec
+    plan: Mapping[str, Any]
+    val: float
+    device: str
+    path: Path | None
+    raw_counts: bool = True
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model to build for a panel, on the parts of a fold."""
+
+    name: str
+    build: Callable[[Sequence[str]], Model]
+    seed: int
+    fold: str
+    panel: tuple[str, ...]
+    train: Mapping[str, SpatialData]
+    test: Mapping[str, SpatialData]
+
+
+def result_of(run: Run, setting: Setting) -> dict[str, Any]:
+    """The scores of a run, from its file if there is one.
+
+    Raises ValueError for a file of another panel, of other settings of the model, or of other weights to start from.
+    """
+    with first_seed(run.seed):
+        model = run.build(list(run.panel))
+    file = None if setting.path is None else setting.path / f"{_file_name(run)}.json"
+    return cached_json(
+        file, _fingerprint(run, model), lambda: _measured(run, model, setting), what=f"models[{run.name!r}]"
+    )
+
+
+def _file_name(run: Run) -> str:
+    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in f"{run.name}_{run.fold}")
+    return f"{safe}_{hashlib.sha256(f'{run.name}/{run.fold}'.encode()).hexdigest()[:6]}_seed{run.seed}"
+
+
+def _fingerprint(run: Run, model: Model) -> str:
+    config = asdict(model.config)
+    # the weights that it starts from, and the texts that it knows, are part of what a model is
+    return stable_hash(
+        run.panel, config, type(model).__name__, weights_sha256(model), sorted(run.train), sorted(run.test)
+    )
+
+
+def _measured(run: Run, model: Model, setting: Setting) -> dict[str, Any]:
+    if model.genes != run.panel:
+        raise ValueError(f"models[{run.name!r}] must return a model of the panel that it is given, in its order.")
+    device, start = resolve_device(setting.device), time.perf_counter()
+    with _peak(setting.device) as peak:
+        _fit(run, model, setting)
+        seconds = time.perf_counter() - start
+        found = {name: _scored(model, sdata, name, setting) for name, sdata in run.test.items()}
+    return {
+        "sections": found,
+        "seconds": seconds,
+        "peak_mb": peak[0],
+        "n_parameters": sum(p.numel() for p in model.parameters()),
+        "made_by": environment_info(device, resolve_precision(setting.plan["precision"], device)),
+        "config": {k: v for k, v in asdict(model.config).items() if k not in ("genes", "vocabulary")},
+    }
+
+
+def _fit(run: Run, model: Model, setting: Setting) -> None:
+    sections = [
+        _spatialdata.training_section(s, setting.spec, genes=model.genes, at_mpp=model.mpp, name=name)
+        for name, s in run.train.items()
+    ]
+    parts = [_training.split_spatial_blocks(s, share=setting.val, seed=run.seed) for s in sections]
+    plan = _training.TrainOptions(seed=run.seed, device=setting.device, progress=False, **setting.plan)
+    held = [h for _, h in parts if h is not None]
+    names = tuple(s.name for s in sections)
+    _training.fit(model, [fitted for fitted, _ in parts], held, plan, sections=names, target=setting.spec.target)
+
+
+def _scored(model: Model, sdata: SpatialData, name: str, setting: Setting) -> dict[str, Any]:
+    """Values by metric of one section, a value a gene; None where it is not defined."""
+    section = _spatialdata.training_section(sdata, setting.spec, genes=model.genes, at_mpp=model.mpp, name=name)
+    runtime = _inference.RuntimeOptions(device=setting.device, precision="32", progress=False)
+    unmeasured = replace(section, expression=None, genes=None)
+    pred, _ = _inference.predict(model, unmeasured, list(model.genes), runtime=runtime)
+    assert section.expression is not None
+    return {metric: _plain(values) for metric, values in scores(pred, section.expression, section).items()}
+
+
+def scores(pred: NDArray[np.float32], true: NDArray[np.float32], section: Section) -> dict[str, NDArray[np.float64]]:
+    """Every metric, (g,) each, and the moments; SSIM is NaN where the shapes are no array of spots."""
+    by_gene = {name: getattr(metrics, name)(pred, true) for name in ("pcc", "spearman", "mse", "mae", "rvd")}
+    try:
+        by_gene["ssim"] = metrics.ssim(pred, true, grid_of(section))
+    except ValueError as error:
+        logger.info("section %s has no SSIM: %s", section.name, error)
+        by_gene["ssim"] = np.full(pred.shape[1], np.nan)
+    by_gene["morans_i_gap"] = metrics.morans_i_gap(pred, true, _neighbours(section))
+    return by_gene | _moments(pred.astype(np.float64), true.astype(np.float64))
+
+
+def _moments(pred: NDArray[np.float64], true: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """What a correlation over the spots of several sections is made of, (g,) each."""
+    return {
+        "n_spots": np.full(pred.shape[1], float(len(pred))),
+        "mean_pred": pred.mean(axis=0),
+        "mean_true": true.mean(axis=0),
+        "var_pred": pred.var(axis=0),
+        "var_true": true.var(axis=0),
+        "cov": ((pred - pred.mean(axis=0)) * (true - true.mean(axis=0))).mean(axis=0),
+    }
+
+
+def _neighbours(section: Section) -> csr_matrix:
+    """(n, n) adjacency: shapes within 1.25 median nearest-neighbour distances of each other."""
+    centre = centres_um(section)
+    tree = KDTree(centre)
+    near = NEAR * np.median(tree.query(centre, k=2)[0][:, 1])
+    i, j = tree.query_pairs(near, output_type="ndarray").T
+    ones = np.ones(2 * len(i))
+    return csr_matrix((ones, (np.r_[i, j], np.r_[j, i])), shape=(len(centre), len(centre)))
+
+
+def _plain(values: NDArray[np.float64]) -> list[float | None]:
+    return [float(v) if np.isfinite(v) else None for v in values]
+
+
+@contextmanager
+def _peak(device: str) -> Iterator[list[float]]:
+    """Filled at the end: what the resident set of this process grew by at most, or the device's memory, in MB."""
+    process, stop = psutil.Process(), threading.Event()
+    start, found = process.memory_info().rss / 1e6, [0.0]
+    on_device = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if on_device:
+        torch.cuda.reset_peak_memory_stats()
+
+    def watch() -> None:
+        while not stop.wait(0.05):
+            found[0] = max(found[0], process.memory_info().rss / 1e6 - start)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        stop.set()
+        thread.join()
+        if on_device:
+            found[0] = torch.cuda.max_memory_allocated() / 1e6
+
+
+def references(fold: str, panel: Sequence[str], test: Mapping[str, SpatialData], setting: Setting) -> pd.DataFrame:
+    """Rows that belong to no model: "ceiling" and "log depth" (their pcc), and the mean and variance "measured"."""
+    frames = []
+    spec = setting.spec
+    for name, sdata in test.items():
+        rows, _ = _spatialdata.usable_rows(sdata, spec)
+        table = sdata.tables[spec.table_name]
+        matrix = _spatialdata.matrix_of(table, spec.layer, what=f"table {spec.table_name!r}")[rows]
+        columns, _ = _spatialdata.match_genes(panel, list(table.var_names), what=f"section {name!r}", var=table.var)
+        true = _spatialdata.target(matrix, target=spec.target, columns=columns, what=name).astype(np.float64)
+        found = {("measured", "mean"): true.mean(axis=0), ("measured", "variance"): true.var(axis=0)}
+        if spec.target == "log1p_cp10k":
+            depth, ceiling = nulls(matrix, columns, true, spec.target)
+            found["log depth", "pcc"] = depth
+            found["ceiling", "pcc"] = ceiling if setting.raw_counts else np.full(len(panel), np.nan)
+        for (model, metric), values in found.items():
+            head = {"model": model, "fold": fold, "section": name, "metric": metric}
+            frames.append(pd.DataFrame({"gene": list(panel), "value": values}).assign(**head))
+    return pd.concat(frames, ignore_index=True)
+
+
+def rows_of(run: Run, result: Mapping[str, Any], diameters: Mapping[str, float]) -> pd.DataFrame:
+    """The tidy rows of a run's result."""
+    frames = []
+    for section, by_metric in result["sections"].items():
+        for metric, values in by_metric.items():
+            head = {"section": section, "metric": metric, "diameter_um": diameters[section]}
+            frames.append(pd.DataFrame({"gene": run.panel, "value": np.array(values, dtype=float)}).assign(**head))
+    cost = {key: result[key] for key in ("seconds", "peak_mb", "n_parameters")}
+    return pd.concat(frames, ignore_index=True).assign(model=run.name, seed=run.seed, fold=run.fold, **cost)

@@ -1,0 +1,70 @@
+"""Results that are kept as files, so that an interrupted comparison goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from stpredict import _spatialdata
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from spatialdata import SpatialData
+
+
+def stable_hash(*values: Any) -> str:
+    """A short hash of plain values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def cached_json(file: Path | None, of: str, make: Callable[[], dict[str, Any]], *, what: str) -> dict[str, Any]:
+    """What `make` returns, from its file if there is one; without a file, made anew.
+
+    of
+        A hash of all that decides the result. Raises ValueError for a file of another, with `what` it is.
+    """
+    if file is None:
+        return make()
+    if file.is_file():
+        known = json.loads(file.read_text())
+        if known["of"] != of:
+            raise ValueError(
+                f"{file} was made of other genes, sections, counts, settings or first weights than {what}. Give this "
+                "run another path=, or delete the file."
+            )
+        return known["result"]
+    result = make()
+    write_json(file, {"of": of, "result": result})
+    return result
+
+
+def write_json(file: Path, values: Any) -> None:
+    """Write a file that is there at once and whole, or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_suffix(".part")
+    aside.write_text(json.dumps(values, indent=1))
+    aside.replace(file)
+
+
+def environment_info(device: torch.device, precision: str) -> dict[str, Any]:
+    """What made a result, besides its settings: device, format of the training, threads, versions."""
+    versions = {name: importlib.metadata.version(name) for name in ("stpredict", "torch", "timm")}
+    return {"device": str(device), "precision": precision, "threads": torch.get_num_threads(), "versions": versions}
+
+
+def count_summary(sdata: SpatialData, spec: _spatialdata.SectionSpec) -> dict[str, Any]:
+    """How many spots are used, why others are not, and a hash of what was measured."""
+    rows, dropped = _spatialdata.usable_rows(sdata, spec)
+    matrix = sparse.csr_array(_spatialdata.matrix_of(sdata.tables[spec.table_name], spec.layer, what="table")[rows])
+    matrix.sum_duplicates()
+    parts = (matrix.data.astype(np.float64), matrix.indices.astype(np.int64), matrix.indptr.astype(np.int64))
+    digest = hashlib.sha256(b"".join(each.tobytes() for each in parts)).hexdigest()[:16]
+    return {"n_spots": len(rows), "dropped": dropped, "counts": digest}

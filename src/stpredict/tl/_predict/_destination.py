@@ -1,0 +1,111 @@
+"""Where values inside shapes go: a layer of an existing table, or a new table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stpredict import _spatialdata
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A table and a key in it; `columns` are the table's columns of the genes, None for a new table."""
+
+    shapes_key: str
+    table_name: str
+    key: str
+    columns: NDArray[np.int64] | None
+
+
+def resolve_destination(
+    sdata: SpatialData,
+    genes: Sequence[str],
+    *,
+    key: str,
+    shapes_key: str | None,
+    table_name: str | None,
+    table_added: str | None,
+    tissue_key: str | None,
+    overwrite: bool,
+) -> Destination:
+    """Decide, and check everything that can be checked before the work is done.
+
+    Raises ValueError for tables that do not annotate the shapes or are several, keys that are taken, genes the table
+    lacks, layers that are too large, and a new table in a store that lacks the shapes.
+    """
+    shapes_key = _spatialdata.resolve_shapes(sdata, shapes_key, table_name=table_name, tissue_key=tissue_key)
+    if table_name is not None and table_added is not None:
+        raise ValueError(
+            f"table_name={table_name!r} asks for a layer of a table and table_added={table_added!r} for a new table; "
+            "pass one of them."
+        )
+    existing = None if table_added else existing_table(sdata, shapes_key, table_name)
+    if existing is None:
+        new = table_added or f"{shapes_key}_{key}"
+        _spatialdata.check_stored(sdata, shapes_key)
+        _spatialdata.check_element_key(sdata, new, kind="tables", overwrite=overwrite)
+        _spatialdata.check_table_size(len(_spatialdata.shapes_element(sdata, shapes_key)), len(genes))
+        return Destination(shapes_key, new, key, None)
+    _spatialdata.table_rows(sdata, existing, shapes_key)
+    _spatialdata.check_layer(sdata, existing, key, overwrite=overwrite)
+    table = sdata.tables[existing]
+    columns, missing = _spatialdata.match_genes(genes, list(table.var_names), what=f"table {existing!r}", var=table.var)
+    if missing:
+        raise ValueError(
+            f"table {existing!r} has {len(genes) - len(missing)} of the {len(genes)} genes to predict; it lacks "
+            f"{missing[:5]} ({len(missing)}). Pass table_added='...' to write all of them as a new table, or genes= "
+            "with those in both."
+        )
+    _spatialdata.check_layer_size(table.n_obs, table.n_vars, len(genes))
+    return Destination(shapes_key, existing, key, columns)
+
+
+def existing_table(sdata: SpatialData, shapes_key: str, table_name: str | None) -> str | None:
+    """The table that gets a layer: the one that is named, or the only one of these shapes; None where they have none.
+
+    Raises ValueError for a name that is not there, and where the shapes have several tables.
+    """
+    or_else = ", or write a new one with table_added="
+    return _spatialdata.resolve_table(sdata, table_name, shapes_key=shapes_key, or_else=or_else)
+
+
+def table_change(
+    sdata: SpatialData,
+    place: Destination,
+    values: NDArray[np.float32],
+    share: NDArray[np.float64],
+    genes: Sequence[str],
+    gene_reliability: NDArray[np.float64] | None,
+    record: Mapping[str, Any],
+) -> Any:
+    """The change that writes values (n, g) in element order, with covered shares (n,), to their place."""
+    if place.columns is not None:
+        join = _spatialdata.table_rows(sdata, place.table_name, place.shapes_key)
+        return _spatialdata.layer(
+            sdata, place.table_name, place.key, values=values, join=join, columns=place.columns, coverage=share,
+            val_pcc=gene_reliability, record=record,
+        )  # fmt: skip
+    shapes = _spatialdata.shapes_element(sdata, place.shapes_key)
+    centroids = _centroids(sdata, place.shapes_key)
+    table = _spatialdata.new_table(
+        values, key=place.key, genes=genes, region=place.shapes_key, instance_ids=shapes.index.to_numpy(),
+        centroids=centroids, coverage=share, val_pcc=gene_reliability, record=record,
+    )  # fmt: skip
+    return _spatialdata.TableElement(place.table_name, place.key, table, record=record)
+
+
+def _centroids(sdata: SpatialData, shapes_key: str) -> NDArray[np.float64]:
+    """(n, 2) x and y in "global", or in the first coordinate system where there is no such one."""
+    known = _spatialdata.affines(sdata, shapes_key)
+    affine = known["global"] if "global" in known else next(iter(known.values()))
+    centre = _spatialdata.shapes_element(sdata, shapes_key).geometry.centroid
+    return np.column_stack([centre.x, centre.y]) @ affine[:2, :2].T + affine[:2, 2]

@@ -1,0 +1,171 @@
+"""Provenance of a prediction: what made it, its hashes, and whether a store holds the same result already."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from stpredict import __version__, _spatialdata
+from stpredict._section import fingerprint
+from stpredict.models._base import weights_sha256
+from stpredict.nn.device import resolve_device, resolve_precision
+from stpredict.tl._cache import stable_hash
+from stpredict.tl._predict._destination import existing_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from stpredict._inference import RuntimeOptions
+    from stpredict._section import Fingerprint
+    from stpredict.models import Model
+    from stpredict.tl._predict._request import PredictRequest
+
+logger = logging.getLogger("stpredict")
+
+# What a finished result must share with the call, and what a message calls it.
+COMPARED_FIELDS = {
+    "weights_sha256": "model", "genes": "genes", "core_px": "tiles", "halo_px": "tiles", "mpp": "mpp",
+    "precision": "precision", "image_digest": "image, mpp or tissue", "raster": "tool",
+    "texts_digest": "text of its genes", "config_digest": "settings of the model",
+}  # fmt: skip
+COMPARED_OF_LAYERS = COMPARED_FIELDS | {"shapes_digest": "shapes"}
+COMPARED_OF_IMAGES = COMPARED_FIELDS | {"raster_mpp": "raster_mpp", "latent": "output"}
+
+
+def provenance(request: PredictRequest, seen: Fingerprint) -> dict[str, Any]:
+    """The record of a result: model and genes, settings, image and shapes. Plain values."""
+    model = request.model
+    record = model_record(model, request.genes, request.runtime)
+    texts = {"texts_digest": texts_digest(model, request.genes)} if model.answers_text else {}
+    config = {"config_digest": config_digest(model)}  # some settings are of the prediction, not of the weights
+    return record | texts | config | {"image_digest": seen.image, "shapes_digest": seen.shapes}
+
+
+def model_record(model: Model, genes: Sequence[str], runtime: RuntimeOptions) -> dict[str, Any]:
+    """Plain values that say which model, weights, resolution, units, tiling and versions made a result."""
+    card, config = model.card, model.config
+    assert card is not None
+    # of a settled runtime neither is looked for here: it may be that of a worker
+    device = resolve_device("auto") if runtime.device == "auto" else torch.device(runtime.device)
+    panel = set(model.genes)
+    unseen = [gene for gene in genes if gene not in panel]
+    return {
+        "model": type(model).__name__,
+        "weights_sha256": weights_sha256(model),
+        "model_path": model.loaded_from,
+        "encoder": card.encoder,
+        "mpp": float(model.mpp),
+        "target": card.target,
+        "link": getattr(config, "link", "identity"),
+        "reduction": getattr(config, "reduction", None),
+        "genes": list(genes),
+        **({"unseen_genes": unseen} if unseen else {}),
+        "core_px": getattr(config, "core_px", None),
+        "halo_px": getattr(config, "halo_px", None),
+        "device": device.type,
+        "precision": resolve_precision(runtime.precision, device),
+        "seed": card.seed,
+        "training_sections": list(card.sections),
+        "protocol": card.protocol,
+        "versions": {"stpredict": __version__} | {k: v for k, v in card.versions.items() if k != "stpredict"},
+    }
+
+
+def gene_reliability(model: Model, genes: Sequence[str]) -> NDArray[np.float64]:
+    """(g,) correlation of each gene on held-out data, from the card; NaN where the card has none."""
+    assert model.card is not None
+    values = [model.card.val_pcc.get(gene) for gene in genes]
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def config_digest(model: Model) -> str:
+    """A short hash of a model's settings, but those of its training."""
+    values = {name: value for name, value in dataclasses.asdict(model.config).items() if name != "recipe"}
+    return stable_hash(values)
+
+
+def texts_digest(model: Model, genes: Sequence[str]) -> str:
+    """A short hash of a model's gene embeddings; "" for one with a fixed panel."""
+    return hashlib.sha256(model.text_vectors(genes).tobytes()).hexdigest()[:16] if model.answers_text else ""
+
+
+def has_finished_result(sdata: SpatialData, request: PredictRequest) -> bool:
+    """Whether an earlier call wrote all of this, so that resume=True can skip the object; that is logged.
+
+    Raises ValueError for a result of that name that was made of something else, unless it may be overwritten.
+    """
+    if not request.resume or sdata.path is None:
+        return False
+    _spatialdata.recover(sdata.path)
+    if _spatialdata.checkpoint_folder(sdata, request.key).is_dir():
+        return False
+    shapes_key = None
+    if request.output.layer:
+        spec = request.spec
+        shapes_key = _spatialdata.resolve_shapes(
+            sdata, spec.shapes_key, table_name=request.table_name, tissue_key=spec.tissue_key
+        )
+    results = _existing_results(sdata, request, shapes_key)
+    present = [record for record, _ in results if record is not None]
+    if not present:
+        return False
+    wanted = _wanted_record(sdata, request, shapes_key)
+    other = {
+        name
+        for record, compared in results
+        if record is not None
+        for name in _differing_fields(record, wanted, compared)
+    }
+    if other and not request.overwrite:
+        raise ValueError(
+            f"{sdata.path} has a result called {request.key!r} already, which differs from this call in: "
+            f"{'; '.join(sorted(other))}. Pass another key_added, or overwrite=True to replace it."
+        )
+    finished = not other and len(present) == len(results)
+    if finished:
+        logger.info("%s has %r of this model already", sdata.path, request.key)
+    return finished
+
+
+def _existing_results(
+    sdata: SpatialData, request: PredictRequest, shapes_key: str | None
+) -> list[tuple[Mapping[str, Any] | None, Mapping[str, str]]]:
+    """The record of every requested result, None where it is missing, and the fields it must share."""
+    results: list[tuple[Mapping[str, Any] | None, Mapping[str, str]]] = []
+    if request.output.raster is not None:
+        record = sdata.attrs.get("stpredict", {}).get(f"images/{request.key}")
+        results.append((record if request.key in sdata.images else None, COMPARED_OF_IMAGES))
+    if shapes_key is not None:
+        name = request.table_added or existing_table(sdata, shapes_key, request.table_name)
+        table = sdata.tables.get(name) if name else None
+        if table is None or request.key not in table.layers:
+            results.append((None, COMPARED_OF_LAYERS))
+        else:
+            results.append((table.uns.get("stpredict", {}).get(request.key), COMPARED_OF_LAYERS))
+    return results
+
+
+def _wanted_record(sdata: SpatialData, request: PredictRequest, shapes_key: str | None) -> dict[str, Any]:
+    """The record that a result of this call would have."""
+    wanted = provenance(request, fingerprint(request.section(sdata, shapes_key)))
+    if request.output.raster is None:
+        return wanted
+    step = request.raster_factor * request.model.stride * request.model.mpp
+    return wanted | {"raster_mpp": step, "latent": request.output.raster == "latent"}
+
+
+def _differing_fields(record: Mapping[str, Any], wanted: Mapping[str, Any], compared: Mapping[str, str]) -> set[str]:
+    """What differs, of the fields that the record has: older ones have fewer, and lists come back as arrays."""
+    known = [key for key in compared if key in record or key in ("weights_sha256", "genes")]
+    return {
+        compared[key] for key in known if np.asarray(record.get(key)).tolist() != np.asarray(wanted.get(key)).tolist()
+    }

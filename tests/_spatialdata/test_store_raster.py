@@ -1,0 +1,148 @@
+"""Rasters are written region by region, lie on their image, and are refused where they do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import zarr
+from spatialdata import SpatialData, get_dask_backing_files, read_zarr
+from spatialdata.transformations import get_transformation
+
+from stpredict._spatialdata._store import _raster, _results
+
+from .samples import RECORD, backed, fill, make_sdata, make_target
+
+
+@pytest.fixture(params=["memory", "backed"])
+def sdata(request: pytest.FixtureRequest, tmp_path: Path) -> SpatialData:
+    """The object in memory, and the same read from a store."""
+    return backed(tmp_path) if request.param == "backed" else make_sdata()
+
+
+def test_raster_of_a_backed_object_reads_from_the_store_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    sdata = backed(tmp_path)
+    with make_target(sdata) as target:
+        fill(target, np.ones((3, 10, 16)))
+        _results.commit(sdata, [target.image(RECORD)])
+    files = get_dask_backing_files(sdata.images["pixnet"])
+    assert [Path(file).is_relative_to(tmp_path / "slide.zarr" / "images" / "pixnet") for file in files] == [True]
+    assert sdata.is_self_contained()
+    assert [path.name for path in tmp_path.iterdir()] == ["slide.zarr"]
+    assert sdata.has_consolidated_metadata()
+
+
+def test_raster_lies_on_the_image_in_every_coordinate_system(sdata: SpatialData) -> None:
+    with make_target(sdata) as target:
+        fill(target, np.ones((3, 10, 16)))
+        _results.commit(sdata, [target.image(RECORD)])
+    source = get_transformation(sdata.images["image"], get_all=True)
+    for each in [sdata, *([read_zarr(sdata.path)] if sdata.path else [])]:
+        raster = get_transformation(each.images["pixnet"], get_all=True)
+        assert set(raster) == {"global", "micrometers", "turned"}
+        for name, transformation in raster.items():
+            onto = transformation.to_affine_matrix(("x", "y"), ("x", "y"))
+            image = source[name].to_affine_matrix(("x", "y"), ("x", "y"))
+            np.testing.assert_allclose(onto @ [3.0, 2.0, 1.0], image @ [12.0, 8.0, 1.0])
+
+
+def test_pixels_that_are_never_written_are_nan_and_zeros_are_zeros(sdata: SpatialData) -> None:
+    with make_target(sdata, dtype="float32") as target:
+        target.write(slice(8, 10), slice(4, 16), np.zeros((3, 2, 12)))
+        _results.commit(sdata, [target.image({})])
+    expected = np.full((3, 10, 16), np.nan, np.float32)
+    expected[:, 8:, 4:] = 0
+    np.testing.assert_array_equal(sdata.images["pixnet"].to_numpy(), expected)
+    if sdata.path:
+        np.testing.assert_array_equal(read_zarr(sdata.path).images["pixnet"].to_numpy(), expected)
+        assert zarr.open_array(sdata.path / "images/pixnet/s0").nchunks_initialized == 3
+
+
+def test_a_raster_that_is_not_committed_leaves_nothing(tmp_path: Path) -> None:
+    sdata = backed(tmp_path)
+    with pytest.raises(RuntimeError, match="cancelled"), make_target(sdata) as target:
+        target.write(slice(0, 4), slice(0, 16), np.ones((3, 4, 16)))
+        assert len(list(tmp_path.iterdir())) == 2
+        raise RuntimeError("cancelled")
+    assert [path.name for path in tmp_path.iterdir()] == ["slide.zarr"]
+    assert list(read_zarr(sdata.path).images) == ["image"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "message"),
+    [
+        (slice(0, 3), slice(0, 4), "rows 0:3 are not whole chunks of 4 pixels inside 0:10"),
+        (slice(0, 4), slice(2, 8), "columns 2:8 are not whole chunks"),
+        (slice(8, 12), slice(0, 4), "rows 8:12 are not whole chunks"),
+        (slice(4, 8), slice(4, 8), "was written before"),
+    ],
+)
+def test_regions_that_would_touch_a_chunk_twice_are_refused(
+    sdata: SpatialData, rows: slice, columns: slice, message: str
+) -> None:
+    with make_target(sdata) as target:
+        target.write(slice(4, 8), slice(0, 16), np.ones((3, 4, 16)))
+        with pytest.raises(ValueError, match=message):
+            target.write(rows, columns, np.ones((3, rows.stop - rows.start, columns.stop - columns.start)))
+        with pytest.raises(ValueError, match=r"needs values of shape \(3, 4, 4\), got \(2, 4, 4\)"):
+            target.write(slice(0, 4), slice(0, 4), np.ones((2, 4, 4)))
+
+
+def test_values_that_the_type_cannot_hold_are_refused(sdata: SpatialData) -> None:
+    with make_target(sdata) as target:
+        target.write(slice(0, 4), slice(0, 4), np.full((3, 4, 4), 65504.0))
+        with pytest.raises(ValueError, match=r"up to 7e\+04 do not fit float16.*float32"):
+            target.write(slice(0, 4), slice(4, 8), np.full((3, 4, 4), 70000.0))
+
+
+def test_duplicate_genes_and_types_without_nan_are_refused(sdata: SpatialData) -> None:
+    with pytest.raises(ValueError, match=r"unique.*\['g1'\]"):
+        make_target(sdata, genes=["g1", "g2", "g1"])
+    with pytest.raises(ValueError, match="float dtype"):
+        make_target(sdata, dtype="int16")
+
+
+def test_a_raster_that_does_not_fit_says_both_sizes_and_the_ways_out(
+    sdata: SpatialData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = [(5000, 4000), (2500, 2000), (1250, 1000), (625, 500)] if sdata.path else [(5000, 4000)]
+    need = 250 * sum(height * width for height, width in levels) * 2
+    size = "13.3" if sdata.path else "10.0"
+    ways = rf"{size} GB.*{size} GB free.*genes=.*raster_mpp=.*output='latent'"
+    for free in (need, need - 1):
+        monkeypatch.setattr(_raster.psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
+        monkeypatch.setattr(_raster.shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        if free == need:
+            _raster.check_raster_size(sdata, 250, (5000, 4000))
+    with pytest.raises(ValueError, match=("the disk of" if sdata.path else "memory") + ".*" + ways.partition(".*")[2]):
+        _raster.check_raster_size(sdata, 250, (5000, 4000))
+    monkeypatch.setattr(_raster.psutil, "virtual_memory", lambda: SimpleNamespace(available=10**9))
+    monkeypatch.setattr(_raster.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
+    with pytest.raises(ValueError, match=r"\d GB.*1.0 GB free.*genes="):
+        make_target(sdata, genes=[f"g{i}" for i in range(250)], shape=(5000, 4000))
+
+
+def test_a_large_raster_of_a_store_has_coarser_levels_from_the_same_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_raster, "COARSEST_PX", 5)
+    monkeypatch.setattr(_raster, "SMALLEST_CHUNK_PX", 1)
+    sdata = backed(tmp_path)
+    values = np.random.default_rng(0).normal(size=(3, 11, 16)).astype(np.float32)
+    with make_target(sdata, shape=(11, 16), dtype="float32") as target:
+        for y in range(0, 8, 4):
+            target.write(slice(y, y + 4), slice(0, 16), values[:, y : y + 4])
+        _results.commit(sdata, [target.image(RECORD)])
+    tree = read_zarr(sdata.path).images["pixnet"]
+    values[:, 8:] = np.nan
+    levels = [next(iter(tree[f"scale{k}"].data_vars.values())).to_numpy() for k in range(3)]
+    assert [level.shape for level in levels] == [(3, 11, 16), (3, 5, 8), (3, 2, 4)]
+    for k, level in enumerate(levels):
+        n, m = (11 >> k) << k, (16 >> k) << k
+        means = values[:, :n, :m].reshape(3, n >> k, 1 << k, m >> k, 1 << k).mean(axis=(2, 4))
+        np.testing.assert_allclose(level, means, rtol=1e-6)
+        assert zarr.open_array(sdata.path / f"images/pixnet/s{k}").nchunks_initialized == 8
+    shape = get_transformation(tree, get_all=True)["global"].to_affine_matrix(("x", "y"), ("x", "y"))
+    np.testing.assert_allclose(shape[:2, :2], 4 * np.eye(2))

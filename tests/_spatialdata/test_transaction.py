@@ -1,0 +1,306 @@
+"""Changes are made whole or not at all, wherever they are interrupted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from spatialdata import SpatialData, read_zarr
+from spatialdata.models import Image2DModel
+
+from stpredict._spatialdata._store import _commit, _element, _raster, _results, _table, _transaction
+
+from .samples import (
+    GENES,
+    RASTER,
+    backed,
+    disk,
+    fill,
+    holds,
+    make_layer,
+    make_sdata,
+    make_table,
+    make_target,
+    memory,
+    predict,
+    run_changes,
+)  # fmt: skip
+
+Change = Callable[..., object]
+Checkpoint = Callable[[SpatialData, bool], None]
+
+
+class Injected(RuntimeError):
+    """What a test raises inside a step."""
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing is undone or cleaned up after it."""
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Let the n-th step of every journal raise, before or after it has done its work; returns the steps seen."""
+    original = _transaction.Transaction.apply_step
+
+    def arm(n: int, error: type[BaseException], *, after: bool = False) -> list[str]:
+        seen: list[str] = []
+
+        def apply_step(self: _transaction.Transaction, what: str, do: Change, undo: Change) -> None:
+            seen.append(what)
+
+            def broken() -> None:
+                if after:
+                    do()
+                raise error(what)
+
+            original(self, what, broken if len(seen) == n else do, undo)
+
+        monkeypatch.setattr(_transaction.Transaction, "apply_step", apply_step)
+        if error is Killed:
+            monkeypatch.setattr(_transaction.Transaction, "_rollback", lambda self, error: False)
+            monkeypatch.setattr(_raster, "remove", lambda folder: None)
+        return seen
+
+    return arm
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stores ``fresh`` and ``run0``, and what run 1 would write, built once, which is most of the work of a change."""
+    folder = tmp_path_factory.mktemp("ready")
+    backed(folder / "fresh")
+    first = backed(folder / "run0")
+    predict(first)
+    with make_target(first, overwrite=True) as target:
+        fill(target, RASTER + np.float16(1.0))
+        for change in run_changes(first, target, plus=1.0):
+            (folder / type(change).__name__).mkdir()
+            change.build(folder / type(change).__name__)
+        shutil.copytree(target.image({}).built, folder / "raster")  # type: ignore[arg-type]
+    return folder
+
+
+@pytest.fixture
+def run1(ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[SpatialData, bool], None]:
+    """Commits run 1 from what was built before."""
+    for kind in (_results.TableEntry, _results.TableElement, _results.ImageElement):
+        source = ready / kind.__name__
+        monkeypatch.setattr(
+            kind, "build", lambda self, to, source=source: shutil.copytree(source, to, dirs_exist_ok=True)
+        )
+
+    def run(sdata: SpatialData, overwrite: bool) -> None:
+        built = None if sdata.path is None else tmp_path / "scratch" / "raster"
+        if built is not None:
+            shutil.rmtree(built, ignore_errors=True)
+            shutil.copytree(ready / "raster", built)
+        parsed = Image2DModel.parse(RASTER + np.float16(1.0), dims=("c", "y", "x"), c_coords=GENES)
+        image = _results.ImageElement("pixnet", element=None if built else parsed, built=built, record={"run": 1.0})
+        new = [make_layer(sdata, plus=1.0), make_table(sdata, plus=1.0), image]
+        _results.commit(sdata, new, overwrite=overwrite)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("place", "every"),
+    [
+        ("memory", 1),
+        ("run0", 3),
+        pytest.param("run0", 1, marks=pytest.mark.slow),
+        pytest.param("fresh", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_an_error_at_any_step_changes_nothing(
+    ready: Path, tmp_path: Path, interrupt: Callable[..., list[str]], run1: Checkpoint, place: str, every: int
+) -> None:
+    folder = tmp_path / "s"
+    if place == "memory":
+        sdata = make_sdata()
+        predict(sdata)
+        folder.mkdir()
+    else:
+        shutil.copytree(ready / place, folder)
+        sdata = read_zarr(folder / "slide.zarr")
+    before, stored = memory(sdata), disk(folder)
+    for n in range(1, 100, every):
+        # in turns before the step's work and after it, so that a way back has to know whether it happened
+        seen = interrupt(n, Injected, after=n % 2 == 0)
+        try:
+            run1(sdata, place != "fresh")
+        except Injected:
+            assert memory(sdata) == before, seen[-1]
+            assert disk(folder) == stored, seen[-1]
+        else:
+            break
+    assert n > len(seen) > {"memory": 7, "fresh": 25, "run0": 30}[place]
+    assert all(holds(sdata, 1.0))
+
+
+def test_an_error_while_a_missing_group_is_made_changes_nothing(
+    tmp_path: Path, interrupt: Callable[..., list[str]]
+) -> None:
+    sdata = backed(tmp_path, table=False)
+    before, stored = memory(sdata), disk(tmp_path)
+    for n in range(1, 100):
+        interrupt(n, Injected)
+        try:
+            _results.commit(sdata, [make_table(sdata)])
+        except Injected:
+            assert (memory(sdata), disk(tmp_path)) == (before, stored)
+        else:
+            break
+    assert n > 4
+    assert list(read_zarr(sdata.path).tables) == ["spots_pixnet"]
+
+
+def _seen(path: Path) -> tuple[bool, ...]:
+    """For layer, new table and raster, whether the whole of run 0 and of run 1 is there; and their record's run."""
+    left = read_zarr(path)
+    table = left.tables["table"]
+    columns = {"pixnet", "pixnet_val_pcc"} <= set(table.var), "pixnet_coverage" in table.obs
+    record = "pixnet" in table.uns.get("stpredict", {}), "images/pixnet" in left.attrs.get("stpredict", {})
+    there = "pixnet" in table.layers, "spots_pixnet" in left.tables, "pixnet" in left.images
+    return *columns, *record, *there, *holds(left, 0.0), *holds(left, 1.0)
+
+
+NOTHING, RUN0, RUN1 = (False,) * 13, (True,) * 10 + (False,) * 3, (True,) * 7 + (False,) * 3 + (True,) * 3
+
+
+@pytest.mark.parametrize(
+    ("place", "every"),
+    [
+        ("run0", 4),
+        pytest.param("run0", 1, marks=pytest.mark.slow),
+        pytest.param("fresh", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_a_process_killed_at_any_step_shows_all_that_was_there_or_all_that_is_new(
+    ready: Path, tmp_path: Path, interrupt: Callable[..., list[str]], run1: Checkpoint, place: str, every: int
+) -> None:
+    path, old = tmp_path / "copy" / "slide.zarr", RUN0 if place == "run0" else NOTHING
+    whole = _unbroken(ready, tmp_path, run1, place)
+    before = disk(ready / place / "slide.zarr")
+    for n in range(1, 100, every):
+        shutil.copytree(ready / place, path.parent)
+        sdata = read_zarr(path)
+        seen = interrupt(n, Killed, after=n % 2 == 0)
+        with pytest.raises(Killed):
+            run1(sdata, place == "run0")
+        turned = "show what is new" in (seen if n % 2 == 0 else seen[:-1])
+        assert _seen(path) == (RUN1 if turned else old), seen[-1]
+        interrupt(0, Injected)
+        _transaction.Store(path).recover()
+        assert disk(path) == (whole if turned else before), seen[-1]
+        left = read_zarr(path)
+        run1(left, True)
+        assert disk(path) == whole, seen[-1]
+        if seen[-1].startswith("set"):
+            break  # the store is done, and the steps in memory that follow are lost with the process
+        shutil.rmtree(path.parent)
+    assert n > 20
+
+
+def _unbroken(ready: Path, tmp_path: Path, run1: Checkpoint, place: str) -> dict[str, bytes | None]:
+    path = tmp_path / "whole" / "slide.zarr"
+    shutil.copytree(ready / place, path.parent)
+    run1(read_zarr(path), place == "run0")
+    assert _seen(path) == RUN1
+    return disk(path)
+
+
+def test_where_the_system_cannot_exchange_two_names_a_kill_at_any_rename_is_mended(
+    ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run1: Checkpoint
+) -> None:
+    monkeypatch.setattr(_commit, "_renameat2", lambda: None)
+    whole = _unbroken(ready, tmp_path, run1, "run0")
+    before, rename, path = disk(ready / "run0" / "slide.zarr"), os.rename, tmp_path / "copy" / "slide.zarr"
+    monkeypatch.setattr(_transaction.Transaction, "_rollback", lambda self, error: False)
+    ends = []
+    for n in range(0, 300, 5):
+        shutil.copytree(ready / "run0", path.parent)
+        sdata, left = read_zarr(path), [n]
+
+        def counted(source: Path, target: Path, left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            rename(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", counted)
+            try:
+                run1(sdata, True)
+            except Killed:
+                pass
+            else:
+                break
+        _transaction.Store(path).recover()
+        ends.append(disk(path) == whole)
+        assert disk(path) in (before, whole), n
+        shutil.rmtree(path.parent)
+    assert len(ends) > 10
+    assert len(set(ends)) == 2
+
+
+def test_a_way_back_that_fails_is_gone_by_the_next_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sdata = backed(tmp_path)
+    predict(sdata)
+    before, exchange, calls = disk(tmp_path), _commit.exchange, []
+
+    def broken(ours: Path, theirs: Path) -> None:
+        calls.append(theirs)
+        if len(calls) > 2:
+            raise OSError("the disk is gone")
+        exchange(ours, theirs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_commit, "exchange", broken)
+        with pytest.raises(OSError, match="the disk is gone") as caught:
+            predict(sdata, plus=1.0, overwrite=True)
+    assert "the next call that writes there tries again" in "".join(caught.value.__notes__)
+    assert all(holds(read_zarr(sdata.path), 0.0))
+    _transaction.Store(Path(sdata.path)).recover()
+    kept = {path: content for path, content in disk(tmp_path).items() if "stpredict-scratch" not in path}
+    assert kept == before
+    predict(sdata, plus=1.0, overwrite=True)
+    assert all(holds(read_zarr(sdata.path), 1.0))
+
+
+def test_members_that_do_not_change_keep_their_files(tmp_path: Path) -> None:
+    sdata = backed(tmp_path)
+    predict(sdata)
+    path = Path(sdata.path)
+
+    def inodes(place: str) -> dict[str, int]:
+        return {str(p.relative_to(path)): p.stat().st_ino for p in sorted((path / place).rglob("*")) if p.is_file()}
+
+    before = {place: inodes(place) for place in ("images/image", "shapes", "tables/table")}
+    _results.commit(sdata, [make_layer(sdata, "other")])
+    for place, known in before.items():
+        now = inodes(place)
+        changed = {file for file in known if now[file] != known[file]}
+        assert changed == ({f"tables/table/{axis}/zarr.json" for axis in ("obs", "var")} if place[0] == "t" else set())
+
+
+@pytest.mark.parametrize("module", [_element, _table])
+def test_an_error_while_results_are_built_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any
+) -> None:
+    sdata = backed(tmp_path)
+    before, stored = memory(sdata), disk(tmp_path)
+
+    def full(*args: Any, **options: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(module, "read_zarr" if module is _element else "write_elem", full)
+    with pytest.raises(OSError, match="no space left"):
+        predict(sdata)
+    assert memory(sdata) == before
+    assert disk(tmp_path) == stored
