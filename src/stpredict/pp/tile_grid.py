@@ -13,8 +13,8 @@ from spatialdata.transformations import get_transformation
 from stpredict._arguments import check_arguments
 from stpredict._spatialdata import (
     DIAMETER_COLUMN,
+    NewNames,
     add_shapes,
-    check_element_key,
     image_mpp,
     raster_size,
     resolve_image,
@@ -57,7 +57,9 @@ def tile_grid(
     """
     check_arguments(tile_grid, locals())
     pitch_um = diameter_um if pitch_um is None else pitch_um
-    check_element_key(sdata, key_added, kind="shapes", overwrite=False)
+    names = NewNames(sdata, overwrite=False)
+    names.element("shapes", key_added)
+    names.check()
     image_key = resolve_image(sdata, image_key)
     own = image_mpp(sdata, image_key, mpp=mpp)
     height, width = raster_size(sdata, image_key)

@@ -64,15 +64,16 @@ def aggregate(
     if missing:
         raise ValueError(f"raster {raster_key!r} lacks {len(missing)} of {len(wanted)} genes: {missing[:5]}.")
     key = key_added or raster_key
-    place = resolve_destination(
-        sdata, wanted, key=key, shapes_key=shapes_key, table_name=table_name, table_added=table_added, tissue_key=None,
-        overwrite=overwrite,
-    )  # fmt: skip
+    names = _spatialdata.NewNames(sdata, overwrite=overwrite)
+    destination = resolve_destination(
+        names, wanted, key=key, shapes_key=shapes_key, table_name=table_name, table_added=table_added, tissue_key=None
+    )
+    names.check()
     record = dict(sdata.attrs.get("stpredict", {}).get(f"images/{raster_key}", {}))
     values, share = read_inside(sdata, raster_key, shapes_key, positions, stat=stat)
     give_back()  # the shapes in pixels
     if stat == "mean" and record.get("link") == "log1p" and not record.get("latent"):  # genes alone have a link
         np.log1p(values, out=values)
     record |= {"genes": wanted, "raster": raster_key, "stat": stat}
-    change = table_change(sdata, place, values, share, wanted, None, record)
+    change = table_change(sdata, destination, values, share, wanted, None, record)
     _spatialdata.commit(sdata, [change], overwrite=overwrite)

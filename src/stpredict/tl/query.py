@@ -84,11 +84,15 @@ def query(
     reader = _Reader(model, wanted, raster, latent_key)
     record = _record(model, wanted, made) | {"raster": latent_key}
     with ExitStack() as stack:
+        names = _spatialdata.NewNames(sdata, overwrite=overwrite)
         place = None if output == "raster" else resolve_destination(
-            sdata, wanted, key=key, shapes_key=shapes_key, table_name=table_name, table_added=table_added,
-            tissue_key=None, overwrite=overwrite,
+            names, wanted, key=key, shapes_key=shapes_key, table_name=table_name, table_added=table_added,
+            tissue_key=None,
         )  # fmt: skip
-        target = None if output == "layer" else stack.enter_context(_target(sdata, latent_key, key, wanted, overwrite))
+        target = None if output == "layer" else _target(names, latent_key, key, wanted)
+        names.check()
+        if target is not None:
+            stack.enter_context(target)
         changes: list[Any] = []
         if place is not None:
             values, share = reader.inside(sdata, place.shapes_key, made)
@@ -157,20 +161,19 @@ def _warn_of_empty(values: NDArray[np.float32], latent_key: str, key: str) -> No
     warn_of_empty(n_empty, len(values), where=f"raster {latent_key!r}", drop=drop, stacklevel=3)
 
 
-def _target(
-    sdata: SpatialData, latent_key: str, key: str, genes: Sequence[str], overwrite: bool
-) -> _spatialdata.RasterTarget:
-    raster = _spatialdata.finest(sdata.images[latent_key])
+def _target(names: _spatialdata.NewNames, latent_key: str, key: str, genes: Sequence[str]) -> _spatialdata.RasterTarget:
+    raster = _spatialdata.finest(names.sdata.images[latent_key])
     if key == latent_key:
         raise ValueError(
             f"the new raster would take the name of the latent raster {latent_key!r}, which it is read from. Pass "
             "another key_added=."
         )
+    names.element("images", key)
     n_channels, side = raster.sizes["c"] + len(genes), CHUNK_PX
     while side > SMALLEST_CHUNK_PX and 4 * n_channels * side**2 > REGION_BYTES:
         side //= 2
     return _spatialdata.RasterTarget(
-        sdata, key, genes=genes, shape=(raster.sizes["y"], raster.sizes["x"]), chunk_px=side, overwrite=overwrite,
+        names.store, key, genes=genes, shape=(raster.sizes["y"], raster.sizes["x"]), chunk_px=side,
         transformations=get_transformation(raster, get_all=True),
     )  # fmt: skip
 

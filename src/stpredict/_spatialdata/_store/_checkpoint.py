@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any, Self
 from stpredict._partial import PartialFiles
 from stpredict._spatialdata._store._lock import Lock
 from stpredict._spatialdata._store._scratch import remove
-from stpredict._spatialdata._store._transaction import Store, open_store
+from stpredict._spatialdata._store._transaction import Store
 
 if TYPE_CHECKING:
-    from spatialdata import SpatialData
+    pass
 
 _log = logging.getLogger("stpredict")
 MANIFEST = "manifest.json"
 
 
-def checkpoint_folder(sdata: SpatialData, key: str) -> Path:
-    """Where the run of a name into the store of an object is kept, if there is one."""
-    real = Path(str(sdata.path)).resolve()
+def checkpoint_folder(path: str | Path, key: str) -> Path:
+    """The folder of the checkpoint of a result of this name in the store at `path`, if there is one."""
+    real = Path(path).resolve()
     return real.parent / f".{real.name}.stpredict-run-{key}"
 
 
@@ -50,13 +50,10 @@ class Checkpoint:
     name, whose lock it holds until then; see `Lock` for one that has ended.
     """
 
-    def __init__(self, sdata: SpatialData, key: str, inputs: Mapping[str, Any], *, resume: bool) -> None:
-        store = open_store(sdata)
-        if store is None:
-            raise ValueError("resume= needs an object in a store; write it with sdata.write(...) first.")
+    def __init__(self, store: Store, key: str, inputs: Mapping[str, Any], *, resume: bool) -> None:
         self.store, self.key, self.resume = store, key, resume
         self.inputs = json.loads(json.dumps(dict(inputs)))
-        self.folder = checkpoint_folder(sdata, key)
+        self.folder = checkpoint_folder(store.path, key)
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:

@@ -17,8 +17,9 @@ from anndata import AnnData
 from spatialdata.models import TableModel
 
 from stpredict._spatialdata._store._element import ImageElement, TableElement
-from stpredict._spatialdata._store._table import NAMESPACE, TableEntry, check_entry, keep_others
-from stpredict._spatialdata._store._transaction import Store, Transaction, open_store
+from stpredict._spatialdata._store._names import NewNames
+from stpredict._spatialdata._store._table import NAMESPACE, TableEntry, keep_others
+from stpredict._spatialdata._store._transaction import Store, Transaction
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,11 +51,15 @@ def commit(sdata: SpatialData, changes: Sequence[Change], *, overwrite: bool = F
     Raises ValueError for names that cannot be written or are taken, for values of a wrong shape, and for a table that
     differs between memory and store; PermissionError for a store that may only be read. Nothing has changed then.
     """
-    store = open_store(sdata)
+    names = NewNames(sdata, overwrite=overwrite)
+    store = names.store
     with nullcontext() if store is None else store.locked():
         for change in changes:
             plain(change.record)
-            change.check(sdata, store, overwrite=overwrite)
+            change.register(names)
+        names.check()
+        for change in changes:
+            change.check(sdata, store)
         _check_distinct(changes)
         with Transaction(store) as transaction:
             if store is not None:
@@ -87,20 +92,6 @@ def _write(transaction: Transaction, store: Store, changes: Sequence[Change], ru
         plan.change(f"tables/{name}", members)
     plan.describe(_with_records(store.meta()["attributes"], changes))
     transaction.carry_out(plan, run)
-
-
-def check_layer(sdata: SpatialData, table_name: str, key: str, *, overwrite: bool) -> None:
-    """Raise, before any work is done, where `layer` and `commit` would refuse this key in this table."""
-    store = open_store(sdata)
-    entry = TableEntry(table_name, key, np.empty((0, 0), np.float32))
-    names = {"var": (key, f"{key}_val_pcc"), "obs": (f"{key}_coverage",)}
-    check_entry(sdata.tables[table_name], store, entry, names, overwrite=overwrite)
-
-
-def check_obsm(sdata: SpatialData, table_name: str, key: str, *, overwrite: bool) -> None:
-    """Raise, before any work is done, where `commit` would refuse this key in the obsm of this table."""
-    entry = TableEntry(table_name, key, np.empty((0, 0), np.float32), place="obsm")
-    check_entry(sdata.tables[table_name], open_store(sdata), entry, {"var": (), "obs": ()}, overwrite=overwrite)
 
 
 def check_layer_size(n_obs: int, n_vars: int, n_panel: int, *, limit_bytes: int = LAYER_LIMIT_BYTES) -> None:

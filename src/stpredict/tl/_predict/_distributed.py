@@ -137,9 +137,9 @@ def _predict_slide(
 def run_work_item(item: WorkItem) -> None:
     """Compute the chunks of a work item, on a worker. Results are files, so that work done twice counts once."""
     model, sdata, section = _load_inputs(replace(item, which=()))
-    request = replace(item.request, model=model, overwrite=True)
+    request, store = replace(item.request, model=model), _spatialdata.open_store(sdata)
     with ExitStack() as stack:
-        raster = open_raster_writer(sdata, section, request, stack, Path(item.folder))
+        raster = open_raster_writer(sdata, store, section, request, stack, Path(item.folder))
         _inference.run_chunks(
             model, section, request.inferred_genes, item.which, runtime=replace(request.runtime, progress=False),
             parts=PartialFiles(Path(item.folder) / "parts"), raster=raster,
