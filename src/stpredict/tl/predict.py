@@ -145,7 +145,10 @@ def predict(
         return
     for k, each in enumerate(tqdm(many, desc="sections", disable=not progress or len(many) == 1)):
         try:
-            _predict_one(_spatialdata.opened(each), request)
+            opened = _spatialdata.opened(each)
+            if not has_finished_result(opened, request):
+                with PredictionJob(opened, request) as job:
+                    job.finish()
         except BaseException as error:
             if len(many) > 1:
                 go_on = "The same call with resume=True leaves what is done as it is."
@@ -155,13 +158,6 @@ def predict(
                     f"done. {go_on}"
                 )
             raise
-
-
-def _predict_one(sdata: SpatialData, request: PredictRequest) -> None:
-    if has_finished_result(sdata, request):
-        return
-    with PredictionJob(sdata, request) as job:
-        job.finish()
 
 
 def _listed(sdata: SpatialData | str | Path | Sequence[SpatialData | str | Path]) -> list[SpatialData | str | Path]:
