@@ -73,10 +73,8 @@ def predict(
     """
     with _inference_mode(model, runtime) as device:
         query = _query(model, genes, device)
-        pieces = _chunked(
-            model, section, runtime, device, fast=_optimised(model, runtime), raster=raster,
-            query=query,
-        )  # fmt: skip
+        fast = fold_batch_norms(model, compile=runtime.compile)
+        pieces = _chunked(model, section, runtime, device, fast=fast, raster=raster, query=query)
         rows, share = _pooled_rows(pieces, parts)
         values = np.full((section.n_shapes, len(genes)), np.nan, dtype=np.float32)
         on = np.flatnonzero(share > 0)
@@ -104,7 +102,7 @@ def run_chunks(
     """Do some pieces of what `predict` does, and keep their parts; arguments as there."""
     with _inference_mode(model, runtime) as device:
         query = _query(model, genes, device)
-        fast = _optimised(model, runtime)
+        fast = fold_batch_norms(model, compile=runtime.compile)
         pieces = _chunked(model, section, runtime, device, fast=fast, raster=raster, query=query)
         with closing(pieces.stream(which)) as made:
             for i, part in zip(which, made, strict=True):
@@ -120,7 +118,8 @@ def embed(
     model's constant channel, SGN's places), and the covered share (n,) of each shape's area.
     """
     with _inference_mode(model, runtime) as device:
-        rows, share = _pooled_rows(_chunked(model, section, runtime, device, fast=_optimised(model, runtime)), None)
+        fast = fold_batch_norms(model, compile=runtime.compile)
+        rows, share = _pooled_rows(_chunked(model, section, runtime, device, fast=fast), None)
     values = np.where(share[:, None] > 0, rows, np.nan).astype(np.float32)
     return values[:, : values.shape[1] - model.n_last], share
 
@@ -135,21 +134,16 @@ def _inference_mode(model: Model, runtime: RuntimeOptions) -> Iterator[torch.dev
         yield device
 
 
-def _optimised(model: Model, runtime: RuntimeOptions) -> Model:
-    """The same function in fewer steps; the model itself stays as it is."""
-    fast = fold_batch_norms(model)
-    if not runtime.compile or model.output != "raster":
-        return fast
-    fast = copied(fast)
-    for part in fast.children():
-        part.compile()
-    return fast
-
-
-def fold_batch_norms(model: Model) -> Model:
+def fold_batch_norms(model: Model, *, compile: bool = False) -> Model:
     """The model with its batch norms folded: all of a dense model, of a spot model those of trained patch encoders.
 
-    The features of frozen encoders are remembered, and folded where they are computed (`FeatureCache`).
+    The model itself stays as it is. The features of frozen encoders are remembered, and folded where they are computed
+    (`FeatureCache`).
+
+    Parameters
+    ----------
+    compile : bool
+        Whether the parts of a dense model go through `torch.compile` as well.
     """
     if model.output != "raster":
         trained = [m.encoder for m in model.modules() if isinstance(m, PatchEncoder) and not m.frozen]
@@ -158,7 +152,12 @@ def fold_batch_norms(model: Model) -> Model:
     image = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     batch = Batch(image.to(device), None, None, (), np.empty((0, 2), np.int64))
     with torch.autocast(device.type, enabled=False):
-        return folded(model, lambda m: m.latent(batch).float())
+        fast = folded(model, lambda m: m.latent(batch).float())
+    if compile:
+        fast = copied(fast)
+        for part in fast.children():
+            part.compile()
+    return fast
 
 
 def _query(model: Model, genes: Sequence[str], device: torch.device) -> Tensor | None:
