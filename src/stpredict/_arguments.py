@@ -1,4 +1,4 @@
-"""What the arguments of public functions may be, checked in one place before any work.
+"""Validation of the arguments of public functions: types, ranges, and what to do about a wrong one.
 
 The annotations of a function say the types. The name of an argument says its range and the way out of a mistake, for a
 name means the same wherever it occurs.

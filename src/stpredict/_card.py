@@ -101,10 +101,10 @@ def check_card(card: Card) -> None:
             raise ValueError(f"val_pcc of {shown(gene)} is {value:g}; a correlation lies in [-1, 1].")
     config = {key: tuple(value) if isinstance(value, list) else value for key, value in card.config.items()}
     for name, default in (("genes", ()), ("mpp", None), ("encoder", None)):
-        said, stands = getattr(card, name), config.get(name, default)
-        if said != stands:
+        stated, stands = getattr(card, name), config.get(name, default)
+        if stated != stands:
             raise ValueError(
-                f"{name} is {shown(said)}, and config.{name} is {shown(stands)}: a card and its config name the same."
+                f"{name} is {shown(stated)}, and config.{name} is {shown(stands)}: a card and its config name the same."
             )
 
 

@@ -64,10 +64,11 @@ class GeneEmbeddings:
         if len(self.genes) == 0:
             raise ValueError("embeddings of no genes: there must be at least one.")
         genes, vectors = tuple(map(str, self.genes)), np.ascontiguousarray(self.vectors, dtype=np.float32)
-        twice = [gene for gene, n in Counter(genes).items() if n > 1]
-        if twice:
+        duplicates = [gene for gene, n in Counter(genes).items() if n > 1]
+        if duplicates:
             raise ValueError(
-                f"genes occur more than once: {twice[:5]} ({len(twice)} in all). Keep one vector for each gene."
+                f"genes occur more than once: {duplicates[:5]} ({len(duplicates)} in all). "
+                "Keep one vector for each gene."
             )
         if vectors.ndim != 2 or len(vectors) != len(genes) or vectors.shape[1] == 0:
             raise ValueError(
@@ -121,9 +122,9 @@ class GeneEmbeddings:
         differs = {f: (getattr(self, f), getattr(other, f)) for f in (*_MADE_BY, "width")}
         differs = {f: pair for f, pair in differs.items() if pair[0] != pair[1]}
         if differs:
-            said = "; ".join(f"{f} {a!r} and {b!r}" for f, (a, b) in differs.items())
+            message = "; ".join(f"{f} {a!r} and {b!r}" for f, (a, b) in differs.items())
             raise ValueError(
-                f"embeddings that were made in different ways cannot be joined: {said}. Embed all texts with one "
+                f"embeddings that were made in different ways cannot be joined: {message}. Embed all texts with one "
                 "encoder: stp.tl.embed_genes(texts, encoder=...)."
             )
         both = [gene for gene in other.genes if gene in self._rows]

@@ -1,4 +1,4 @@
-"""The narrow waist: an image that is read window by window, and one section as models see it."""
+"""Section: an image that is read window by window, with shapes and expression; all that models see of a sample."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Integer rectangles on a pixel grid, and the tiling of a section by them."""
+"""Integer windows on a pixel grid, and tiles with a halo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The boundaries of shapes, and what each piece of them adds to the cells of its row."""
+"""Edges of shapes, cut at grid lines, and the signed area that each piece adds to the cells of its row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loops of coverage over sides and cells, compiled where numba works; `_fill` has the same in NumPy."""
+"""Inner loops of the coverage, compiled by numba where that works; `_grid` has the same in NumPy."""
 
 from __future__ import annotations
 

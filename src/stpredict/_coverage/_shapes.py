@@ -1,4 +1,4 @@
-"""Circles and polygons as rows of two arrays: checks, areas, bounds, affine maps, clipping."""
+"""Circles and polygons as two arrays (geometry, radius): validation, areas, bounds, affine maps, clipping."""
 
 from __future__ import annotations
 
@@ -222,11 +222,11 @@ MOST = 16  # more only wait for memory
 
 def n_threads() -> int:
     """As many as the process may use processors, or as OMP_NUM_THREADS says, as for torch and BLAS."""
-    said = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if said.isdigit() and int(said) > 0:
-        return min(int(said), MOST)
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(there or 1, MOST)
+    limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if limit.isdigit() and int(limit) > 0:
+        return min(int(limit), MOST)
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(available or 1, MOST)
 
 
 def in_threads[Item, Result](do: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

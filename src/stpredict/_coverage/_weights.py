@@ -1,4 +1,4 @@
-"""Sums of values inside shapes: the coverage of some shapes, made ready for many genes."""
+"""Weighted sums of values inside shapes: a coverage matrix, prepared for many genes."""
 
 from __future__ import annotations
 

@@ -56,9 +56,11 @@ class DenseInference(ChunkedInference):
         if section.tissue is not None:
             shapely.prepare(section.tissue)
         c = model.config
-        every = tiles(section.image.height, section.image.width, core_px=c.core_px, halo_px=c.halo_px)
+        all_tiles = tiles(section.image.height, section.image.width, core_px=c.core_px, halo_px=c.halo_px)
         wanted = [
-            tile for tile in every if len(self._shapes_in(tile.core)) or (raster is not None and self._has_tissue(tile))
+            tile
+            for tile in all_tiles
+            if len(self._shapes_in(tile.core)) or (raster is not None and self._has_tissue(tile))
         ]
         self.groups = [wanted[k : k + batch_size] for k in range(0, len(wanted), batch_size)]
         self.n = len(self.groups)

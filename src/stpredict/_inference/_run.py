@@ -1,4 +1,4 @@
-"""Inference: a section piece by piece, read out inside its shapes and streamed as a raster."""
+"""Running a model over a section: predict, embed, or compute some chunks of a prediction."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def predict(
     with _inference_mode(model, runtime) as device:
         query = _query(model, genes, device)
         fast = fold_batch_norms(model, compile=runtime.compile)
-        pieces = _chunked(model, section, runtime, device, fast=fast, raster=raster, query=query)
-        rows, share = _pooled_rows(pieces, parts)
+        chunks = _chunked(model, section, runtime, device, fast=fast, raster=raster, query=query)
+        rows, share = _pooled_rows(chunks, parts)
         values = np.full((section.n_shapes, len(genes)), np.nan, dtype=np.float32)
         on = np.flatnonzero(share > 0)
         if len(on) and query is not None:
@@ -103,8 +103,8 @@ def run_chunks(
     with _inference_mode(model, runtime) as device:
         query = _query(model, genes, device)
         fast = fold_batch_norms(model, compile=runtime.compile)
-        pieces = _chunked(model, section, runtime, device, fast=fast, raster=raster, query=query)
-        with closing(pieces.stream(which)) as made:
+        chunks = _chunked(model, section, runtime, device, fast=fast, raster=raster, query=query)
+        with closing(chunks.stream(which)) as made:
             for i, part in zip(which, made, strict=True):
                 parts.keep(i, part)
 
@@ -187,17 +187,17 @@ def _chunked(
 
 
 def _pooled_rows(
-    pieces: ChunkedInference, parts: PartialStore | None
+    chunks: ChunkedInference, parts: PartialStore | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """The latent of every shape (n, d) float32, 0 where nothing is covered, and covered shares (n,).
 
     Parts are added in the order of the pieces, whoever made them, so that the sums are the same to the bit.
     """
-    missing = [i for i in range(pieces.n) if parts is None or not parts.has(i)]
+    missing = [i for i in range(chunks.n) if parts is None or not parts.has(i)]
     new = set(missing)
     total: NDArray[np.floating] | None = None
-    with closing(pieces.stream(missing)) as made:
-        for i in range(pieces.n):
+    with closing(chunks.stream(missing)) as made:
+        for i in range(chunks.n):
             part = next(made) if i in new else None
             if parts is not None and part is not None:
                 parts.keep(i, part)
@@ -205,11 +205,11 @@ def _pooled_rows(
                 assert parts is not None
                 part = parts.load(i)
             if total is None:
-                total = _empty_sums(pieces.section.n_shapes, part)
+                total = _empty_sums(chunks.section.n_shapes, part)
             total[part.rows] += part.values
     if total is None:
-        return np.zeros((pieces.section.n_shapes, 0), np.float32), np.zeros(pieces.section.n_shapes)
-    return pieces.read(total)
+        return np.zeros((chunks.section.n_shapes, 0), np.float32), np.zeros(chunks.section.n_shapes)
+    return chunks.read(total)
 
 
 def _empty_sums(n_shapes: int, part: PartialSum) -> NDArray[np.floating]:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from stpredict._spatialdata._elements import (
+    all_opened,
     finest,
     image_levels,
     missing_key,
+    opened,
     raster_size,
     regions,
     resolve_image,
     resolve_shapes,
     resolve_table,
 )
-from stpredict._spatialdata._genes import match_genes
-from stpredict._spatialdata._mpp import DIAMETER_COLUMN, check_resolution, image_mpp
-from stpredict._spatialdata._open import all_opened, opened
 from stpredict._spatialdata._sections import (
     SectionSpec,
     image_section,
@@ -41,9 +40,17 @@ from stpredict._spatialdata._store._results import (
     new_table,
 )
 from stpredict._spatialdata._store._transaction import Store, open_store
-from stpredict._spatialdata._table_rows import table_rows
+from stpredict._spatialdata._tables import match_genes, table_rows
 from stpredict._spatialdata._target import Target, check_counts, check_target, sparse_target, target, totals, usable
-from stpredict._spatialdata._transformations import affines, is_micrometres, pixel_size, relative_affine
+from stpredict._spatialdata._transformations import (
+    DIAMETER_COLUMN,
+    affines,
+    check_resolution,
+    image_mpp,
+    is_micrometres,
+    pixel_size,
+    relative_affine,
+)
 
 __all__ = [
     "Change",

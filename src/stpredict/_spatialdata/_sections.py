@@ -1,4 +1,4 @@
-"""SpatialData in, Sections out: the one door from an object to what models, training and inference see."""
+"""Build a Section from a SpatialData object: image at the model's resolution, shapes in its pixels, target values."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ from stpredict._spatialdata._elements import (
     resolve_shapes,
     warn_of_missing_chunks,
 )
-from stpredict._spatialdata._genes import match_genes
-from stpredict._spatialdata._mpp import check_resolution, image_mpp, level_scale
 from stpredict._spatialdata._shapes import check_some_inside, shapes_element, shapes_in_pixels, tissue
-from stpredict._spatialdata._table_rows import table_rows
+from stpredict._spatialdata._tables import match_genes, table_rows
 from stpredict._spatialdata._target import Target, check_counts, check_target, totals, usable
 from stpredict._spatialdata._target import target as target_of
+from stpredict._spatialdata._transformations import check_resolution, image_mpp, level_scale
 from stpredict.metrics import MIN_COUNTS
 
 if TYPE_CHECKING:
@@ -289,11 +288,13 @@ def _share(
 def _in_tissue(table: AnnData, rows: NDArray[np.int64]) -> NDArray[np.bool_] | None:
     if "in_tissue" not in table.obs:
         return None
-    said = table.obs["in_tissue"].iloc[rows].astype(str).str.lower()
+    flags = table.obs["in_tissue"].iloc[rows].astype(str).str.lower()
     known = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
-    if not said.isin(list(known)).all():
-        raise ValueError(f'obs["in_tissue"] must be 0 or 1, got {said[~said.isin(list(known))].unique()[:3].tolist()}.')
-    return said.map(known).to_numpy(dtype=bool)
+    if not flags.isin(list(known)).all():
+        raise ValueError(
+            f'obs["in_tissue"] must be 0 or 1, got {flags[~flags.isin(list(known))].unique()[:3].tolist()}.'
+        )
+    return flags.map(known).to_numpy(dtype=bool)
 
 
 def _grid(table: AnnData, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:

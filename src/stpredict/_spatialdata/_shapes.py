@@ -1,4 +1,4 @@
-"""Shapes in the pixel frame of an image: geometry out of an element, placed, clipped to image and tissue."""
+"""Shapes in the pixel frame of an image, clipped to image and tissue."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def geometry_of(sdata: SpatialData, shapes_key: str) -> Rows:
     circles = kinds == POINT
     if circles.any():
         radius[circles] = _radius(shapes, shapes_key)[circles]
-        there = np.isfinite(shapely.get_x(geometry)) & np.isfinite(shapely.get_y(geometry))
-        nowhere = circles & ~there & ~shapely.is_empty(geometry)
+        finite = np.isfinite(shapely.get_x(geometry)) & np.isfinite(shapely.get_y(geometry))
+        nowhere = circles & ~finite & ~shapely.is_empty(geometry)
         if nowhere.any():  # a spot that has no position covers nothing, as an empty point does
             logger.info("shapes %r: %d spots have no finite position", shapes_key, nowhere.sum())
             geometry = np.where(nowhere, shapely.Point(), geometry)
@@ -147,13 +147,13 @@ def clip_locally(geometry: NDArray[np.object_], radius: NDArray[np.float64], reg
     region with them, until few corners are left.
     """
     y0, x0, y1, x1 = _coverage.bounds(geometry, radius).T
-    there = np.isfinite(x0)
-    if shapely.get_num_coordinates(region) <= LOCAL_CORNERS or there.sum() < LOCAL_SHAPES:
+    finite = np.isfinite(x0)
+    if shapely.get_num_coordinates(region) <= LOCAL_CORNERS or finite.sum() < LOCAL_SHAPES:
         return _coverage.clip(geometry, radius, region)
     # one pixel more, so that no side of the box touches a shape
-    box = shapely.box(x0[there].min() - 1, y0[there].min() - 1, x1[there].max() + 1, y1[there].max() + 1)
+    box = shapely.box(x0[finite].min() - 1, y0[finite].min() - 1, x1[finite].max() + 1, y1[finite].max() + 1)
     region = _coverage.clip(np.array([region], dtype=object), np.array([np.nan]), box)[0][0]
-    wide = np.ptp(x0[there]) > np.ptp(y0[there])
+    wide = np.ptp(x0[finite]) > np.ptp(y0[finite])
     order = np.argsort(x0 + x1 if wide else y0 + y1)  # empty shapes last
     geometry, radius = geometry.copy(), radius.copy()
     for half in np.array_split(order, 2):
@@ -177,10 +177,10 @@ def _check_index(shapes: GeoDataFrame, shapes_key: str) -> None:
     if len(shapes) == 0:
         raise ValueError(f"shapes {shapes_key!r} are empty.")
     if not shapes.index.is_unique:
-        twice = shapes.index[shapes.index.duplicated()].unique()
+        duplicates = shapes.index[shapes.index.duplicated()].unique()
         raise ValueError(
-            f"shapes {shapes_key!r} have instance ids that are not unique: {_examples(twice)} "
-            f"({len(twice)} ids occur more than once). Give every shape its own index."
+            f"shapes {shapes_key!r} have instance ids that are not unique: {_examples(duplicates)} "
+            f"({len(duplicates)} ids occur more than once). Give every shape its own index."
         )
 
 

@@ -1,4 +1,4 @@
-"""From counts to the numbers that models are trained and scored on, and which spots count (protocol stp-1)."""
+"""Target values from raw counts, and which spots are used (protocol stp-1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop, on Lightning."""
+"""The training loop: options, fitting with Lightning, history, checkpoints, and the model's card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model with its optimiser and its data, as Lightning wants them."""
+"""LightningModule of a model: batches prefetched in a thread, optimiser, schedule, best weights restored."""
 
 from __future__ import annotations
 

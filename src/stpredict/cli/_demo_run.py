@@ -169,12 +169,12 @@ def _paths(out: Path) -> dict[str, Path]:
 
 def _clear(out: Path, *, overwrite: bool) -> None:
     """Make room for the results; only what a demo writes is ever removed."""
-    there = [path for path in _paths(out).values() if path.exists()]
-    if there and not overwrite:
+    present = [path for path in _paths(out).values() if path.exists()]
+    if present and not overwrite:
         raise FileExistsError(
-            f"{out} holds an earlier demo ({there[0].name}). Pass another --out, or --overwrite to replace it."
+            f"{out} holds an earlier demo ({present[0].name}). Pass another --out, or --overwrite to replace it."
         )
-    for path in there:
+    for path in present:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     out.mkdir(parents=True, exist_ok=True)
 

@@ -67,8 +67,8 @@ def place_cells(rng: np.random.Generator, tissue: Tissue, *, per_mm2: float) -> 
     first = np.arange(len(kind)) < sum(len(part[2]) for part in lined)
     reach = REACH_UM[kind] * spread * np.where(first & (kind == GLAND_CELL), 0.8, 1.0)
     rank = np.select([first, kind == LYMPHOCYTE], [0.0, 1.5], 2.0)
-    kept = apart(rng, yx, reach, rank=rank)
-    return _shape(rng, tissue, yx[kept], angle[kept], kind[kept])
+    accepted = apart(rng, yx, reach, rank=rank)
+    return _shape(rng, tissue, yx[accepted], angle[accepted], kind[accepted])
 
 
 def _lining(

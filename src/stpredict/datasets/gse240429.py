@@ -62,10 +62,10 @@ def gse240429(sections: str | Iterable[str] | None = None, *, path: str | Path |
 
 def _read(folder: Path, name: str) -> SpatialData:
     matrix, barcodes, features, positions, image = _files(folder, name)
-    places = _places(positions)
+    spot_table = _spot_table(positions)
     table = _counts(matrix, barcodes, features)
-    table.obs["in_tissue"] = places["in_tissue"].reindex(table.obs_names, fill_value=0).to_numpy()
-    return section(table, places, image, name=name, spot_diameter_um=SPOT_UM, pitch_um=PITCH_UM, step=STEP)
+    table.obs["in_tissue"] = spot_table["in_tissue"].reindex(table.obs_names, fill_value=0).to_numpy()
+    return section(table, spot_table, image, name=name, spot_diameter_um=SPOT_UM, pitch_um=PITCH_UM, step=STEP)
 
 
 def _files(folder: Path, name: str) -> list[Path]:
@@ -105,7 +105,7 @@ def _counts(matrix: Path, barcodes: Path, features: Path) -> AnnData:
     return table
 
 
-def _places(path: Path) -> pd.DataFrame:
+def _spot_table(path: Path) -> pd.DataFrame:
     """Index = barcodes of the whole array; x_px, y_px, array_row, array_col, in_tissue."""
     table = pd.read_csv(path, header=None, index_col=0)
     if table.shape[1] != len(POSITIONS):
@@ -113,10 +113,12 @@ def _places(path: Path) -> pd.DataFrame:
             f"{path} has {table.shape[1] + 1} columns; Space Ranger's tissue_positions_list.csv has "
             f"{len(POSITIONS) + 1}, without a header: barcode, in_tissue, array_row, array_col, row, column in pixels."
         )
-    places = table.set_axis(POSITIONS, axis=1).set_axis(table.index.astype(str).rename(None), axis=0)
-    numbers = places.apply(pd.to_numeric, errors="coerce")
-    odd = places.index[~np.isfinite(numbers).all(axis=1) | places.index.duplicated()].tolist()
+    spot_table = table.set_axis(POSITIONS, axis=1).set_axis(table.index.astype(str).rename(None), axis=0)
+    numbers = spot_table.apply(pd.to_numeric, errors="coerce")
+    odd = spot_table.index[~np.isfinite(numbers).all(axis=1) | spot_table.index.duplicated()].tolist()
     if odd:
-        raise ValueError(f"{path}: barcodes named twice or without numbers: {odd[:5]} ({len(odd)} of {len(places)}).")
+        raise ValueError(
+            f"{path}: barcodes named twice or without numbers: {odd[:5]} ({len(odd)} of {len(spot_table)})."
+        )
     whole = ["in_tissue", "array_row", "array_col"]
     return numbers.astype({**dict.fromkeys(whole, np.int64), "x_px": np.float64, "y_px": np.float64})

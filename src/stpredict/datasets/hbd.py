@@ -56,9 +56,9 @@ def hbd(sections: str | Iterable[str] | None = None, *, path: str | Path | None 
 def _index(folder: Path) -> pd.DataFrame:
     file = folder / INDEX
     if not file.is_file():
-        there = sorted(p.name for p in folder.iterdir())[:5] if folder.is_dir() else "no folder"
+        present = sorted(p.name for p in folder.iterdir())[:5] if folder.is_dir() else "no folder"
         raise FileNotFoundError(
-            f"no {INDEX} in {folder} (there: {there}). Give the folder of the unpacked files of {URL}."
+            f"no {INDEX} in {folder} (there: {present}). Give the folder of the unpacked files of {URL}."
         )
     index = pd.read_csv(file, dtype=str)
     missing = [column for column in ("patient", "replicate", "type", *FILES) if column not in index.columns]
@@ -73,12 +73,12 @@ def _read(folder: Path, name: str, row: pd.Series) -> SpatialData:
     if missing:
         raise FileNotFoundError(f"section {name!r}: no {missing} in {folder}, which {INDEX} names.")
     counts, image, spots = files
-    sdata = section(read_counts(counts), _places(spots), image, name=name, spot_diameter_um=100.0, pitch_um=200.0)
+    sdata = section(read_counts(counts), _spot_table(spots), image, name=name, spot_diameter_um=100.0, pitch_um=200.0)
     sdata.attrs["patient"], sdata.attrs["type"] = str(row["patient"]), str(row["type"])
     return sdata
 
 
-def _places(path: Path) -> pd.DataFrame:
+def _spot_table(path: Path) -> pd.DataFrame:
     """Index = spot ids `XxY`; x_px, y_px, array_row, array_col."""
     table = pd.read_csv(path, index_col=0)
     if not {"X", "Y"} <= set(table.columns):
@@ -88,8 +88,8 @@ def _places(path: Path) -> pd.DataFrame:
     odd = ids[array.isna().any(axis=1) | ids.duplicated()].tolist()
     if odd:
         raise ValueError(f"{path}: spots that are named twice, or not as 'XxY': {odd[:5]} ({len(odd)} of {len(ids)}).")
-    places = table[["X", "Y"]].set_axis(["x_px", "y_px"], axis=1).astype(np.float64).set_axis(ids, axis=0)
-    lost = ids[~np.isfinite(places).all(axis=1)].tolist()
+    spot_table = table[["X", "Y"]].set_axis(["x_px", "y_px"], axis=1).astype(np.float64).set_axis(ids, axis=0)
+    lost = ids[~np.isfinite(spot_table).all(axis=1)].tolist()
     if lost:
         raise ValueError(f"{path}: spots without a pixel position: {lost[:5]} ({len(lost)} of {len(ids)}).")
-    return places.join(array.astype(np.int64).set_axis(ids, axis=0))
+    return spot_table.join(array.astype(np.int64).set_axis(ids, axis=0))

@@ -78,7 +78,7 @@ def _read(section: str, folder: Path | None) -> SpatialData:
         return read_st(counts, image, spots, name=section)
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
-        there = sorted(p.name.removesuffix("_selection.tsv") for p in folder.glob("*_selection.tsv"))
-        raise FileNotFoundError(f"section {section!r}: no {missing} in {folder}. Sections there: {there}.")
+        present = sorted(p.name.removesuffix("_selection.tsv") for p in folder.glob("*_selection.tsv"))
+        raise FileNotFoundError(f"section {section!r}: no {missing} in {folder}. Sections there: {present}.")
     counts, image, spots = (folder / file for file in files)
     return read_st(counts, image, spots, name=section)

@@ -110,11 +110,11 @@ def _numbers(fields: list[str], path: Path, spot: str) -> NDArray[np.float64]:
 
 
 def _check_unique(names: pd.Index, what: str, source: str) -> None:
-    twice = names[names.duplicated()].unique().tolist()
-    if twice:
+    duplicates = names[names.duplicated()].unique().tolist()
+    if duplicates:
         raise ValueError(
-            f"duplicate {what} in {source}: {twice[:5]} ({len(twice)} of {len(names)}). Make them unique first, e.g. "
-            "by summing the counts of equal names."
+            f"duplicate {what} in {source}: {duplicates[:5]} ({len(duplicates)} of {len(names)}). Make them unique, "
+            "e.g. by summing the counts of equal names."
         )
 
 

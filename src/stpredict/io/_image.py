@@ -1,4 +1,4 @@
-"""RGB pixels -> a multiscale, chunked SpatialData image with its coordinate systems."""
+"""A multiscale, chunked SpatialData image of RGB pixels, with its coordinate systems."""
 
 from __future__ import annotations
 

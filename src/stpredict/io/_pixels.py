@@ -1,4 +1,4 @@
-"""An image file -> its pyramid levels as lazy arrays, and the scale that it states."""
+"""Open an image file: its pyramid levels as lazy arrays, and the scale that it states."""
 
 from __future__ import annotations
 

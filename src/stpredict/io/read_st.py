@@ -56,27 +56,29 @@ def read_st(
     """
     check_arguments(read_st, locals())
     _check_sizes(spot_diameter_um, pitch_um)
-    table, places = _join(read_counts(counts), read_spots(Path(spots)), name)
+    table, spot_table = _join(read_counts(counts), read_spots(Path(spots)), name)
     pixels = open_pixels(Path(image))
-    check_on_image(places, pixels.shape, str(spots))
-    grid = places[["array_col", "array_row"]].to_numpy() if "array_col" in places else None
-    mpp = pitch_um / pitch_px(places[["x_px", "y_px"]].to_numpy(), grid)
-    return assemble(table, places, pixels, mpp=mpp, spot_diameter_um=spot_diameter_um, name=name)
+    check_on_image(spot_table, pixels.shape, str(spots))
+    grid = spot_table[["array_col", "array_row"]].to_numpy() if "array_col" in spot_table else None
+    mpp = pitch_um / pitch_px(spot_table[["x_px", "y_px"]].to_numpy(), grid)
+    return assemble(table, spot_table, pixels, mpp=mpp, spot_diameter_um=spot_diameter_um, name=name)
 
 
-def _join(table: AnnData, places: pd.DataFrame, name: str) -> tuple[AnnData, pd.DataFrame]:
-    common = places.index[places.index.isin(table.obs_names)]
+def _join(table: AnnData, spot_table: pd.DataFrame, name: str) -> tuple[AnnData, pd.DataFrame]:
+    common = spot_table.index[spot_table.index.isin(table.obs_names)]
     if not len(common):
-        hint = " The table holds spots as columns: transpose it." if places.index.isin(table.var_names).any() else ""
+        hint = (
+            " The table holds spots as columns: transpose it." if spot_table.index.isin(table.var_names).any() else ""
+        )
         raise ValueError(
             f"no spot is in both files: the counts name {table.obs_names[:3].tolist()}, the spot file "
-            f"{places.index[:3].tolist()}.{hint}"
+            f"{spot_table.index[:3].tolist()}.{hint}"
         )
     logger.info(
         "%s: %d spots; left out: %d of the counts without a selected position, %d selected without counts",
-        *(name, len(common), table.n_obs - len(common), len(places) - len(common)),
+        *(name, len(common), table.n_obs - len(common), len(spot_table) - len(common)),
     )
-    return table[common].copy(), places.loc[common]
+    return table[common].copy(), spot_table.loc[common]
 
 
 def _check_sizes(spot_diameter_um: float, pitch_um: float) -> None:

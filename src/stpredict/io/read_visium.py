@@ -49,15 +49,15 @@ def read_visium(path: str | Path, *, name: str | None = None, image: str | Path 
     folder = find(Path(path), None if image is None else Path(image))
     source = _read(folder)
     table = _raw_counts(source)
-    places = _places(source)
+    spot_table = _spot_table(source)
     pixels = open_pixels(folder.image)
     check_image(folder, pixels.shape)
-    check_on_image(places, pixels.shape, str(folder.positions))
-    grid = places[["array_col", "array_row"]].to_numpy()
-    mpp = PITCH_UM / pitch_px(places[["x_px", "y_px"]].to_numpy(), grid, step=STEP)
+    check_on_image(spot_table, pixels.shape, str(folder.positions))
+    grid = spot_table[["array_col", "array_row"]].to_numpy()
+    mpp = PITCH_UM / pitch_px(spot_table[["x_px", "y_px"]].to_numpy(), grid, step=STEP)
     check_scale(folder, mpp)
     label = Path(path).resolve().name if name is None else name
-    return assemble(table, places, pixels, mpp=mpp, spot_diameter_um=SPOT_UM, name=label)
+    return assemble(table, spot_table, pixels, mpp=mpp, spot_diameter_um=SPOT_UM, name=label)
 
 
 def _read(folder: SpaceRanger) -> AnnData:
@@ -81,15 +81,17 @@ def _raw_counts(source: AnnData) -> AnnData:
     return table
 
 
-def _places(source: AnnData) -> pd.DataFrame:
+def _spot_table(source: AnnData) -> pd.DataFrame:
     obs: pd.DataFrame = source.obs
-    places = pd.DataFrame(source.obsm["spatial"], index=source.obs_names, columns=["x_px", "y_px"], dtype=np.float64)
-    lost = places.index[~np.isfinite(places).all(axis=1)].tolist()
+    spot_table = pd.DataFrame(
+        source.obsm["spatial"], index=source.obs_names, columns=["x_px", "y_px"], dtype=np.float64
+    )
+    lost = spot_table.index[~np.isfinite(spot_table).all(axis=1)].tolist()
     if lost:
         raise ValueError(
-            f"barcodes of the counts without a position: {lost[:5]} ({len(lost)} of {len(places)}). The tissue "
+            f"barcodes of the counts without a position: {lost[:5]} ({len(lost)} of {len(spot_table)}). The tissue "
             "positions belong to another section."
         )
     for column in ("array_row", "array_col"):
-        places[column] = obs[column].to_numpy(dtype=np.int64)
-    return places
+        spot_table[column] = obs[column].to_numpy(dtype=np.int64)
+    return spot_table

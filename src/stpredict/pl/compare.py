@@ -69,13 +69,13 @@ def compare(
         sdata, image_key=image_key, shapes_key=shapes_key, table_name=table_name, measured_layer=measured,
         min_counts=min_counts,
     )  # fmt: skip
-    said = correlation_text(*correlation(true[rows], pred[rows]))
+    text = correlation_text(*correlation(true[rows], pred[rows]))
     maps = [on_shapes(sdata, values, table_name=table_name, shapes_key=shapes_key) for values in (true, pred)]
     colours = colour_scale(*maps, cmap=cmap, vmin=vmin, vmax=vmax)
     two = new_axes(view, n=2) if axes is None else _two(axes)
     image = read_image(sdata, image_key, coordinate_system=coordinate_system, view=view, n_px=display_px(two[0]))
     um = micrometres_per_unit(sdata, image_key or shapes_key, coordinate_system)
-    for ax, values, title in zip(two, maps, (f"{gene}\nmeasured", f"{gene}\n{layer}, {said}"), strict=True):
+    for ax, values, title in zip(two, maps, (f"{gene}\nmeasured", f"{gene}\n{layer}, {text}"), strict=True):
         shapes = with_values(sdata, shapes_key, values, coordinate_system=coordinate_system)
         draw(ax, coordinate_system=coordinate_system, image=image, shapes=shapes, colours=colours, alpha=alpha, um=um)
         frame_map(ax, view, title=title)

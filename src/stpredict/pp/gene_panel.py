@@ -95,8 +95,10 @@ def _statistics(sdata: SpatialData, spec: SectionSpec) -> pd.DataFrame:
     table = sdata.tables[spec.table_name]
     what = f"table {spec.table_name!r}"
     if not table.var_names.is_unique:
-        twice = table.var_names[table.var_names.duplicated()].unique().tolist()
-        raise ValueError(f"the genes of {what} are not unique: {twice[:5]} ({len(twice)} names occur more than once).")
+        duplicates = table.var_names[table.var_names.duplicated()].unique().tolist()
+        raise ValueError(
+            f"the genes of {what} are not unique: {duplicates[:5]} ({len(duplicates)} names occur more than once)."
+        )
     values = sparse_target(matrix_of(table, spec.layer, what=what)[rows], target=spec.target, what=what)
     mean = np.asarray(values.sum(axis=0)).ravel() / len(rows)
     squares = np.asarray(values.multiply(values).sum(axis=0)).ravel() / len(rows)
@@ -128,10 +130,10 @@ def _with(among: Collection[str] | None) -> str:
 
 def _check_common(common: list[str], sections: list[pd.DataFrame], n_genes: int, among: Collection[str] | None) -> None:
     if not common:
-        said = "; ".join(str(table.index[:3].tolist()) for table in sections[:4])
+        message = "; ".join(str(table.index[:3].tolist()) for table in sections[:4])
         raise ValueError(
             f"the panel is empty: the {len(sections)} sections have no gene in common{_with(among)}. They begin with "
-            f"{said}. Bring them to one kind of identifier and one species."
+            f"{message}. Bring them to one kind of identifier and one species."
         )
     if len(common) < n_genes:
         raise ValueError(

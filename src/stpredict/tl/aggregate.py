@@ -1,4 +1,4 @@
-"""Reading a raster inside shapes."""
+"""Read a raster inside any shapes, and write the values into a table."""
 
 from __future__ import annotations
 

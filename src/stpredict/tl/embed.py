@@ -1,4 +1,4 @@
-"""The latent image space of a model, on SpatialData objects."""
+"""Write a model's latent features of every shape into obsm."""
 
 from __future__ import annotations
 

@@ -69,9 +69,9 @@ def embed_genes(
         raise FileNotFoundError(f"path={str(path)!r}: there is no folder {target.parent}. Make it first.")
     if target is not None and target.exists():
         wanted = {"pooling": pooling, "max_tokens": max_tokens, "text_sha256": text_hash}
-        kept = _kept(target, wanted, encoder, revision, overwrite=overwrite)
-        if kept is not None:
-            return dataclasses.replace(kept, genes=tuple(definitions), vectors=kept.take(list(definitions)))
+        saved = _saved(target, wanted, encoder, revision, overwrite=overwrite)
+        if saved is not None:
+            return dataclasses.replace(saved, genes=tuple(definitions), vectors=saved.take(list(definitions)))
     model = TextEncoder(encoder, revision=revision, pooling=pooling, max_tokens=max_tokens, device=device)
     vectors, n_truncated = model.encode(list(definitions.values()), batch_size=batch_size, progress=progress)
     if n_truncated:
@@ -111,9 +111,11 @@ def _texts(texts: pd.DataFrame | Mapping[str, str]) -> tuple[dict[str, str], int
         )
     if not genes:
         raise ValueError("there are no texts to embed. stp.pp.describe_genes(genes, source=...) makes them.")
-    twice = [gene for gene, n in Counter(genes).items() if n > 1]
-    if twice:
-        raise ValueError(f"genes occur more than once: {twice[:5]} ({len(twice)} in all). Keep one text for each gene.")
+    duplicates = [gene for gene, n in Counter(genes).items() if n > 1]
+    if duplicates:
+        raise ValueError(
+            f"genes occur more than once: {duplicates[:5]} ({len(duplicates)} in all). Keep one text for each gene."
+        )
     pairs = list(zip(genes, values, strict=True))
     empty = [gene for gene, text in pairs if not isinstance(text, str) or not text.strip()]
     if empty:
@@ -130,7 +132,7 @@ def _hash(definitions: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(sorted(definitions.items())).encode()).hexdigest()
 
 
-def _kept(
+def _saved(
     target: Path, wanted: dict[str, Any], encoder: str | Path, revision: str | None, *, overwrite: bool
 ) -> GeneEmbeddings | None:
     """What the file holds, where that is what is wanted; None where it is to be replaced."""
@@ -139,19 +141,19 @@ def _kept(
     if revision is not None or Path(encoder).expanduser().is_dir():
         wanted["revision"] = known or revision
     try:
-        kept = GeneEmbeddings.load(target)
+        saved = GeneEmbeddings.load(target)
     except ValueError:
         if overwrite:
             return None
         raise
-    differs = {key: (getattr(kept, key), value) for key, value in wanted.items() if getattr(kept, key) != value}
+    differs = {key: (getattr(saved, key), value) for key, value in wanted.items() if getattr(saved, key) != value}
     if not differs:
-        logger.info("%s holds these texts; the text model is not run (%r).", target, kept)
-        return kept
+        logger.info("%s holds these texts; the text model is not run (%r).", target, saved)
+        return saved
     if overwrite:
         return None
-    said = "; ".join(f"{key} is {there!r}, asked {request!r}" for key, (there, request) in differs.items())
+    message = "; ".join(f"{key} is {known!r}, asked {wanted_value!r}" for key, (known, wanted_value) in differs.items())
     raise ValueError(
-        f"path={str(target)!r} holds other embeddings ({len(kept.genes)} genes): {said}. Pass another path, or "
+        f"path={str(target)!r} holds other embeddings ({len(saved.genes)} genes): {message}. Pass another path, or "
         "overwrite=True to replace them; stp.tl.GeneEmbeddings.load(path) reads them."
     )

@@ -1,4 +1,4 @@
-"""Prediction on SpatialData objects."""
+"""Predict expression from the H&E image into an object, a store, or many."""
 
 from __future__ import annotations
 

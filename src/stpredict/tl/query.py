@@ -1,4 +1,4 @@
-"""More genes from a stored latent raster."""
+"""Predict more genes from a stored latent raster, without the image or the network."""
 
 from __future__ import annotations
 

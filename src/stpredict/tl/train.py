@@ -1,4 +1,4 @@
-"""Training on SpatialData objects."""
+"""Train a model on measured sections."""
 
 from __future__ import annotations
 

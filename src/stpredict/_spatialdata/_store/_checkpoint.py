@@ -1,4 +1,4 @@
-"""A run that can be gone on with: a folder beside the store that keeps what finished pieces have left."""
+"""Checkpoint of an interrupted prediction: partial results of finished chunks, in a folder next to the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a commit puts into a store, built in a folder beside it: whole elements, changed tables, and the metadata."""
+"""A commit on disk: the journal of renames that makes new elements visible, rolled forward or back after a kill."""
 
 from __future__ import annotations
 

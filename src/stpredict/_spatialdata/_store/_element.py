@@ -1,4 +1,4 @@
-"""Results that are elements of their own: images and whole tables."""
+"""New elements of a store: images, tables and shapes."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class Lock:
             )
 
     def _acquire(self) -> None:
-        told = False
+        warned = False
         while not self._create():
             holder = read_holder(self.path)
             if holder is None and not self._is_stale():
@@ -112,9 +112,9 @@ class Lock:
                     f"{holder} is {self.what} (its lock is {self.path}). Wait for it, or pass another key_added."
                 )
             else:
-                if not told:
+                if not warned:
                     _log.info("waiting for %s, which is %s", holder, self.what)
-                told = True
+                warned = True
                 time.sleep(POLL_S)
 
     def _create(self) -> bool:

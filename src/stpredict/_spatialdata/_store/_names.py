@@ -1,4 +1,4 @@
-"""Names that results take in an object and its store: all of one call, checked together before anything is written."""
+"""Names of new results: all of one call are checked together, before the work and again under the lock."""
 
 from __future__ import annotations
 

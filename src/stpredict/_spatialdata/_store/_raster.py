@@ -1,4 +1,4 @@
-"""Rasters of predicted genes: how large they may be, where they lie, and how they are written region by region."""
+"""Rasters of predicted genes: size check, transformation, and writing region by region with coarser levels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results as SpatialData keeps them: layers, tables and images, committed together or not at all."""
+"""Commit results (layers, obsm entries, tables, images) into an object and its store, all or none."""
 
 from __future__ import annotations
 

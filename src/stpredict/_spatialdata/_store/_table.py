@@ -1,4 +1,4 @@
-"""Results that go into an existing table: layers and obsm entries, with the columns and the record beside them."""
+"""New entries of an existing table: a layer or obsm entry with its columns and record."""
 
 from __future__ import annotations
 

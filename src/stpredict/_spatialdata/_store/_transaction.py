@@ -1,4 +1,4 @@
-"""Stores: keys that they can keep apart, one writer at a time, and changes that are all made or all undone."""
+"""The store of an object as files, and a transaction: steps that are all made or all undone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where values inside shapes go: a layer of an existing table, or a new table."""
+"""Where predicted values are written: a layer of an existing table, or a new table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prediction on the workers of a dask cluster: chunks of slides as tasks, whose results are exchanged through files."""
+"""Prediction on a dask cluster: chunks of slides as tasks that exchange results through files."""
 
 from __future__ import annotations
 

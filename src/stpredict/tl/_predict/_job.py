@@ -1,4 +1,4 @@
-"""One prediction into one object: checked before the work, done chunk by chunk, and written whole."""
+"""A prediction into one object: checks before the work, inference, and one commit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Provenance of a prediction: what made it, its hashes, and whether a store holds the same result already."""
+"""Provenance of a prediction: its record and digests, and whether a store already holds the same result."""
 
 from __future__ import annotations
 
