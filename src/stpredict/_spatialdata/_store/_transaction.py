@@ -39,14 +39,16 @@ _held = threading.local()  # stores that this thread has locked
 def check_key(key: str, existing: Iterable[str], *, overwrite: bool, what: str) -> None:
     """Raise ValueError unless `key` may be written where the names `existing` are.
 
-    key
+    Parameters
+    ----------
+    key : str
         A name of letters, digits, ``_``, ``.`` and ``-`` that does not start with two underscores: what spatialdata
         keeps apart on every file system.
-    existing
+    existing : Iterable[str]
         The names in that place, in memory and in the store.
-    overwrite
+    overwrite : bool
         Whether a name that is there already may be replaced; a name that differs by case alone never may.
-    what
+    what : str
         The place, as the message calls it (``layer of table 'table'``).
     """
     if not isinstance(key, str) or not _NAME.fullmatch(key) or key in {".", "..", "_index"} or key.startswith("__"):
