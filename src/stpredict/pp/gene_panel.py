@@ -44,7 +44,8 @@ def gene_panel(
         Training sections only (objects, or paths of stores): a panel that has seen the test section makes a score too
         good.
     n_genes : int
-        For "mean" the number of genes; for "hvg_union" the number that each section contributes to the union.
+        Size of the panel. For "mean" the number of genes; for "hvg_union" the number that each section contributes to
+        the union.
     by : {"mean", "hvg_union"}, default "mean"
         "mean": the genes with the highest mean of the target, the average of the sections' means. "hvg_union": the
         union of each section's genes with the highest population variance of the target, ordered by the average of the

@@ -83,7 +83,7 @@ def predict(
         "layer": values inside shapes; "raster": the map itself (dense models); "both"; "latent": the map of the model's
         last features, for more genes later.
     raster_mpp : float, optional
-        Micrometres per raster pixel: the model's own step (None) or a multiple of it.
+        Micrometres per raster pixel, a multiple of the model's own step; None: that step.
     key_added : str, optional
         Name of layer and image; None: the model class in lower case.
     table_added : str, optional
@@ -101,7 +101,8 @@ def predict(
         Dense models: let `torch.compile` compile encoder and decoder first. Results differ by rounding. Whether it pays
         for the time that compiling takes depends on device, model and number of tiles: try it on one slide.
     embeddings : GeneEmbeddings | str | Path, optional
-        Embeddings of further genes, for a model that answers by text: what `stp.tl.embed_genes` returns, or its file.
+        Embeddings of further genes, for a model that answers by text: what `stp.tl.embed_genes` returns, or its
+        .safetensors file.
     resume : bool, default False
         Go on with an interrupted prediction of the same name into the same store: what it had finished is not done
         again, and the result is the same to the bit (with `compile`, to rounding). Another model, other genes or other
