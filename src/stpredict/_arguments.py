@@ -49,7 +49,9 @@ _FREE = {"Any", "ArrayLike", "NDArray", "Target", "Explicit", "Matching"}  # wha
 def check_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
     """Raise ValueError for the first argument that is not what the function declares, by its name.
 
-    given
+    Parameters
+    ----------
+    given : Mapping[str, Any]
         The arguments by name: `locals()` in the first line of the function.
     """
     for name, hint in _hints(function).items():

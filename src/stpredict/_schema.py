@@ -62,7 +62,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def check_fields(values: Mapping[str, Any], kind: type, limits: Mapping[str, Range]) -> None:
     """Raise ValueError for the first field of `values` that is not what the dataclass `kind` declares.
 
-    limits
+    Parameters
+    ----------
+    limits : Mapping[str, Range]
         Smallest and largest value by the name of a field; of a field that holds several, for each of them. Floats must
         be finite, whatever the limits.
     """

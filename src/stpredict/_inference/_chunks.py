@@ -77,7 +77,9 @@ class ChunkedInference(ABC):
 class PatchInference(ChunkedInference):
     """Patches of a spot model: the latent of every shape. A model that sees a whole section has one piece.
 
-    fast
+    Parameters
+    ----------
+    fast : Model, optional
         The same model in fewer steps, for the latent; None: the model itself.
     """
 

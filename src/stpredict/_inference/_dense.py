@@ -32,12 +32,16 @@ Raster = Callable[[slice, slice, NDArray[np.float32]], None]
 class DenseInference(ChunkedInference):
     """Tiles of a dense model: area-weighted sums of the latent inside every shape.
 
+    Parameters
+    ----------
     raster, query
         Takes the cores of the map of these genes, (g, d); without `query` of the latent map itself. The values that it
         is handed are valid during the call only.
-    fast
+    fast : Model, optional
         The same model in fewer steps, for the latent; None: the model itself.
 
+    Notes
+    -----
     The constant last channel of the latent adds up to the covered area. A chunk is a batch of tiles.
     """
 

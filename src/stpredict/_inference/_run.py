@@ -57,19 +57,27 @@ def predict(
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Predict inside the shapes of a section, and hand its raster on piece by piece.
 
-    genes
+    Parameters
+    ----------
+    genes : Sequence[str]
         Panel genes to predict, in the wanted order.
-    raster
+    raster : Raster, optional
         For dense models: called once for every core of the tiling with its rows and columns on the raster grid and the
         values (g, h, w) before the link, or without genes the latent map (d, h, w), which are valid during the call.
-    parts
+    parts : PartialStore, optional
         Where finished pieces are kept, and those of an earlier run are found: they are not done again, and the result
         is the same to the bit.
 
-    Returns values (n, g) float32 in target units, NaN where nothing of a shape is on the image, and the covered share
-    (n,) of each shape's area in [0, 1]. The raster of all genes is never held.
+    Returns
+    -------
+    tuple[ndarray, ndarray]
+        Values (n, g) float32 in target units, NaN where nothing of a shape is on the image, and the covered share (n,)
+        of each shape's area in [0, 1]. The raster of all genes is never held.
 
-    Raises ValueError where a raster is asked of a model that has none.
+    Raises
+    ------
+    ValueError
+        Where a raster is asked of a model that has none.
     """
     with _inference_mode(model, runtime) as device:
         query = _query(model, genes, device)

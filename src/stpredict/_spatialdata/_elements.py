@@ -62,12 +62,17 @@ def resolve_shapes(
 
     A key may also name labels, every one of which is a shape.
 
-    table_name
+    Parameters
+    ----------
+    table_name : str, optional
         A table that may decide between several elements; a name that is not there decides nothing here.
-    tissue_key
+    tissue_key : str, optional
         Shapes that outline tissue are not candidates.
 
-    Raises ValueError for a key that is not there, for an object without shapes, for several and no key.
+    Raises
+    ------
+    ValueError
+        For a key that is not there, for an object without shapes, for several and no key.
     """
     known = [*sdata.shapes, *sdata.labels]
     if tissue_key is not None and tissue_key not in known:  # which would be taken for one of the candidates

@@ -145,16 +145,24 @@ def training_section(
 ) -> Section:
     """A section with what was measured: only the shapes that the protocol lets into training and scoring.
 
-    genes
+    Parameters
+    ----------
+    genes : Sequence[str]
         Columns of `expression`, in this order.
-    missing_genes
+    missing_genes : {"raise", "nan"}, default "raise"
         What to do for genes that the table lacks: raise, or leave a column of NaN.
 
-    Returns a Section with rows in element order, `expression` (n, g) float32, `grid` from obs["array_row"] and
-    obs["array_col"] where the table has them, and in `dropped` why shapes were left out, and how many.
+    Returns
+    -------
+    Section
+        A Section with rows in element order, `expression` (n, g) float32, `grid` from obs["array_row"] and
+        obs["array_col"] where the table has them, and in `dropped` why shapes were left out, and how many.
 
-    Raises ValueError as `section` does, for tables that do not fit the shapes, for values that are no counts, for genes
-    that are missing, and where no usable spot is left.
+    Raises
+    ------
+    ValueError
+        Where `section` raises it, for tables that do not fit the shapes, for values that are no counts, for genes
+        that are missing, and where no usable spot is left.
     """
     spec = (spec or SectionSpec()).resolved(sdata)
     whole, on_image = _section_of_shapes(sdata, spec, at_mpp, name)
@@ -245,6 +253,8 @@ def _usable_rows(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, int]]:
     """Usable rows of the table, their shapes' positions (rising), and the reasons of the others.
 
+    Parameters
+    ----------
     on_image, share
         Of each shape: whether it lies wholly on the image, and which share of its area is tissue.
     """

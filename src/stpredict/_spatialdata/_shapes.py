@@ -89,12 +89,17 @@ def geometry_of(sdata: SpatialData, shapes_key: str) -> Rows:
 def tissue(sdata: SpatialData, tissue_key: str | None, image_key: str, *, step: float = 1.0) -> BaseGeometry | None:
     """The tissue as one polygon or multipolygon in the pixel frame of the image; None without a key.
 
-    tissue_key
+    Parameters
+    ----------
+    tissue_key : str | None
         Polygons or circles in `shapes`, or labels, of which every pixel that is not 0 is tissue.
-    step
+    step : float, default 1.0
         Pixels of the full-resolution image per pixel of the frame that is wanted.
 
-    Raises ValueError for a key that is neither, and for labels without any tissue.
+    Raises
+    ------
+    ValueError
+        For a key that is neither, and for labels without any tissue.
     """
     if tissue_key is None:
         return None
@@ -120,11 +125,16 @@ def shapes_in_pixels(
 ) -> tuple[NDArray[np.object_], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
     """The shapes of an element in the image's pixels, clipped to the image and to a region of that frame.
 
-    step
+    Parameters
+    ----------
+    step : float, default 1.0
         Pixels of the full-resolution image per pixel of the frame that is wanted.
 
-    Returns geometry (n,) and radius (n,) after the clip, area (n,) in square pixels of the whole shapes, and whether
-    each lies wholly on the image (n,), in element order.
+    Returns
+    -------
+    tuple[ndarray, ndarray, ndarray, ndarray]
+        Geometry (n,) and radius (n,) after the clip, area (n,) in square pixels of the whole shapes, and whether each
+        lies wholly on the image (n,), in element order.
     """
     geometry, radius = geometry_of(sdata, shapes_key)
     frame = scaling(1.0 / step)

@@ -73,7 +73,9 @@ class EpochSampler(Sampler[int]):
 class Batches:
     """Batches of samples, cut and collated in a thread of their own while the network is at work.
 
-    indices
+    Parameters
+    ----------
+    indices : Sequence[Sequence[int]]
         The samples of every batch.
     precision, device
         Of the network: samples that hold features of an encoder compute them in the same number format.

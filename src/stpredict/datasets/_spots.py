@@ -28,9 +28,11 @@ def section(
 ) -> SpatialData:
     """The spots that are in both `table` and `spot_table`, in the order of `spot_table`, on `image`.
 
-    table
+    Parameters
+    ----------
+    table : AnnData
         Raw counts as `read_counts` gives them, obs_names = spot ids.
-    places
+    places : DataFrame
         Index = spot ids; x_px, y_px, array_row, array_col.
     spot_diameter_um, pitch_um, step
         As in `stpredict.io.read_st` and `pitch_px`: the scale of the image is pitch_um over the pitch in pixels.

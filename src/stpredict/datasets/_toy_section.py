@@ -107,9 +107,11 @@ def simulate(settings: Settings, number: int) -> SpatialData:
 def amounts(field: NDArray[np.float32], geometry: NDArray, radius: NDArray) -> NDArray[np.float64]:
     """RNA of every component inside every shape, (n, k), by exact area.
 
-    field
+    Parameters
+    ----------
+    field : ndarray of float32
         (k, h, w) RNA per square micrometre.
-    geometry, radius
+    geometry, radius : ndarray
         (n,) shapes in pixels of the field.
     """
     window = Window(0, 0, *field.shape[1:])

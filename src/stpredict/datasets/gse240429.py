@@ -28,24 +28,35 @@ POSITIONS = ["in_tissue", "array_row", "array_col", "y_px", "x_px"]  # after the
 def gse240429(sections: str | Iterable[str] | None = None, *, path: str | Path | None = None) -> list[SpatialData]:
     """Visium sections of a human liver: H&E, 55-um spots at a pitch of 100 um, raw counts, one object each.
 
-    sections
+    Parameters
+    ----------
+    sections : str | Iterable[str], optional
         Of "A1", "B1", "C1", "D1"; None: all four. They are consecutive sections of one donor, so a score across them
         says nothing of other people.
-    path
+    path : str | Path, optional
         Folder with the files as GEO publishes them: for each section its sample's `GSM..._matrix.mtx.gz`,
         `_barcodes.tsv.gz`, `_features.tsv.gz` and `_tissue_positions_list.csv.gz`, and the full-resolution image
         `GSM..._GEX_C73_A1_Merged.tiff`, **unpacked** from its .gz (2.6 GB, read in windows). What stands between GSM
         number and ending does not matter; a folder for each sample will do. Needed: no checksums of these files are
         known here, so none are fetched.
 
-    Returns the sections in the order asked, laid out as by `stpredict.io.read_visium`: spots that have both counts and
-    a position, index = barcodes, obs in_tissue, array_row, array_col; symbols that occur twice are made unique, the
-    Ensembl ids are in var["gene_ids"]. The scale is 100 um over the pitch of the spots.
+    Returns
+    -------
+    list[SpatialData]
+        The sections in the order asked, laid out as by `stpredict.io.read_visium`: spots that have both counts and a
+        position, index = barcodes, obs in_tissue, array_row, array_col; symbols that occur twice are made unique, the
+        Ensembl ids are in var["gene_ids"]. The scale is 100 um over the pitch of the spots.
 
-    Raises ValueError without `path`, for other sections, and for files that do not belong together; FileNotFoundError
-    that names all that is missing.
+    Raises
+    ------
+    ValueError
+        Without `path`, for other sections, and for files that do not belong together.
+    FileNotFoundError
+        Where files are missing; it names all of them.
 
-    Source: Xie et al., NeurIPS 2023; GEO series GSE240429, samples GSM7697868 to GSM7697871.
+    References
+    ----------
+    Xie et al., NeurIPS 2023; GEO series GSE240429, samples GSM7697868 to GSM7697871.
     """
     check_arguments(gse240429, locals())
     names = list(SAMPLES) if sections is None else [sections] if isinstance(sections, str) else list(sections)

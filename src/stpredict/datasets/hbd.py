@@ -21,23 +21,34 @@ FILES = ("count_matrix", "histology_image", "spot_coordinates")  # columns of th
 def hbd(sections: str | Iterable[str] | None = None, *, path: str | Path | None = None) -> list[SpatialData]:
     """Sections of human breast cancer: H&E, 100-um spots at a pitch of 200 um, raw counts, one object each.
 
-    sections
+    Parameters
+    ----------
+    sections : str | Iterable[str], optional
         Names such as "BC23287_C1", patient and replicate; None: all that the index lists (68 of 23 patients).
-    path
+    path : str | Path, optional
         Folder with the files as they are published: `metadata.csv`, which names for each patient and replicate the
-        `count_matrix` (.tsv.gz; rows `XxY`, columns Ensembl ids, raw counts of the whole array), the
-        `histology_image` (.jpg) and the `spot_coordinates` (.csv.gz; rows `XxY`, columns X and Y: column and row in
-        pixels, spots under tissue alone). Needed: no checksums of these files are known here, so none are fetched.
+        `count_matrix` (.tsv.gz; rows `XxY`, columns Ensembl ids, raw counts of the whole array), the `histology_image`
+        (.jpg) and the `spot_coordinates` (.csv.gz; rows `XxY`, columns X and Y: column and row in pixels, spots under
+        tissue alone). Needed: no checksums of these files are known here, so none are fetched.
 
-    Returns the sections in the order asked (or of the index), laid out as by `stpredict.io.read_st`, with the genes by
-    their Ensembl ids, as published, and `attrs["patient"]` and `attrs["type"]` (the tumour's subtype): pass the former
-    as `groups`, for a patient has up to three sections. A gene without counts in a section is not in its table. The
-    tumour annotation is not read.
+    Returns
+    -------
+    list[SpatialData]
+        The sections in the order asked (or of the index), laid out as by `stpredict.io.read_st`, with the genes by
+        their Ensembl ids, as published, and `attrs["patient"]` and `attrs["type"]` (the tumour's subtype): pass the
+        former as `groups`, for a patient has up to three sections. A gene without counts in a section is not in its
+        table. The tumour annotation is not read.
 
-    Raises ValueError without `path` and for sections that the index lacks, FileNotFoundError for files that it names
-    and the folder lacks, and as `stpredict.io.read_st`.
+    Raises
+    ------
+    ValueError
+        Without `path`, for sections that the index lacks, and where `stpredict.io.read_st` raises it.
+    FileNotFoundError
+        For files that the index names and the folder lacks.
 
-    Source: He et al., Nature Biomedical Engineering 4 (2020), 827; files of Mendeley Data 29ntw7sh4r, version 5.
+    References
+    ----------
+    He et al., Nature Biomedical Engineering 4 (2020), 827; files of Mendeley Data 29ntw7sh4r, version 5.
     """
     check_arguments(hbd, locals())
     if path is None:

@@ -31,11 +31,16 @@ class _Table:
 def read_counts(counts: str | Path | AnnData) -> AnnData:
     """Raw counts, spots x genes, as a new AnnData with CSR float32 in X and empty obs and var.
 
-    counts
+    Parameters
+    ----------
+    counts : str | Path | AnnData
         A text table (.tsv, .csv, .txt, each also .gz; one row a spot, first column its id, header the genes), an .h5ad
         file, or an AnnData whose obs_names are spot ids and var_names genes.
 
-    Raises ValueError for another format, duplicate spots or genes, and values that are not counts.
+    Raises
+    ------
+    ValueError
+        For another format, duplicate spots or genes, and values that are not counts.
     """
     source = "the AnnData" if isinstance(counts, AnnData) else str(counts)
     table = _of_anndata(counts) if isinstance(counts, AnnData) else _read(Path(counts))

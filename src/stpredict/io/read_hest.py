@@ -32,28 +32,41 @@ def read_hest(
 ) -> SpatialData:
     """A sample of HEST-1k: H&E image, spots, raw counts.
 
-    path
+    Parameters
+    ----------
+    path : str | Path
         The data set's folder, with `st/{name}.h5ad` (raw counts; obsm["spatial"] = column and row in pixels of the
         full-resolution image), `wsis/{name}.tif` and `metadata/{name}.json`. Its other folders are not read.
-    name
+    name : str, optional
         The sample's id, such as "TENX96"; None where `st/` holds a single one.
-    mpp
+    mpp : float, optional
         Micrometres per pixel of the image's finest level; None: `pixel_size_um_estimated` of the metadata.
-    spot_diameter_um
+    spot_diameter_um : float, optional
         Diameter of a spot; None: `spot_diameter` of the metadata. The pseudo-spots of Xenium and Visium HD samples,
         squares of that side, are read as circles, too.
 
-    Returned is the layout of `read_st`: images["image"] (the pyramid of the file), shapes["spots"] (circles, radius in
-    pixels), tables["table"] (CSR float32; in_tissue, array_row and array_col where the sample has them), coordinate
-    systems "global" (pixels) and "micrometers".
+    Returns
+    -------
+    SpatialData
+        The layout of `read_st`: images["image"] (the pyramid of the file), shapes["spots"] (circles, radius in pixels),
+        tables["table"] (CSR float32; in_tissue, array_row and array_col where the sample has them), coordinate systems
+        "global" (pixels) and "micrometers".
 
+    Raises
+    ------
+    FileNotFoundError
+        Where files are missing; it names them and what is there.
+    ValueError
+        Where the scale or the size of the spots is not known or contradicts the spots, and where `read_st` raises it.
+
+    Notes
+    -----
     Where the metadata state both the pixel size and the distance of the spots (`inter_spot_dist`), the distance that is
     measured has to agree within 10 %, unless `mpp` or `spot_diameter_um` is given.
 
-    Raises FileNotFoundError that names what is missing and what is there, ValueError where the scale or the size of the
-    spots is not known or contradicts the spots, and as `read_st`.
-
-    Source: Jaume et al., NeurIPS 2024 (Datasets and Benchmarks); its licence is CC BY-NC-SA 4.0.
+    References
+    ----------
+    Jaume et al., NeurIPS 2024 (Datasets and Benchmarks); its licence is CC BY-NC-SA 4.0.
     """
     check_arguments(read_hest, locals())
     folder = Path(path)

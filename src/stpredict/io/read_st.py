@@ -31,28 +31,38 @@ def read_st(
 ) -> SpatialData:
     """A section measured by spots on an array: H&E image, circles, raw counts.
 
-    counts
+    Parameters
+    ----------
+    counts : str | Path | AnnData
         Spots x genes, raw: a text table (.tsv, .csv, .txt, each also .gz; rows are spots named `XxY`, columns genes),
         an .h5ad file, or an AnnData (obs_names = spot ids, var_names = genes) built from any other format.
-    image
+    image : str | Path
         JPG, PNG, TIFF or OME-TIFF, 8-bit RGB, read lazily (see `read_image`). A JPG or PNG has no tiles: it is decoded
         whole when a pixel is first needed, and kept; write the object and read it back to read it in chunks.
-    spots
+    spots : str | Path
         Table of the spots, .tsv or .csv. Position of the centre in pixels of the image: `pixel_x` (column), `pixel_y`
         (row), or `x_px`, `y_px`. Id: `spot`, `barcode`, or `XxY` from the array coordinates `x` (column), `y` (row).
         Where there is a column `selected`, only rows with 1 are used.
-    name
+    name : str, default "section"
         Name of the section, kept in `sdata.attrs["name"]`.
-    spot_diameter_um, pitch_um
-        Diameter of a spot and distance of neighbouring centres, in micrometres: 100 and 200 for legacy arrays,
-        55 and 100 for Visium. The scale of the image is pitch_um over the pitch in pixels.
+    spot_diameter_um : float, default 100.0
+        Diameter of a spot in micrometres: 100 for legacy arrays, 55 for Visium.
+    pitch_um : float, default 200.0
+        Distance of neighbouring centres in micrometres: 200 for legacy arrays, 100 for Visium. The scale of the image
+        is pitch_um over the pitch in pixels.
 
-    Returns a SpatialData with images["image"], shapes["spots"] (circles, radius in pixels), tables["table"] (CSR
-    float32; spots that are in both files, in the order of the spot file), and the coordinate systems "global" (pixels)
-    and "micrometers".
+    Returns
+    -------
+    SpatialData
+        A SpatialData with images["image"], shapes["spots"] (circles, radius in pixels), tables["table"] (CSR float32;
+        spots that are in both files, in the order of the spot file), and the coordinate systems "global" (pixels) and
+        "micrometers".
 
-    Raises ValueError for duplicate ids or genes, values that are not counts, no common spot, spots
-    all off the image, a pitch that cannot be measured, and an image that is not 8-bit RGB.
+    Raises
+    ------
+    ValueError
+        For duplicate ids or genes, values that are not counts, no common spot, spots all off the image, a pitch that
+        cannot be measured, and an image that is not 8-bit RGB.
     """
     check_arguments(read_st, locals())
     _check_sizes(spot_diameter_um, pitch_um)

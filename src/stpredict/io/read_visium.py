@@ -24,26 +24,39 @@ STEP = (0.5, float(np.sqrt(3) / 2))  # a hexagonal array: neighbours in a row ar
 def read_visium(path: str | Path, *, name: str | None = None, image: str | Path | None = None) -> SpatialData:
     """A Visium section from its Space Ranger folder: full-resolution H&E image, spots, raw counts.
 
-    path
+    Parameters
+    ----------
+    path : str | Path
         Folder with `filtered_feature_bc_matrix.h5` (file names may have a prefix, as those published by 10x have),
         `spatial/` and the full-resolution image that Space Ranger was given; or the folder whose `outs/` holds them.
-    name
+    name : str, optional
         Name of the section, kept in `sdata.attrs["name"]`; None is the folder's name.
-    image
+    image : str | Path, optional
         The full-resolution image, where it lies elsewhere; None looks for it in the folder and in its `image/`. See
         `read_image` for the formats.
 
-    Counts and positions are read by `spatialdata_io.visium` (the `io` extra).
+    Returns
+    -------
+    SpatialData
+        The layout of `read_st`: images["image"], shapes["spots"] (circles of 55 um), tables["table"] (spots under
+        tissue, index = barcodes; in_tissue, array_row, array_col), coordinate systems "global" (pixels) and
+        "micrometers".
 
-    Returned is the layout of `read_st`: images["image"], shapes["spots"] (circles of 55 um), tables["table"] (spots
-    under tissue, index = barcodes; in_tissue, array_row, array_col), coordinate systems "global" (pixels) and
-    "micrometers".
+    Raises
+    ------
+    FileNotFoundError
+        Where files are missing; it names every one.
+    ImportError
+        Without the extra.
+    ValueError
+        Where several images could be meant or the image is not the one that Space Ranger was given.
+
+    Notes
+    -----
+    Counts and positions are read by `spatialdata_io.visium` (the `io` extra).
 
     The scale is 100 um over the pitch of the spots. It is not taken from `spot_diameter_fullres`, which Space Ranger
     draws for 65 um while the spots are 55: it is only checked against it.
-
-    Raises FileNotFoundError that names every file that is missing, ImportError without the extra, and ValueError where
-    several images could be meant or the image is not the one that Space Ranger was given.
     """
     check_arguments(read_visium, locals())
     folder = find(Path(path), None if image is None else Path(image))

@@ -86,10 +86,17 @@ class DefinitionCache:
     Columns gene, definition, source, prompt; a row is one line. A last line that was torn by an interruption is cut
     off. Rows count for the prompt they were made with alone.
 
-    path
+    Parameters
+    ----------
+    path : str | Path | None
         None: nothing is kept.
 
-    Raises FileNotFoundError where the folder is not there, ValueError where the file is something else.
+    Raises
+    ------
+    FileNotFoundError
+        Where the folder is not there.
+    ValueError
+        Where the file is something else.
     """
 
     def __init__(self, path: str | Path | None) -> None:

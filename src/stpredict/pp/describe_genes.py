@@ -33,33 +33,53 @@ def describe_genes(
 ) -> pd.DataFrame:
     """A definition of each gene, from a table, from NCBI, from a text generator, or the symbol alone.
 
-    genes
+    Parameters
+    ----------
+    genes : Sequence[str]
         Names, each once: symbols or Ensembl ids.
-    source
+    source : str | Path | DataFrame | Callable[[str], str]
         "symbol": the name is the text. A table with columns gene and definition: a DataFrame, or the path of a .tsv or
         .csv file. "ncbi": gene summaries of NCBI through MyGene.info (extra ``text``; asks the network). A function
         from a prompt to a text, such as `openai_source` makes, called once a gene.
-    cache
+    cache : str | Path, optional
         For "ncbi" and functions: a .tsv to which every definition is appended as it comes. A call that was interrupted
         goes on from there, and a later call asks only for what is new.
-    template
+    template : str, default TEMPLATE
         The prompt for a function, GENE_NAME standing for the gene. The default is that of GeneQuery.
-    synonyms
+    synonyms : Mapping[str, str] | Series, optional
         Other names of the genes: gene -> name, a dict or a column of `var` (``adata.var["gene_name"]``). Used where a
         table lacks the gene itself; asked in its place of NCBI, of a function, and by "symbol".
-    species
+    species : str, default "human"
         For "ncbi": "human", "mouse", or a taxonomy id.
+    progress : bool, default True
+        Show progress bars.
 
-    Returns one row a gene in the order asked, columns gene, definition and source ("table" or the file's name, "ncbi",
-    the function's name, "symbol"). A gene without a definition gets its symbol, or its synonym, as the text; one
-    warning counts and names them. ``attrs["report"]`` has n_genes; sources (source -> number of genes); symbol_only
-    (genes); synonyms and case (gene -> the name under which it was found); ambiguous (gene -> the symbols it may stand
-    for); ensembl (genes that are Ensembl ids).
+    Returns
+    -------
+    DataFrame
+        One row a gene in the order asked, columns gene, definition and source ("table" or the file's name, "ncbi", the
+        function's name, "symbol"). A gene without a definition gets its symbol, or its synonym, as the text; one
+        warning counts and names them. ``attrs["report"]`` has n_genes; sources (source -> number of genes); symbol_only
+        (genes); synonyms and case (gene -> the name under which it was found); ambiguous (gene -> the symbols it may
+        stand for); ensembl (genes that are Ensembl ids).
 
-    Raises ValueError for genes that occur twice, a source, table, cache or template that is not understood, and a cache
-    made with other prompts; FileNotFoundError for a table that is not there; ImportError for a missing extra;
-    ConnectionError where NCBI does not answer and RuntimeError where a function fails, both saying what is kept.
-    Source: the template is that of GeneQuery (arXiv 2411.18391).
+    Raises
+    ------
+    ValueError
+        For genes that occur twice, a source, table, cache or template that is not understood, and a cache made with
+        other prompts.
+    FileNotFoundError
+        For a table that is not there.
+    ImportError
+        For a missing extra.
+    ConnectionError
+        Where NCBI does not answer; it says what is kept.
+    RuntimeError
+        Where a function fails; it says what is kept.
+
+    References
+    ----------
+    The template is that of GeneQuery (arXiv 2411.18391).
     """
     check_arguments(describe_genes, locals())
     genes = _checked(genes, template)

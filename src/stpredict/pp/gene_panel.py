@@ -38,24 +38,45 @@ def gene_panel(
 ) -> list[str]:
     """The ordered genes of a panel, chosen from the usable spots of training sections by the rule of protocol stp-1.
 
-    sdatas
+    Parameters
+    ----------
+    sdatas : Sequence[SpatialData | str | Path]
         Training sections only (objects, or paths of stores): a panel that has seen the test section makes a score too
         good.
-    n_genes
-        For "mean" the number of genes; for "hvg_union" the number that each section contributes to the union.
-    by
+    n_genes : int
+        Size of the panel. For "mean" the number of genes; for "hvg_union" the number that each section contributes to
+        the union.
+    by : {"mean", "hvg_union"}, default "mean"
         "mean": the genes with the highest mean of the target, the average of the sections' means. "hvg_union": the
-        union of each section's genes with the highest population variance of the target, ordered by the average of
-        the sections' variances. Only genes that all sections have are candidates; ties go by gene name.
-    min_spots
+        union of each section's genes with the highest population variance of the target, ordered by the average of the
+        sections' variances. Only genes that all sections have are candidates; ties go by gene name.
+    min_spots : int, optional
         For "hvg_union": keep genes with a count in at least this many usable spots of all sections; None: all.
-    among
+    among : Collection[str], optional
         Candidates, such as the genes that the test sections have; None: every gene.
-    table_name, layer, target, image_key, shapes_key, tissue_key, min_counts
+    table_name : str, default "table"
+        What was measured, and which spots are usable, as in `tl.train`.
+    layer : str, optional
+        What was measured, and which spots are usable, as in `tl.train`.
+    target : {"log1p_cp10k", "as_is"}, default "log1p_cp10k"
+        What was measured, and which spots are usable, as in `tl.train`.
+    image_key, shapes_key, tissue_key : str, optional
+        What was measured, and which spots are usable, as in `tl.train`.
+    min_counts : float, default MIN_COUNTS
         What was measured, and which spots are usable, as in `tl.train`.
 
-    Raises ValueError for no sections, no common genes, an empty panel, fewer genes than asked, and input that
-    `tl.train` would refuse; FileNotFoundError for a store that is not there.
+    Returns
+    -------
+    list[str]
+        The names of the genes, in the order of the panel.
+
+    Raises
+    ------
+    ValueError
+        For no sections, no common genes, an empty panel, fewer genes than asked, and input that `tl.train` would
+        refuse.
+    FileNotFoundError
+        For a store that is not there.
     """
     check_arguments(gene_panel, locals())
     _check(by, min_spots)

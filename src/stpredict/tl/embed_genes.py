@@ -36,30 +36,48 @@ def embed_genes(
 ) -> GeneEmbeddings:
     """One vector for each gene from its text; kept in a file, so that prediction needs no text model.
 
-    texts
+    Parameters
+    ----------
+    texts : DataFrame | Mapping[str, str]
         What `pp.describe_genes` returns (columns gene and definition), or a dict: gene -> text.
-    encoder, revision
-        Hub id of a text model and its commit, branch or tag, such as ``emilyalsentzer/Bio_ClinicalBERT`` or
-        ``medicalai/ClinicalBERT``; or a local folder. Needs the extra ``text``.
-    pooling
+    encoder : str | Path
+        Hub id of a text model, such as ``emilyalsentzer/Bio_ClinicalBERT`` or ``medicalai/ClinicalBERT``; or a local
+        folder. Needs the extra ``text``.
+    revision : str, optional
+        Commit, branch or tag of a hub id.
+    pooling : {"mean", "first"}, default "mean"
         "mean" over the tokens of a text, or its "first" token (BERT's summary).
-    max_tokens
+    max_tokens : int, optional
         Longer texts are cut there; one warning counts them. None: as many as the encoder can take.
-    batch_size
+    batch_size : int, default 32
         Texts at once; the vectors do not depend on it.
-    path
+    path : str | Path, optional
         A .safetensors file. Where it is there and was made of these genes and texts (in any order), in this way, it is
         read and the text model is not run; ``revision=None`` takes the commit that it was made with.
-    overwrite
+    overwrite : bool, default False
         Replace a file that holds something else; otherwise it raises.
-    device
+    device : str, default "auto"
         "auto", "cpu", "cuda", ...
+    progress : bool, default True
+        Show progress bars.
 
-    Returns the vectors, each of length 1, in the order of the texts.
+    Returns
+    -------
+    GeneEmbeddings
+        The vectors, each of length 1, in the order of the texts.
 
-    Raises ValueError for genes that occur twice, genes without a text, a file with other content or a damaged one;
-    FileNotFoundError for a folder that is not there; ImportError, ConnectionError and OSError where the text model
-    cannot be had, saying how to give a local path.
+    Raises
+    ------
+    ValueError
+        For genes that occur twice, genes without a text, a file with other content or a damaged one.
+    FileNotFoundError
+        For a folder that is not there.
+    ImportError
+        Where the text model cannot be had, saying how to give a local path.
+    ConnectionError
+        Where the text model cannot be had, saying how to give a local path.
+    OSError
+        Where the text model cannot be had, saying how to give a local path.
     """
     check_arguments(embed_genes, locals())
     definitions, n_symbol_only = _texts(texts)

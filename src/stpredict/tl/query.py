@@ -50,30 +50,42 @@ def query(
 ) -> None:
     """More genes from a latent raster that was stored before; the image and the backbone are not touched.
 
-    sdata
-        A SpatialData object, or the path of a .zarr store.
-    latent_key
-        An image that `stp.tl.predict` wrote with output="latent".
-    genes
-        Which genes, in this order: of the model's panel or, where it answers by text, any gene that it has a text of.
-    model
-        The model that made the latent raster: trained, a shipped name, or the folder of a saved one. None: the one that
-        the raster's provenance names. Either way its weights must have the hash that the provenance says.
-    output
-        "layer": values inside shapes; "raster": the map itself, at the latent raster's own step; "both".
-    shapes_key, table_name, table_added, key_added, overwrite
-        As for `stp.tl.predict`; `key_added` defaults to the model class in lower case.
-    embeddings
-        Texts of further genes: what `stp.tl.embed_genes` returned, or the file it wrote.
-
     Writes what `stp.tl.predict` writes: its values up to the float16 of the stored latent. Shapes are cut at the border
     of the raster, whose last row and column of pixels may reach over the image.
 
-    When it raises, nothing has changed.
+    Parameters
+    ----------
+    sdata : SpatialData | str | Path
+        A SpatialData object, or the path of a .zarr store.
+    latent_key : str
+        An image that `stp.tl.predict` wrote with output="latent".
+    genes : str | Sequence[str]
+        Which genes, in this order: of the model's panel or, where it answers by text, any gene that it has a text of.
+    model : Model | str | Path, optional
+        The model that made the latent raster: trained, a shipped name, or the folder of a saved one. None: the one that
+        the raster's provenance names. Either way its weights must have the hash that the provenance says.
+    shapes_key, table_name, table_added : str, optional
+        As for `stp.tl.predict`.
+    output : {"layer", "raster", "both"}, default "layer"
+        "layer": values inside shapes; "raster": the map itself, at the latent raster's own step; "both".
+    key_added : str, optional
+        Name of layer and image; None: the model class in lower case.
+    overwrite : bool, default False
+        As for `stp.tl.predict`.
+    embeddings : GeneEmbeddings | str | Path, optional
+        Texts of further genes: what `stp.tl.embed_genes` returned, or the file it wrote.
 
-    Raises ValueError for an image that is not there or no latent raster, a model whose weights are not those that made
-    it, genes without an answer, and keys, tables and shapes as `stp.tl.predict` does; FileNotFoundError for a store,
-    a model or embeddings that are not there.
+    Raises
+    ------
+    ValueError
+        For an image that is not there or no latent raster, a model whose weights are not those that made it, genes
+        without an answer, and keys, tables and shapes as `stp.tl.predict` does.
+    FileNotFoundError
+        For a store, a model or embeddings that are not there.
+
+    Notes
+    -----
+    When it raises, nothing has changed.
     """
     check_arguments(query, locals())
     sdata = _spatialdata.opened(sdata)

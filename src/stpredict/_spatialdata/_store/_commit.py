@@ -20,9 +20,11 @@ _INDEX = {"kind": "inline", "must_understand": False}
 class Plan:
     """The folder of a commit while it is made; see `_store_commit`.
 
-    store
+    Parameters
+    ----------
+    store : Path
         The folder of the store.
-    folder
+    folder : Path
         A new one, on the same file system.
     """
 

@@ -55,13 +55,17 @@ class Holder:
 class Lock:
     """A file that says who is at work, a context manager; the holder touches it every `BEAT_S` seconds.
 
-    path
+    Parameters
+    ----------
+    path : Path
         The file, in a folder in which one may write.
-    what
+    what : str
         What is done under the lock, as messages call it.
-    wait
+    wait : bool
         Whether to wait for another holder; otherwise entering raises RuntimeError, which names the holder.
 
+    Notes
+    -----
     The lock of a process of this machine that has ended is taken over at once, and one of any machine that was not
     touched for `STALE_S` seconds; the log says from whom. Threads exclude each other as processes do.
     """

@@ -34,13 +34,15 @@ NAMESPACE = "stpredict"  # of uns and of sdata.attrs
 class TableEntry:
     """A layer or an obsm entry of a table, and what belongs to it.
 
-    table_name, key
+    Parameters
+    ----------
+    table_name, key : str
         Where it goes; `place` is ``layers`` for (n_obs, n_vars) or ``obsm`` for (n_obs, d).
-    values
-        float32, rows and columns as in the table; NaN where nothing was predicted.
-    var, obs
+    values : ndarray of float32
+        Float32, rows and columns as in the table; NaN where nothing was predicted.
+    var, obs : Mapping[str, ndarray[Any] | None], optional
         Columns by their full names, (n_vars,) and (n_obs,), numbers or bool. None takes a column of that name away.
-    record
+    record : Mapping[str, Any], optional
         What ``uns["stpredict"][key]`` and ``sdata.attrs["stpredict"]`` say of it.
     """
 
@@ -169,11 +171,15 @@ def keep_others(
 ) -> None:  # fmt: skip
     """Fill in the rows of other shapes, as an earlier call has left them in the layer of this name.
 
-    rows
+    Parameters
+    ----------
+    rows : ndarray of int64
         (m,) of the table, which are written now.
     values, coverage
         (n_obs, n_vars) and (n_obs,), changed in place: rows that were not written now and have earlier values.
 
+    Notes
+    -----
     Values of another model, other genes or settings are not mixed in: those rows stay NaN, which a warning says.
     """
     old, covered, made = _earlier(sdata, table_name, key)

@@ -42,9 +42,11 @@ _submitted_futures: list[Future] = []  # of all slides, to be cancelled by an in
 class WorkItem:
     """Chunks of one slide for a worker: the inputs by path, and the numbers of the chunks.
 
-    store, model, folder
+    Parameters
+    ----------
+    store, model, folder : str
         The slide, the saved model, and the folder where parts and chunks go.
-    request
+    request : PredictRequest, optional
         The arguments of `predict`, without the model.
     image_and_shapes, weights, texts
         What slide and model must still be.

@@ -155,7 +155,9 @@ def open_raster_writer(
 ) -> RasterWriter | None:
     """The writer of the raster, if one is requested; entered into `stack`.
 
-    folder
+    Parameters
+    ----------
+    folder : Path | None
         Where it is built, next to the store; None: in memory, or in a scratch folder.
     """
     if request.output.raster is None:
