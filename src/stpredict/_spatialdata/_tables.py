@@ -36,21 +36,28 @@ def match_genes(
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Where each wanted gene stands among the available ones, and which are not there.
 
-    wanted, available
+    Parameters
+    ----------
+    wanted, available : Sequence[str]
         Gene symbols or Ensembl ids; the version of an id (".12") does not count.
-    what
+    what : str
         What holds the available genes, for messages: "table 'table'".
-    var
+    var : DataFrame, optional
         The table's `var`, rows as in `available`: where it has a column with the other kind of identifier and that
         finds more genes, it is used, and logged.
-    advice
+    advice : str, default ""
         What the caller can do about genes that are not there, for the message.
 
-    Returns (len(wanted),) positions, -1 where a gene is missing, and the missing genes in the order asked. A partial
-    match is logged.
+    Returns
+    -------
+    tuple[ndarray, list[str]]
+        (len(wanted),) positions, -1 where a gene is missing, and the missing genes in the order asked. A partial match
+        is logged.
 
-    Raises ValueError for names that occur twice among the wanted or among the available, and where the two have nothing
-    in common.
+    Raises
+    ------
+    ValueError
+        For names that occur twice among the wanted or among the available, and where the two have nothing in common.
     """
     wanted, available = list(map(str, wanted)), list(map(str, available))
     if not wanted:

@@ -143,11 +143,16 @@ MAX_DISAGREEMENT = 1.02  # two micrometre systems, or two arrays, may differ by 
 def image_mpp(sdata: SpatialData, image_key: str, shapes_key: str | None = None, mpp: float | None = None) -> float:
     """Micrometres per pixel of the full-resolution image.
 
-    mpp
+    Parameters
+    ----------
+    mpp : float, optional
         Trusted where it is given. Else a coordinate system in micrometres that the image maps to; else circles that are
         a known array of spots (`shapes_key` first, then all others), by their diameter, checked by their grid.
 
-    Raises ValueError for an mpp that is not positive, for sources that disagree, and where none of the three is there.
+    Raises
+    ------
+    ValueError
+        For an mpp that is not positive, for sources that disagree, and where none of the three is there.
     """
     if mpp is not None:
         if not (np.isfinite(mpp) and mpp > 0):
@@ -223,7 +228,9 @@ def _array_mpp(sdata: SpatialData, image_key: str, key: str) -> dict[str, float]
 def spot_array(xy: NDArray[np.float64], radius: NDArray[np.float64]) -> tuple[str, float] | None:
     """Which known array some circles are: its name, and um per unit of `xy`; None where they are none.
 
-    xy, radius
+    Parameters
+    ----------
+    xy, radius : ndarray of float64
         (n, 2) centres and (n,) radii in one unit. The diameter gives the scale; pitch and neighbours only tell which
         array it is.
     """
@@ -278,14 +285,18 @@ def check_resolution(image: float, at_mpp: float, image_key: str) -> None:
 def level_scale(sizes: Sequence[tuple[int, int]], step: float) -> tuple[int, tuple[float, float]]:
     """Which pyramid level to read, and its pixels per working pixel along (y, x).
 
-    sizes
+    Parameters
+    ----------
+    sizes : Sequence[tuple[int, int]]
         (height, width) of every level, the finest first. A level's pixel is as large as the ratio of the sizes says
         (spatialdata's own rule: 9273 px over 4636 is 2.0002, not 2).
-    step
+    step : float
         Pixels of the finest level per working pixel.
 
-    The coarsest level that is still at least as fine as the working pixel is taken (0.1 % of slack for such ratios),
-    or the finest where none is.
+    Notes
+    -----
+    The coarsest level that is still at least as fine as the working pixel is taken (0.1 % of slack for such ratios), or
+    the finest where none is.
     """
     factors = [(sizes[0][0] / height, sizes[0][1] / width) for height, width in sizes]
     fine = [i for i, factor in enumerate(factors) if max(factor) <= step * 1.001]

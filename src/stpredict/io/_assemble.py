@@ -20,11 +20,13 @@ def assemble(
 ) -> SpatialData:
     """One section as SpatialData: images["image"], shapes["spots"], tables["table"], attrs["name"].
 
-    table
+    Parameters
+    ----------
+    table : AnnData
         Raw counts, rows as in `spot_table`.
-    places
+    spot_table : DataFrame
         Index = spot ids; x_px, y_px (pixels of the finest level); array_row and array_col where there is a grid.
-    mpp, spot_diameter_um
+    mpp, spot_diameter_um : float
         Scale of the finest level and diameter of a spot.
     """
     return SpatialData(

@@ -36,18 +36,27 @@ class Checkpoint:
     It is deleted on success, and where the call itself was wrong (ValueError, TypeError); after any other error, an
     interrupt or the end of the process it stays, and `resume` goes on from its finished pieces.
 
-    key
+    Parameters
+    ----------
+    key : str
         Name of the result; one run a name at a time.
-    made_of
+    inputs : Mapping[str, Any]
         Plain values that decide the result; a run that was made of others is not gone on with.
-    resume
+    resume : bool
         Whether to go on with an earlier one; otherwise that is deleted.
 
+    Raises
+    ------
+    ValueError
+        For a run of something else.
+    RuntimeError
+        Where another process or thread is at work on the same name, whose lock it holds until then; see `Lock` for one
+        that has ended.
+
+    Notes
+    -----
     `work`, within the folder, is where parts and raster are built. Its name is that of the run, so that what a worker
     still writes for a run that was given up does not get into the next.
-
-    Raises ValueError for a run of something else, RuntimeError where another process or thread is at work on the same
-    name, whose lock it holds until then; see `Lock` for one that has ended.
     """
 
     def __init__(self, store: Store, key: str, inputs: Mapping[str, Any], *, resume: bool) -> None:

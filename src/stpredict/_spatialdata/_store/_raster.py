@@ -43,10 +43,12 @@ def check_raster_size(
 ) -> None:
     """Raise ValueError if a raster does not fit into memory (`store` is None), or onto the disk of the store.
 
+    Parameters
+    ----------
     n_genes, shape, chunk_px
         Channels, (height, width) in raster pixels, and the side of a chunk, on which depends how many coarser levels a
         raster in a store has. Nothing is reckoned for compression.
-    done
+    done : int, default 0
         Bytes of it that an interrupted run has written.
     """
     levels = 1 if store is None else n_levels(shape, chunk_px)
@@ -68,7 +70,9 @@ def _size(n_bytes: float) -> str:
 def raster_transformations(image: DataArray | DataTree, *, scale: tuple[float, float]) -> dict[str, BaseTransformation]:
     """For every coordinate system of `image`, the transformation of a raster on top of it.
 
-    scale
+    Parameters
+    ----------
+    scale : tuple[float, float]
         Height and width (y, x) of a raster pixel in intrinsic pixels of the image (of its largest scale).
     """
     zoom = Scale([float(scale[1]), float(scale[0])], axes=("x", "y"))
@@ -82,24 +86,29 @@ class RasterTarget:
     A context manager: `write` every region, take `image` to `commit`, then leave. What was built and not committed is
     gone afterwards. Pixels that are never written are NaN.
 
-    store
+    Parameters
+    ----------
+    store : Store | None
         Of a backed object; None: the raster is built in memory.
-    genes
+    genes : Sequence[str]
         Unique names, the channels in order.
-    shape
+    shape : tuple[int, int]
         (height, width) in raster pixels.
-    transformations
+    transformations : Mapping[str, BaseTransformation]
         From `raster_transformations`.
-    dtype
+    dtype : DTypeLike, default "float16"
         A float type; NaN must have a place.
-    chunk_px
+    chunk_px : int, default 128
         Side of a stored chunk. Regions consist of whole chunks (smaller at the lower and right border alone), so that
         each chunk is written once, on every level of the pyramid that a large raster of a backed object has.
-    folder
+    folder : Path, optional
         An existing folder on the store's file system, whose owner keeps it: what an earlier target built there is gone
         on with. None: a scratch folder that is deleted in the end.
 
-    Raises ValueError for duplicate genes, and a size that does not fit. `NewNames` judges the key.
+    Raises
+    ------
+    ValueError
+        For duplicate genes, and a size that does not fit. `NewNames` judges the key.
     """
 
     def __init__(
