@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from stpredict._window import Window
 from stpredict.io._lazy import Reader, lazy_array
+from stpredict.io._orientation import TAG, upright
 from stpredict.io._rgb import check_decodable, not_rgb, over_white
 
 OPENERS: dict[str, type[ImageFile]] = {".jpg": JpegImageFile, ".jpeg": JpegImageFile, ".png": PngImageFile}
@@ -28,12 +29,13 @@ def open_jpg_png(path: Path) -> da.Array:
     with _open(path) as image:
         shape = image.height, image.width
         mode, raw_mode = image.mode, str(image.tile[0][3])
+        orientation = int(image.getexif().get(TAG, 1))
     if mode not in ("RGB", "RGBA"):
         raise not_rgb(path, f"its mode is {mode!r}")
     if "16" in raw_mode:  # Pillow would drop the lower byte in silence
         raise not_rgb(path, "it has 16 bits per channel")
     check_decodable(path, shape)
-    return lazy_array(_decode, path, shape=shape)
+    return upright(lazy_array(_decode, path, shape=shape), orientation, path)
 
 
 def _open(path: Path) -> ImageFile:

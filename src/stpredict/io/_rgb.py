@@ -19,6 +19,20 @@ def over_white(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return ((blend + 127) // 255).astype(np.uint8)
 
 
+def rgb_of_ycbcr(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(3, y, x) RGB of full-range YCbCr samples; a pixel of three times 255, as of a missing tile, is white.
+
+    References
+    ----------
+    ITU-R BT.601, with the full range of JFIF, which is the default of TIFF 6.0, section 21.
+    """
+    y, cb, cr = pixels.astype(np.float32)
+    cb, cr = cb - 128, cr - 128
+    rgb = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb])
+    rgb[:, (pixels == 255).all(axis=0)] = 255
+    return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
+
+
 def not_rgb(path: Path, found: str) -> ValueError:
     """The error for an image that is not 8-bit RGB; `found` says what it is."""
     return ValueError(

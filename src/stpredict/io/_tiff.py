@@ -11,15 +11,19 @@ import dask.array as da
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from tifffile import PHOTOMETRIC, TiffFile, TiffPageSeries, memmap
+from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile, TiffPageSeries, memmap
 
 from stpredict._window import Window
 from stpredict.io._lazy import MAX_CHUNK_PX, Reader, lazy_array
-from stpredict.io._rgb import check_decodable, not_rgb, over_white
+from stpredict.io._orientation import SIDEWAYS, TAG, upright
+from stpredict.io._rgb import check_decodable, not_rgb, over_white, rgb_of_ycbcr
 from stpredict.io._tiff_scale import channel_names, stated_mpp
 
 RGB_CHANNELS = ("r", "g", "b")
 SPATIAL = "YX"
+APERIO_JPEG2000 = 33003  # YCbCr; 33005 is RGB
+JPEG = (COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.JPEG_LOSSY)
+GLASS = 255  # tiles that an export has left out, where nothing was scanned
 
 
 def open_tiff(path: Path) -> tuple[tuple[da.Array, ...], tuple[float, float] | None]:
@@ -32,12 +36,27 @@ def open_tiff(path: Path) -> tuple[tuple[da.Array, ...], tuple[float, float] | N
     with TiffFile(path) as file:
         index, series = max(enumerate(file.series), key=lambda item: (_n_px(item[1]), -item[0]))
         _check_rgb(path, file, index, series)
+        orientation = _orientation(series)
         levels = [
-            _level(path, index, k, series.levels[k])
+            upright(_level(path, index, k, series.levels[k]), orientation, path)
             for k in range(len(series.levels))
             if _same_view(series, series.levels[k])
         ]
-        return tuple(levels), stated_mpp(file, index, series)
+        sides_um = stated_mpp(file, index, series)
+        return tuple(levels), sides_um if sides_um is None or orientation not in SIDEWAYS else sides_um[::-1]
+
+
+def _orientation(series: TiffPageSeries) -> int:
+    tag = series.keyframe.tags.get(TAG)
+    return 1 if tag is None else int(tag.value)
+
+
+def _is_ycbcr(series: TiffPageSeries) -> bool:
+    """Whether decoded samples are YCbCr: JPEG decoders give RGB, all others what is stored."""
+    page = series.keyframe
+    if page.compression == APERIO_JPEG2000:  # whatever the photometric tag says
+        return True
+    return page.photometric == PHOTOMETRIC.YCBCR and page.compression not in JPEG
 
 
 def _n_px(series: TiffPageSeries) -> int:
@@ -60,6 +79,8 @@ def _check_rgb(path: Path, file: TiffFile, index: int, series: TiffPageSeries) -
     if series.dtype != np.uint8:
         raise not_rgb(path, f"its pixels are {series.dtype}")
     if sizes == {"S": 3} and page.photometric in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR):
+        if _is_ycbcr(series) and page.compression != APERIO_JPEG2000 and page.subsampling not in (None, (1, 1)):
+            raise not_rgb(path, f"its YCbCr samples are subsampled {page.subsampling} without JPEG")
         return
     if sizes == {"S": 4} and page.photometric == PHOTOMETRIC.RGB and "UNASSALPHA" in str(page.extrasamples):
         return
@@ -97,17 +118,19 @@ def _whole(series: TiffPageSeries) -> bool:
 def _open_level(path: Path, index: int, level: int) -> Reader:
     with TiffFile(path) as file:
         series = file.series[index].levels[level]
-        axes = series.axes
+        axes, ycbcr = series.axes, _is_ycbcr(series)
         source: Any
         close = None
         if _mappable(series):
             source = memmap(path, series=index, level=level, mode="r")
-        elif _whole(series):
+        elif _whole(series) and 0 not in series.keyframe.databytecounts:
             source = series.asarray()
         else:
             # the store opens the file again by itself
-            store = file.aszarr(series=index, level=level)
+            store = file.aszarr(series=index, level=level, fillvalue=GLASS)
             source, close = zarr.open_array(store, mode="r"), store.close
+            if _whole(series):
+                source, close = np.asarray(source[:]), store.close()
 
     def read(window: Window) -> NDArray[np.uint8]:
         rows, columns = window.slices()
@@ -115,7 +138,8 @@ def _open_level(path: Path, index: int, level: int) -> Reader:
         pixels = np.asarray(source[key])  # the store has its own lock
         kept = [axis for axis in axes if axis in "YXSC"]
         channels = "S" if "S" in kept else "C"
-        return over_white(pixels.transpose([kept.index(axis) for axis in (channels, "Y", "X")]))
+        pixels = pixels.transpose([kept.index(axis) for axis in (channels, "Y", "X")])
+        return rgb_of_ycbcr(pixels) if ycbcr else over_white(pixels)
 
     if close is not None:
         weakref.finalize(read, close)

@@ -21,19 +21,23 @@ UM = {
 """Micrometres in each unit of length; OME writes the micro sign, others the Greek letter."""
 
 RESOLUTION_UNITS = {2: 25_400.0, 3: 10_000.0}  # inch, centimetre
-PLAUSIBLE_MPP = (0.05, 10.0)  # a microscope's; printers and screens (72 to 1200 dpi) write 353 to 21 into the same tag
+PLAUSIBLE_MPP = (0.08, 5.0)  # of slide scanners (100x to 2x); printers, screens and wrong units lie beyond
+PRINTERS_DPI = (72, 96, 150, 200, 240, 300, 360, 400, 600, 720, 1200, 2400, 4800, 6400, 9600)
 
 
 def stated_mpp(file: TiffFile, index: int, series: TiffPageSeries) -> tuple[float, float] | None:
     """Micrometres per pixel (x, y) of one image of the file, or None where it states none that can be a slide's.
 
-    In this order: OME PhysicalSizeX and Y with their unit; ImageJ's unit; the resolution tags where they give 0.05 to
-    10 um. What was taken, or why a tag was not, goes to the log.
+    In this order: OME PhysicalSizeX and Y with their unit; ImageJ's unit; the resolution tags where they give 0.08 to
+    5 um and no printer's dots per inch. What was taken, or why a tag was not, goes to the log.
     """
     name = file.filename
     pixels = _ome_pixels(file, index)
     if pixels is not None and "PhysicalSizeX" in pixels.attrib:
         sizes = _ome_sizes(pixels)
+        if sizes is not None and not _plausible(sizes):
+            logger.warning("%s: OME PhysicalSize is %g um, which no slide scanner has; not used", name, sizes[0])
+            return None
         return None if sizes is None else _logged(name, "OME PhysicalSize", sizes)
     per_unit = _resolution(series)
     if per_unit is None:
@@ -45,10 +49,14 @@ def stated_mpp(file: TiffFile, index: int, series: TiffPageSeries) -> tuple[floa
     if unit not in RESOLUTION_UNITS:
         return None
     mpp = RESOLUTION_UNITS[unit] / x, RESOLUTION_UNITS[unit] / y
-    if not all(PLAUSIBLE_MPP[0] <= side <= PLAUSIBLE_MPP[1] for side in mpp):
-        logger.info("%s: the resolution tags give %g um per pixel, which is no microscope's; not used", name, mpp[0])
+    if not _plausible(mpp) or any(abs(RESOLUTION_UNITS[2] / mpp[0] - dpi) < 0.005 * dpi for dpi in PRINTERS_DPI):
+        logger.info("%s: the resolution tags give %g um per pixel, which is no slide scanner's; not used", name, mpp[0])
         return None
     return _logged(name, "the resolution tags", mpp)
+
+
+def _plausible(mpp: tuple[float, float]) -> bool:
+    return all(PLAUSIBLE_MPP[0] <= side <= PLAUSIBLE_MPP[1] for side in mpp)
 
 
 def channel_names(file: TiffFile, index: int) -> tuple[str, ...]:

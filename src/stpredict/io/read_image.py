@@ -22,11 +22,12 @@ def read_image(path: str | Path, *, mpp: float | None = None, name: str = "slide
     path : str | Path
         8-bit RGB as TIFF or OME-TIFF (tiles and pyramid levels of the file are used as they are; of several images the
         largest is taken), JPG or PNG (no tiles: decoded whole when a pixel is first needed, and kept), or a vendor
-        slide (.svs, .ndpi, .mrxs, ...; needs the `wsi` extra). An alpha channel is laid over white.
+        slide (.svs, .ndpi, .mrxs, ...; needs the `wsi` extra). An alpha channel is laid over white,
+        tiles that the file lacks are white, and an orientation tag is followed.
     mpp : float, optional
         Micrometres per pixel. None: what the file states, which is the OME metadata (PhysicalSizeX with its unit),
-        ImageJ's unit, the vendor's property, or the TIFF resolution tags where they give 0.05 to 10 um (printers and
-        screens write into them, too). The log says which.
+        ImageJ's unit, the vendor's property, or the TIFF resolution tags where they give 0.08 to 5 um and are no
+        printer's or screen's (which write into them, too). The log says which.
     name : str, default "slide"
         Name of the slide, kept in `sdata.attrs["name"]`.
 
