@@ -17,6 +17,7 @@ from stpredict._spatialdata._elements import (
 from stpredict._spatialdata._sections import (
     SectionSpec,
     image_section,
+    is_gene,
     matrix_of,
     section,
     section_name,
@@ -81,6 +82,7 @@ __all__ = [
     "image_levels",
     "image_mpp",
     "image_section",
+    "is_gene",
     "is_micrometres",
     "layer",
     "match_genes",

@@ -38,7 +38,7 @@ def missing_key(key: str, existing: Iterable[str], *, what: str, argument: str) 
 
 
 def resolve_image(sdata: SpatialData, image_key: str | None = None) -> str:
-    """The key of the image: the one given, else the only image that stpredict did not write itself.
+    """The key of the image: the one given, else the only one that stpredict did not write, else the only RGB one.
 
     Raises ValueError for a key that is not there, for an object without an image, for several and no key.
     """
@@ -51,6 +51,9 @@ def resolve_image(sdata: SpatialData, image_key: str | None = None) -> str:
     if not candidates:
         raise ValueError(f"the object has no H&E image; it has {_inventory(sdata)}. Add one to sdata.images.")
     if len(candidates) > 1:
+        colour = [key for key in candidates if _is_colour(finest(sdata.images[key]))]
+        candidates = colour if len(colour) == 1 else candidates
+    if len(candidates) > 1:
         raise ValueError(f"the object has several images: {sorted(candidates)}. Choose one with image_key=.")
     return candidates[0]
 
@@ -58,14 +61,15 @@ def resolve_image(sdata: SpatialData, image_key: str | None = None) -> str:
 def resolve_shapes(
     sdata: SpatialData, shapes_key: str | None = None, *, table_name: str | None = None, tissue_key: str | None = None
 ) -> str:
-    """The key of the shapes: the one given, else the only one, else the only one that the table annotates.
+    """The key of the shapes: the one given, else the only one, else the only one that a table annotates.
 
     A key may also name labels, every one of which is a shape.
 
     Parameters
     ----------
     table_name : str, optional
-        A table that may decide between several elements; a name that is not there decides nothing here.
+        A table that may decide between several elements; a name that is not there decides nothing here. None: all
+        tables with measurements.
     tissue_key : str, optional
         Shapes that outline tissue are not candidates.
 
@@ -87,8 +91,12 @@ def resolve_shapes(
             f"the object has no shapes to work in; it has {_inventory(sdata)}. "
             "Add spots or cells to sdata.shapes, or write a grid with pp.tile_grid."
         )
-    if len(candidates) > 1 and table_name in sdata.tables:
-        annotated = [key for key in candidates if key in regions(sdata.tables[table_name])]
+    if len(candidates) > 1:
+        tables = [sdata.tables[table_name]] if table_name in sdata.tables else []
+        if table_name is None:
+            tables = [table for table in sdata.tables.values() if not is_predicted(table)]
+        region_names = {name for table in tables for name in regions(table)}
+        annotated = [key for key in candidates if key in region_names]
         candidates = annotated if len(annotated) == 1 else candidates
     if len(candidates) > 1:
         raise ValueError(f"the object has several shapes: {sorted(candidates)}. Choose one with shapes_key=.")
@@ -98,7 +106,8 @@ def resolve_shapes(
 def resolve_table(sdata: SpatialData, table_name: str | None, *, shapes_key: str, or_else: str = "") -> str | None:
     """The name of the table of some shapes: the one given, else the only one that annotates them; None where none does.
 
-    A table that is named is not checked against the shapes here: `table_rows` does that. `or_else` ends the message
+    Of several, those of predictions alone, which stpredict has written, are no candidates. A table that is named is not
+    checked against the shapes here: `table_rows` does that. `or_else` ends the message
     about several tables: what else the caller can do.
 
     Raises ValueError for a name that is not there, and where several tables annotate the shapes and none is named.
@@ -108,6 +117,9 @@ def resolve_table(sdata: SpatialData, table_name: str | None, *, shapes_key: str
             raise missing_key(table_name, sdata.tables, what="table", argument="table_name")
         return table_name
     candidates = [name for name, table in sdata.tables.items() if shapes_key in regions(table)]
+    if len(candidates) > 1:
+        measured = [name for name in candidates if not is_predicted(sdata.tables[name])]
+        candidates = measured if len(measured) == 1 else candidates
     if len(candidates) > 1:
         raise ValueError(
             f"several tables annotate the shapes {shapes_key!r}: {sorted(candidates)}. Choose one with "
@@ -122,6 +134,18 @@ def regions(table: AnnData) -> list[str]:
         return []
     region = get_table_keys(table)[0]
     return [region] if isinstance(region, str) else [str(name) for name in region]
+
+
+def is_predicted(table: AnnData) -> bool:
+    """Whether a table holds predictions alone: its X is one of its layers, as a new table of `tl.predict` has it."""
+    values: Any = table.X
+    if not isinstance(values, np.ndarray) or values.dtype != np.float32:
+        return False
+    few = slice(0, 64)
+    layers: list[Any] = [layer for key, layer in table.layers.items() if key is not None]  # None: X
+    return any(
+        isinstance(layer, np.ndarray) and np.array_equal(layer[few], values[few], equal_nan=True) for layer in layers
+    )
 
 
 def image_levels(sdata: SpatialData, image_key: str) -> list[DataArray]:
@@ -163,6 +187,10 @@ def raster_size(sdata: SpatialData, key: str) -> tuple[int, int]:
 def finest(raster: DataArray | DataTree) -> DataArray:
     """The finest level of an image or of labels."""
     return _only_array(raster["scale0"]) if isinstance(raster, DataTree) else raster
+
+
+def _is_colour(level: DataArray) -> bool:
+    return level.dims == ("c", "y", "x") and level.shape[0] == 3 and level.dtype == np.uint8
 
 
 def _only_array(node: Any) -> DataArray:

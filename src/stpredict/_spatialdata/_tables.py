@@ -57,13 +57,13 @@ def match_genes(
     Raises
     ------
     ValueError
-        For names that occur twice among the wanted or among the available, and where the two have nothing in common.
+        For names that occur twice among the wanted, wanted ones that occur twice among the available, and where the two
+        have nothing in common.
     """
     wanted, available = list(map(str, wanted)), list(map(str, available))
     if not wanted:
         raise ValueError(f"no genes were asked of {what}.")
     _check_unique([_plain(gene) for gene in wanted], "the genes asked")
-    _check_unique(available, f"the genes of {what}")
     positions = _positions(wanted, available, what)
     column = _best_column(wanted, var, int((positions >= 0).sum()))
     if column is not None and var is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,8 +27,12 @@ AGREE_PX = 0.1  # two coordinate systems may place an element apart by this much
 
 
 def is_micrometres(system: str) -> bool:
-    """Whether a coordinate system's name says that its unit is the micrometre."""
-    return system.strip().lower() in MICROMETRES
+    """Whether a coordinate system's name says that its unit is the micrometre.
+
+    A suffix is allowed, as `spatialdata.concatenate` gives one to the systems of each object: "micrometers-sample1".
+    """
+    name = system.strip().lower()
+    return name in MICROMETRES or any(len(unit) > 2 and re.match(rf"{unit}[-_ .]", name) for unit in MICROMETRES)
 
 
 def affines(sdata: SpatialData, key: str) -> dict[str, NDArray[np.float64]]:

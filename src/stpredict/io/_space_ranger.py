@@ -12,6 +12,7 @@ from stpredict.io._pixels import SUFFIXES
 
 COUNTS = "filtered_feature_bc_matrix.h5"
 POSITIONS = ("tissue_positions_list.csv", "tissue_positions.csv")
+HD_POSITIONS = "tissue_positions.parquet"
 SCALES = "scalefactors_json.json"
 HIRES = "tissue_hires_image.png"
 DRAWN_UM = (50.0, 70.0)  # spot_diameter_fullres stands for 65 um in Space Ranger's files, for 55 in some others
@@ -49,8 +50,11 @@ def find(path: Path, image: Path | None) -> SpaceRanger:
         raise FileNotFoundError(f"no folder at {path}")
     root = path if not (path / "outs").is_dir() else path / "outs"
     if (root / "binned_outputs").is_dir():
+        raise ValueError(f"{path} is a Visium HD folder: read it with stp.io.read_visium_hd.")
+    if (root / "spatial" / HD_POSITIONS).is_file():
         raise ValueError(
-            f"{path} is a Visium HD folder; read it with spatialdata_io.visium_hd, read_visium reads Visium."
+            f"{path} is one bin folder of Visium HD: read the folder that holds binned_outputs/ with "
+            "stp.io.read_visium_hd, which takes bin_um=."
         )
     counts = _one(sorted(root.glob(f"*{COUNTS}")), "counts")
     positions = next((p for p in (root / "spatial" / name for name in POSITIONS) if p.is_file()), None)
@@ -64,8 +68,22 @@ def find(path: Path, image: Path | None) -> SpaceRanger:
     }
     if any(missing.values()) or counts is None or positions is None or slide is None:
         raise FileNotFoundError(f"{root} lacks: {'; '.join(what for what, absent in missing.items() if absent)}.")
+    _check_header(positions)
     prefix = counts.name.removesuffix(COUNTS).removesuffix("_")
     return SpaceRanger(root, prefix, positions, scales, root / "spatial" / HIRES, slide)
+
+
+def _check_header(positions: Path) -> None:
+    """Raise ValueError for a file of positions that lacks its header line, or has one under the older name."""
+    with positions.open(encoding="utf-8") as file:
+        first = file.readline().strip().split(",")
+    headed, expected = not first[1:2] or not first[1].strip().isdigit(), positions.name == POSITIONS[1]
+    if headed != expected:
+        other = POSITIONS[0] if expected else POSITIONS[1]
+        raise ValueError(
+            f"{positions} {'has no' if expected else 'has a'} header line ({','.join(first)[:60]!r}), as files called "
+            f"{other} have. Rename it to {other}."
+        )
 
 
 def check_image(folder: SpaceRanger, shape: tuple[int, int]) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 from spatialdata import SpatialData
 
 from stpredict._arguments import check_arguments
-from stpredict._spatialdata import SectionSpec, Target, all_opened, matrix_of, sparse_target, usable_rows
+from stpredict._spatialdata import SectionSpec, Target, all_opened, is_gene, matrix_of, sparse_target, usable_rows
 from stpredict.metrics import MIN_COUNTS
 
 if TYPE_CHECKING:
@@ -115,18 +115,18 @@ def _statistics(sdata: SpatialData, spec: SectionSpec) -> pd.DataFrame:
     rows, _ = usable_rows(sdata, spec)
     table = sdata.tables[spec.table_name]
     what = f"table {spec.table_name!r}"
-    if not table.var_names.is_unique:
-        duplicates = table.var_names[table.var_names.duplicated()].unique().tolist()
-        raise ValueError(
-            f"the genes of {what} are not unique: {duplicates[:5]} ({len(duplicates)} names occur more than once)."
-        )
     values = sparse_target(matrix_of(table, spec.layer, what=what)[rows], target=spec.target, what=what)
     mean = np.asarray(values.sum(axis=0)).ravel() / len(rows)
     squares = np.asarray(values.multiply(values).sum(axis=0)).ravel() / len(rows)
-    return pd.DataFrame(
+    frame = pd.DataFrame(
         {"mean": mean, "variance": np.maximum(squares - mean**2, 0.0), "n_spots": _n_stored(values)},
         index=table.var_names.astype(str),
     )
+    names = table.var_names.astype(str)
+    duplicated = names.duplicated(keep=False)
+    if duplicated.any():
+        logger.info("%s: %d genes whose name occurs twice are no candidates", what, len(set(names[duplicated])))
+    return frame[is_gene(table) & ~duplicated]
 
 
 def _n_stored(values) -> NDArray[np.int64]:
