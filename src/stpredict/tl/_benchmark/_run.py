@@ -134,15 +134,26 @@ def _scored(model: Model, sdata: SpatialData, name: str, setting: Setting) -> di
 
 
 def scores(pred: NDArray[np.float32], true: NDArray[np.float32], section: Section) -> dict[str, NDArray[np.float64]]:
-    """Every metric, (g,) each, and the moments; SSIM is NaN where the shapes are no array of spots."""
-    by_gene = {name: getattr(metrics, name)(pred, true) for name in ("pcc", "spearman", "mse", "mae", "rvd")}
-    try:
-        by_gene["ssim"] = metrics.ssim(pred, true, grid_of(section))
-    except ValueError as error:
-        logger.info("section %s has no SSIM: %s", section.name, error)
-        by_gene["ssim"] = np.full(pred.shape[1], np.nan)
-    by_gene["morans_i_gap"] = metrics.morans_i_gap(pred, true, _neighbours(section))
+    """Every metric, (g,) each, and the moments; NaN for those on an array where the shapes are no array of spots."""
+    graph = _neighbours(section)
+    by_gene = {}
+    for name, metric in metrics.METRICS.items():
+        if metric.needs == "array":
+            by_gene[name] = _on_array(metric, pred, true, section)
+        else:
+            by_gene[name] = metric.function(pred, true, *([graph] if metric.needs == "neighbours" else []))
     return by_gene | _moments(pred.astype(np.float64), true.astype(np.float64))
+
+
+def _on_array(
+    metric: metrics.Metric, pred: NDArray[np.float32], true: NDArray[np.float32], section: Section
+) -> NDArray[np.float64]:
+    """(g,) a score on the array of spots; NaN where the shapes are none."""
+    try:
+        return metric.function(pred, true, grid_of(section))
+    except ValueError as error:
+        logger.info("section %s has no %s: %s", section.name, metric.title, error)
+        return np.full(pred.shape[1], np.nan)
 
 
 def _moments(pred: NDArray[np.float64], true: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
