@@ -46,8 +46,8 @@ def ours(folder: Path) -> None:
     sdata = SpatialData()
     sdata.write(folder / "ours.zarr")
     target = _spatialdata.RasterTarget(
-        sdata, "maps", genes=[f"g{i}" for i in range(N_GENES)], shape=(SIDE, SIDE), chunk_px=CHUNK,
-        transformations={"global": Identity()},
+        _spatialdata.open_store(sdata), "maps", genes=[f"g{i}" for i in range(N_GENES)], shape=(SIDE, SIDE),
+        transformations={"global": Identity()}, chunk_px=CHUNK,
     )  # fmt: skip
     with target:
         for y in range(0, SIDE, CHUNK):

@@ -145,7 +145,7 @@ def bins(n_side: int, n_genes: int) -> None:
         sdata.shapes["bins"] = ShapesModel.parse(frame)
         sdata.write(Path(folder) / "slide.zarr")
         target = _spatialdata.RasterTarget(
-            sdata, "maps", genes=[f"g{i}" for i in range(n_genes)], shape=(side, side),
+            _spatialdata.open_store(sdata), "maps", genes=[f"g{i}" for i in range(n_genes)], shape=(side, side),
             transformations={"global": sd.transformations.Scale([4.0, 4.0], axes=("x", "y"))}, chunk_px=250,
         )  # fmt: skip
         with target:

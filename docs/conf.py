@@ -95,16 +95,6 @@ html_theme_options = {"navigation_with_keys": False}
 shutil.copytree(HERE.parent / "tutorials", HERE / "tutorials", dirs_exist_ok=True)
 
 
-def close_definitions(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: list[str]) -> None:
-    """Set the blank line that reStructuredText wants where our docstrings step back from an argument's description."""
-    indents = [len(line) - len(line.lstrip()) for line in lines]
-    for i in range(len(lines) - 1, 0, -1):
-        stepped_back = bool(lines[i].strip() and lines[i - 1].strip()) and indents[i] < indents[i - 1]
-        next_argument = i + 1 < len(lines) and bool(lines[i + 1].strip()) and indents[i + 1] > indents[i]
-        if stepped_back and not next_argument:
-            lines.insert(i, "")
-
-
 def say_not_executed(app: Any, name: str, source: list[str]) -> None:
     """Say below the title of a tutorial that it was not executed."""
     if f"{name}.md" in app.config.nb_execution_excludepatterns:
@@ -114,5 +104,3 @@ def say_not_executed(app: Any, name: str, source: list[str]) -> None:
 
 def setup(app: Any) -> None:
     app.connect("source-read", say_not_executed)
-    # before napoleon (500)
-    app.connect("autodoc-process-docstring", close_definitions, priority=400)

@@ -85,7 +85,7 @@ def test_a_tile_finds_the_shapes_that_overlap_it_whatever_their_size(tiles_of):
 
 
 def test_turned_maps_are_the_mean_over_the_symmetries_of_the_square(pixnet_small):
-    from stpredict._inference._dense import _test_time_augmented
+    from stpredict._inference._dense import _latent_of_tiles
     from stpredict.models._samples import Batch
 
     image = torch.randint(0, 256, (2, 3, 512, 512), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -102,7 +102,8 @@ def test_turned_maps_are_the_mean_over_the_symmetries_of_the_square(pixnet_small
                     every.append((maps.flip(-1) if flip else maps)[..., 32:96, 32:96])
             for turns in (1, 2, 4, 8):
                 pixnet_small.config = dataclasses.replace(plain, turns=turns)
-                got = _test_time_augmented(pixnet_small, batch)
+                got = torch.empty_like(every[0])
+                _latent_of_tiles(pixnet_small, image, got, slice(None))
                 torch.testing.assert_close(got, torch.stack(every[:turns]).mean(0), rtol=1e-5, atol=1e-5)
     finally:
         pixnet_small.config = plain
@@ -135,8 +136,7 @@ def test_maps_that_take_turns_are_read_out_before_they_are_computed_again(tiles_
 
     geometry = [shapely.box(0, 0, SIDE, SIDE), shapely.box(40, 40, 300, 860)]
     tiles = tiles_of(geometry)
-    maps = [torch.zeros(2, 5, 64, 64) for _ in range(tiles.n)]
-    alone = [tiles._reduce_batch((i, tiles._latent_maps(tiles._read_batch(i), maps[i]))) for i in range(tiles.n)]
+    alone = [part for i in range(tiles.n) for part in tiles.stream([i])]
     plain = DenseInference._reduce_batch
 
     def slow(self, batch):
@@ -149,7 +149,7 @@ def test_maps_that_take_turns_are_read_out_before_they_are_computed_again(tiles_
         np.testing.assert_array_equal(got.values, wanted.values)
 
 
-@pytest.mark.parametrize("failing", ["_reduce_batch", "_latent_maps", "_read_batch"])
+@pytest.mark.parametrize("failing", ["_reduce_batch", "in_batches", "_read_batch"])
 def test_an_error_leaves_no_thread_at_work(tiles_of, monkeypatch, failing):
     from stpredict._inference._dense import DenseInference
 

@@ -35,8 +35,11 @@ def clear_caches() -> dict[str, int | None]:
 
     Results stay the same, and the next calls take longer. What lies on disk is not touched.
 
-    Returns the bytes that each cache held by its name, or None where they are not known; caches of modules that were
-    not used are not among them.
+    Returns
+    -------
+    dict of str to int or None
+        The bytes that each cache held by its name; None where they are not known. Caches of modules that were not used
+        are not among them.
     """
     return clear_all()
 

@@ -1,4 +1,4 @@
-"""What the arguments of public functions may be, checked in one place before any work.
+"""Validation of the arguments of public functions: types, ranges, and what to do about a wrong one.
 
 The annotations of a function say the types. The name of an argument says its range and the way out of a mistake, for a
 name means the same wherever it occurs.
@@ -49,7 +49,9 @@ _FREE = {"Any", "ArrayLike", "NDArray", "Target", "Explicit", "Matching"}  # wha
 def check_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
     """Raise ValueError for the first argument that is not what the function declares, by its name.
 
-    given
+    Parameters
+    ----------
+    given : Mapping[str, Any]
         The arguments by name: `locals()` in the first line of the function.
     """
     for name, hint in _hints(function).items():

@@ -10,11 +10,13 @@ _CACHES: dict[str, tuple[Callable[[], None], Callable[[], int] | None]] = {}
 def register(name: str, clear: Callable[[], None], size: Callable[[], int] | None = None) -> None:
     """Enter a cache of a module, once, when the module is imported.
 
-    name
+    Parameters
+    ----------
+    name : str
         What it keeps, for people. A name that is known already is replaced: the module was imported anew.
-    clear
+    clear : callable
         Empties it; nothing but time may be lost by that.
-    size
+    size : callable, optional
         The bytes that it holds now; None where they are not known.
     """
     _CACHES[name] = clear, size

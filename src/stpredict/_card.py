@@ -23,22 +23,40 @@ _SHIPPED = Path(__file__).parent / "models" / "weights"
 class Card:
     """What `card.json` beside the weights says.
 
-    model, config
-        Class name of the model, and the fields of its frozen config.
-    genes
+    Parameters
+    ----------
+    model : str
+        Class name of the model.
+    config : Mapping[str, Any]
+        The fields of its frozen config.
+    genes : tuple[str, ...]
         The ordered panel.
-    mpp
+    mpp : float
         Micrometres per pixel at which the model sees.
-    target, n_target_genes
-        Units of its predictions, and how many genes stood behind the denominator of the target.
-    sections
+    target : str, default "log1p_cp10k"
+        Units of its predictions.
+    n_target_genes : int, optional
+        How many genes stood behind the denominator of the target.
+    encoder : str, optional
+        Name of its image encoder; None where it has none.
+    sections : tuple[str, ...], default ()
         Names of the training sections.
-    weights_sha256
-        Hash of `model.safetensors`; None before the model was saved.
-    val_pcc
-        Per-gene Pearson correlation on held-out data (`val_source` says which); the model's own reliability.
-    scores
+    seed : int, optional
+        Of the training.
+    val_pcc : Mapping[str, float | None], optional
+        Per-gene Pearson correlation on held-out data; the model's own reliability.
+    val_source : str, default ""
+        Which held-out data these are.
+    scores : Mapping[str, Any], optional
         Named scores with the protocol they follow, free of form.
+    licence : str, default "not stated"
+        Terms under which the weights may be used.
+    versions : Mapping[str, str], optional
+        Versions of the packages that made it.
+    protocol : str, default "stp-1"
+        The numeric protocol of its scores.
+    weights_sha256 : str, optional
+        Hash of `model.safetensors`; None before the model was saved.
     """
 
     model: str
@@ -59,7 +77,18 @@ class Card:
     weights_sha256: str | None = None
 
     def write(self, path: Path) -> None:
-        """Write the card as JSON. Raises ValueError, naming the field, for a card that `read` would refuse."""
+        """Write the card as JSON.
+
+        Parameters
+        ----------
+        path : Path
+            The file.
+
+        Raises
+        ------
+        ValueError
+            For a card that `read` would refuse; it names the field.
+        """
         check_card(self)
         path.write_text(json.dumps({"format": FORMAT} | asdict(self), indent=1, allow_nan=False) + "\n")
 
@@ -67,8 +96,23 @@ class Card:
     def read(cls, path: Path) -> Card:
         """Read a card.
 
-        Raises FileNotFoundError where there is none, ValueError where it is no card of this format, lacks a field, or
-        has one of another type, out of its range, or at odds with another; all name the file.
+        Parameters
+        ----------
+        path : Path
+            The file.
+
+        Returns
+        -------
+        Card
+            The card.
+
+        Raises
+        ------
+        FileNotFoundError
+            Where there is none; it names the file.
+        ValueError
+            Where it is no card of this format, lacks a field, or has one of another type, out of its range, or at odds
+            with another; it names the file.
         """
         if not path.is_file():
             raise FileNotFoundError(
@@ -101,10 +145,10 @@ def check_card(card: Card) -> None:
             raise ValueError(f"val_pcc of {shown(gene)} is {value:g}; a correlation lies in [-1, 1].")
     config = {key: tuple(value) if isinstance(value, list) else value for key, value in card.config.items()}
     for name, default in (("genes", ()), ("mpp", None), ("encoder", None)):
-        said, stands = getattr(card, name), config.get(name, default)
-        if said != stands:
+        stated, stands = getattr(card, name), config.get(name, default)
+        if stated != stands:
             raise ValueError(
-                f"{name} is {shown(said)}, and config.{name} is {shown(stands)}: a card and its config name the same."
+                f"{name} is {shown(stated)}, and config.{name} is {shown(stands)}: a card and its config name the same."
             )
 
 

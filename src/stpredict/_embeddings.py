@@ -31,23 +31,31 @@ _MADE_BY = ("encoder", "revision", "pooling", "max_tokens")  # what two sets mus
 class GeneEmbeddings:
     """One vector a gene, and how the vectors were made.
 
-    genes
+    Parameters
+    ----------
+    genes : tuple[str, ...]
         Names, each once.
-    vectors
+    vectors : ndarray of float32
         (m, w) float32, finite; row i belongs to genes[i].
-    encoder, revision
-        Which text model: its hub id and commit; or the name of its local folder and a hash of its weights.
-    pooling, max_tokens
-        How the tokens of a text became one vector ("mean" or "first"), and the limit of tokens that was asked (None:
-        the encoder's own).
-    text_sha256
+    encoder : str
+        Which text model: its hub id, or the name of its local folder.
+    revision : str, optional
+        Commit of a hub id; of a local folder a hash of its weights.
+    pooling : str, default "mean"
+        How the tokens of a text became one vector: "mean" or "first".
+    text_sha256 : str, default ""
         Hash of genes and texts, so that other definitions are other embeddings.
-    n_symbol_only
+    n_symbol_only : int, default 0
         How many genes had no definition, so that their symbol was embedded.
-    n_truncated
+    n_truncated : int, default 0
         How many texts were longer than the limit of tokens.
+    max_tokens : int, optional
+        The limit of tokens that was asked; None: the encoder's own.
 
-    Raises ValueError for genes that occur twice, another number of vectors than genes, and values that are not finite.
+    Raises
+    ------
+    ValueError
+        For genes that occur twice, another number of vectors than genes, and values that are not finite.
     """
 
     genes: tuple[str, ...]
@@ -64,10 +72,11 @@ class GeneEmbeddings:
         if len(self.genes) == 0:
             raise ValueError("embeddings of no genes: there must be at least one.")
         genes, vectors = tuple(map(str, self.genes)), np.ascontiguousarray(self.vectors, dtype=np.float32)
-        twice = [gene for gene, n in Counter(genes).items() if n > 1]
-        if twice:
+        duplicates = [gene for gene, n in Counter(genes).items() if n > 1]
+        if duplicates:
             raise ValueError(
-                f"genes occur more than once: {twice[:5]} ({len(twice)} in all). Keep one vector for each gene."
+                f"genes occur more than once: {duplicates[:5]} ({len(duplicates)} in all). "
+                "Keep one vector for each gene."
             )
         if vectors.ndim != 2 or len(vectors) != len(genes) or vectors.shape[1] == 0:
             raise ValueError(
@@ -94,9 +103,22 @@ class GeneEmbeddings:
         return {gene: row for row, gene in enumerate(self.genes)}
 
     def take(self, genes: Sequence[str]) -> NDArray[np.float32]:
-        """(g, w) vectors of these genes, in this order.
+        """The vectors of these genes, in this order.
 
-        Raises ValueError naming the genes that have none, the closest names that do, and how to get them.
+        Parameters
+        ----------
+        genes : Sequence[str]
+            Names.
+
+        Returns
+        -------
+        ndarray of float32
+            (g, w) vectors.
+
+        Raises
+        ------
+        ValueError
+            Where genes have none; it names them, the closest names that do, and how to get them.
         """
         genes = [genes] if isinstance(genes, str) else list(genes)
         missing = [gene for gene in genes if gene not in self._rows]
@@ -115,15 +137,28 @@ class GeneEmbeddings:
         The counts `n_symbol_only` and `n_truncated` are the sums of both, so that a gene of both counts twice;
         `text_sha256` is the hash of both hashes.
 
-        Raises ValueError where encoder, revision, pooling, limit of tokens or width differ, and where a gene of both
-        has two vectors (largest difference above 1e-5 of the largest value).
+        Parameters
+        ----------
+        other : GeneEmbeddings
+            Vectors of the same encoder, made in the same way.
+
+        Returns
+        -------
+        GeneEmbeddings
+            The union.
+
+        Raises
+        ------
+        ValueError
+            Where encoder, revision, pooling, limit of tokens or width differ, and where a gene of both has two vectors
+            (largest difference above 1e-5 of the largest value).
         """
         differs = {f: (getattr(self, f), getattr(other, f)) for f in (*_MADE_BY, "width")}
         differs = {f: pair for f, pair in differs.items() if pair[0] != pair[1]}
         if differs:
-            said = "; ".join(f"{f} {a!r} and {b!r}" for f, (a, b) in differs.items())
+            message = "; ".join(f"{f} {a!r} and {b!r}" for f, (a, b) in differs.items())
             raise ValueError(
-                f"embeddings that were made in different ways cannot be joined: {said}. Embed all texts with one "
+                f"embeddings that were made in different ways cannot be joined: {message}. Embed all texts with one "
                 "encoder: stp.tl.embed_genes(texts, encoder=...)."
             )
         both = [gene for gene in other.genes if gene in self._rows]
@@ -156,6 +191,11 @@ class GeneEmbeddings:
 
         The tensor "vectors" is (m, w) float32; the header's metadata has "format", "card" (all other fields as JSON)
         and "sha256" (a hash of both).
+
+        Parameters
+        ----------
+        path : str | Path
+            The file.
         """
         path = Path(path)
         card = json.dumps({f.name: getattr(self, f.name) for f in fields(self) if f.name != _VECTORS})
@@ -173,7 +213,22 @@ class GeneEmbeddings:
 
         Warns of a file of an older version, which has no hash.
 
-        Raises FileNotFoundError where there is no file, ValueError where it is damaged, changed or something else.
+        Parameters
+        ----------
+        path : str | Path
+            The file.
+
+        Returns
+        -------
+        GeneEmbeddings
+            The vectors, and how they were made.
+
+        Raises
+        ------
+        FileNotFoundError
+            Where there is no file.
+        ValueError
+            Where it is damaged, changed or something else.
         """
         path = Path(path)
         if not path.is_file():

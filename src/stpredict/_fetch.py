@@ -28,13 +28,21 @@ def data_dir() -> Path:
 def fetch(name: str, registry: Mapping[str, Remote], *, folder: str) -> Path:
     """The local path of the file `name`: fetched where it is not there yet, or is there with another checksum.
 
-    registry
+    Parameters
+    ----------
+    registry : Mapping[str, Remote]
         All files of one data set, by the name that they get here.
-    folder
+    folder : str
         Subfolder of `data_dir()` for the data set.
 
-    Raises KeyError for a name without a known checksum, ValueError where the file that arrives has another one (it is
-    not kept), and OSError where it cannot be had.
+    Raises
+    ------
+    KeyError
+        For a name without a known checksum.
+    ValueError
+        Where the file that arrives has another one (it is not kept).
+    OSError
+        Where it cannot be had.
     """
     if name not in registry:
         raise KeyError(f"no checksum is known for {name!r}; files that can be fetched: {sorted(registry)}")

@@ -1,4 +1,4 @@
-"""Partial sums: what every finished chunk of a section adds to the sums of its shapes, in memory and as files."""
+"""Partial sums: what each finished chunk of a section adds to the sums of its shapes, as files that resume reads."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class PartialSum:
 class PartialStore(Protocol):
     """Where the parts of finished pieces are kept."""
 
-    def has(self, piece: int) -> bool:
+    def has(self, chunk: int) -> bool:
         """Whether this piece is finished."""
 
-    def load(self, piece: int) -> PartialSum:
+    def load(self, chunk: int) -> PartialSum:
         """The part of a finished piece."""
 
-    def keep(self, piece: int, part: PartialSum) -> None:
+    def keep(self, chunk: int, part: PartialSum) -> None:
         """Keep the part of a piece; whatever else the piece writes is written by then."""
 
 
@@ -42,27 +42,27 @@ class PartialFiles:
 
     folder: Path
 
-    def has(self, piece: int) -> bool:
+    def has(self, chunk: int) -> bool:
         """Whether this piece is finished."""
-        return self._path(piece).is_file()
+        return self._path(chunk).is_file()
 
-    def load(self, piece: int) -> PartialSum:
+    def load(self, chunk: int) -> PartialSum:
         """The part of a finished piece. Raises ValueError for a file that is damaged."""
         try:
-            with self._path(piece).open("rb") as file, np.load(file, allow_pickle=False) as held:
+            with self._path(chunk).open("rb") as file, np.load(file, allow_pickle=False) as held:
                 return PartialSum(held["rows"], held["values"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(
-                f"{self._path(piece)}, part of an interrupted run, is damaged ({error}). Predict without resume=True, "
+                f"{self._path(chunk)}, part of an interrupted run, is damaged ({error}). Predict without resume=True, "
                 "which starts afresh; the store itself is as it was."
             ) from error
 
-    def keep(self, piece: int, part: PartialSum) -> None:
+    def keep(self, chunk: int, part: PartialSum) -> None:
         """Write a part; it is there at once and whole, or not at all."""
-        new = self._path(piece).with_suffix(f".{socket.gethostname()}-{os.getpid()}")
+        new = self._path(chunk).with_suffix(f".{socket.gethostname()}-{os.getpid()}")
         with new.open("wb") as file:
             np.savez(file, rows=part.rows, values=part.values)
-        os.replace(new, self._path(piece))
+        os.replace(new, self._path(chunk))
 
-    def _path(self, piece: int) -> Path:
-        return self.folder / f"{piece}.npz"
+    def _path(self, chunk: int) -> Path:
+        return self.folder / f"{chunk}.npz"

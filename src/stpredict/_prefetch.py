@@ -1,4 +1,4 @@
-"""Work in a thread of its own, beside what makes its items and what uses its results."""
+"""Prefetching: apply a function to items in a background thread, a few items ahead of the consumer."""
 
 from __future__ import annotations
 
@@ -7,29 +7,41 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 
-def prefetch[Item, Done](work: Callable[[Item], Done], items: Iterable[Item], *, depth: int) -> Generator[Done]:
-    """What `work` makes of every item, in order; before a result is given, `depth` further items are handed over.
+def prefetch[Item, Result](
+    function: Callable[[Item], Result], items: Iterable[Item], *, depth: int
+) -> Generator[Result]:
+    """The results of `function` for every item, in order, computed in a thread of its own.
 
-    Items are made, and results used, in the caller's thread. An error of `work` or of the items is raised in its
-    turn, when the results before it are given. Closing waits for the item that is worked on and drops the others.
+    Items are made, and results used, in the caller's thread. An error of the function or of the items is raised in its
+    turn, when the results before it are given. Closing waits for the item that is worked on, drops the others, and
+    closes the items where they are a generator.
+
+    Parameters
+    ----------
+    depth : int
+        Items that are handed over before a result is given, besides its own.
     """
     source = iter(items)
-    begun: deque[Future[Done]] = deque()
-    with ThreadPoolExecutor(1) as thread:
-        try:
-            while True:
-                try:
-                    begun.append(thread.submit(work, next(source)))
-                except StopIteration:
-                    break
-                except Exception:
-                    while begun:
-                        yield begun.popleft().result()
-                    raise
-                if len(begun) > depth:
-                    yield begun.popleft().result()
-            while begun:
-                yield begun.popleft().result()
-        finally:
-            for future in begun:
-                future.cancel()
+    pending: deque[Future[Result]] = deque()
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            try:
+                while True:
+                    try:
+                        pending.append(thread.submit(function, next(source)))
+                    except StopIteration:
+                        break
+                    except Exception:
+                        while pending:
+                            yield pending.popleft().result()
+                        raise
+                    if len(pending) > depth:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.cancel()
+    finally:
+        if isinstance(items, Generator):
+            items.close()

@@ -1,4 +1,4 @@
-"""Content that a stranger may have written: JSON read strictly, and values checked against types.
+"""Strict reading of untrusted JSON, and checks of values against declared types and ranges.
 
 Everything here raises ValueError that names the field, and nothing else, whatever it is given.
 """
@@ -54,15 +54,17 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {shown(twice)} occurs twice")
+        duplicate = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {shown(duplicate)} occurs twice")
     return found
 
 
 def check_fields(values: Mapping[str, Any], kind: type, limits: Mapping[str, Range]) -> None:
     """Raise ValueError for the first field of `values` that is not what the dataclass `kind` declares.
 
-    limits
+    Parameters
+    ----------
+    limits : Mapping[str, Range]
         Smallest and largest value by the name of a field; of a field that holds several, for each of them. Floats must
         be finite, whatever the limits.
     """

@@ -1,4 +1,4 @@
-"""The narrow waist: an image that is read window by window, and one section as models see it."""
+"""Section: an image that is read window by window, with shapes and expression; all that models see of a sample."""
 
 from __future__ import annotations
 
@@ -29,11 +29,13 @@ HASHED = 2**16  # shapes that are hashed together
 class ImageView:
     """An RGB image seen at a working resolution, read lazily and averaged by exact area.
 
-    pixels
+    Parameters
+    ----------
+    pixels : Any
         One pyramid level, (3, y, x) uint8; numpy, dask or zarr: only the slices that a window needs are taken.
-    scale
+    scale : tuple[float, float]
         Pixels of that level per working pixel, along (y, x).
-    mpp
+    mpp : float
         Micrometres per working pixel.
     """
 
@@ -57,15 +59,46 @@ class ImageView:
         return Window(0, 0, self.height, self.width)
 
     def read(self, window: Window) -> NDArray[np.uint8]:
-        """The pixels of `window`, (height, width, 3) uint8 RGB; white outside the image.
+        """The pixels of a window.
 
         Every working pixel is the mean of the level's pixels under it, weighted by covered area. Weights depend on
         absolute positions alone, so two windows agree to the bit where they overlap.
+
+        Parameters
+        ----------
+        window : Window
+            Which pixels of the working grid.
+
+        Returns
+        -------
+        ndarray of uint8
+            (height, width, 3) uint8 RGB; white outside the image.
+
+        Raises
+        ------
+        OSError
+            Where a chunk of the image cannot be read.
         """
         return self.read_all([window])[0]
 
     def read_all(self, windows: Sequence[Window]) -> list[NDArray[np.uint8]]:
-        """The pixels of several windows, as `read` returns them; a chunk of the image that they share is read once."""
+        """The pixels of several windows; a chunk of the image that they share is read once.
+
+        Parameters
+        ----------
+        windows : Sequence[Window]
+            Which pixels of the working grid.
+
+        Returns
+        -------
+        list[ndarray]
+            For each window what `read` returns.
+
+        Raises
+        ------
+        OSError
+            Where a chunk of the image cannot be read.
+        """
         parts = [window.intersect(self.window) for window in windows]
         seen = [None if part is None else self._seen(part) for part in parts]
         levels = iter(self._levels([each[:2] for each in seen if each is not None]))
@@ -180,25 +213,36 @@ def _average(level: NDArray[np.uint8], rows: sparse.csr_array, columns: sparse.c
 class Section:
     """One section as models see it: an image view, shapes in its pixel frame, and what was measured in them.
 
-    name
+    Parameters
+    ----------
+    name : str
         What messages and tables call it.
-    image
+    image : ImageView
         The image at working resolution; all coordinates below are its pixels.
-    geometry, radius
-        (n,) shapely Points with a radius in pixels (circles), or Polygons / MultiPolygons with a radius of NaN, in
-        shapely's (x, y) order; pixel (i, j) covers [j, j + 1) x [i, i + 1). An empty geometry has nothing on tissue.
-    ids
+    geometry : ndarray of object
+        (n,) shapely Points (circles), or Polygons / MultiPolygons, in shapely's (x, y) order; pixel (i, j) covers [j, j
+        + 1) x [i, i + 1). An empty geometry has nothing on tissue.
+    radius : ndarray of float64
+        (n,) radius in pixels of circles, NaN of polygons.
+    ids : ndarray[Any]
         (n,) instance ids of the rows.
-    area
+    area : ndarray of float64
         (n,) area in square pixels of the whole shape, before clipping to tissue or image.
-    expression, genes
-        (n, g) float32 in target units, and the names of its columns; None where nothing was measured.
-    grid
+    expression : ndarray, optional
+        (n, g) float32 in target units; None where nothing was measured.
+    genes : tuple[str, ...], optional
+        Names of the columns of `expression`; None where nothing was measured.
+    grid : ndarray, optional
         (n, 2) integer array coordinates (row, column) of legacy arrays, or None.
-    dropped
+    dropped : Mapping[str, int], optional
         Why shapes were left out, and how many.
-    tissue
+    tissue : shapely.Geometry, optional
         Polygon or MultiPolygon of the tissue, to which the geometry is clipped; None: the whole image.
+
+    Raises
+    ------
+    ValueError
+        Where arrays have another number of rows than there are shapes.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Integer rectangles on a pixel grid, and the tiling of a section by them."""
+"""Integer windows on a pixel grid, and tiles with a halo."""
 
 from __future__ import annotations
 
@@ -10,6 +10,18 @@ class Window:
     """A rectangle of whole pixels: rows ``[y0, y0 + height)``, columns ``[x0, x0 + width)``.
 
     It may reach outside the image; whoever reads decides what lies there.
+
+    Parameters
+    ----------
+    y0, x0 : int
+        First row and first column.
+    height, width : int
+        Size in pixels, at least 0.
+
+    Raises
+    ------
+    ValueError
+        For a negative size.
     """
 
     y0: int
@@ -37,24 +49,65 @@ class Window:
         return self.height, self.width
 
     def intersect(self, other: Window) -> Window | None:
-        """The common rectangle, or None where the two share no pixel."""
+        """The rectangle that two windows share.
+
+        Parameters
+        ----------
+        other : Window
+            A window of the same grid.
+
+        Returns
+        -------
+        Window | None
+            The common rectangle, or None where the two share no pixel.
+        """
         y0, x0 = max(self.y0, other.y0), max(self.x0, other.x0)
         y1, x1 = min(self.y1, other.y1), min(self.x1, other.x1)
         return Window(y0, x0, y1 - y0, x1 - x0) if y1 > y0 and x1 > x0 else None
 
     def pad(self, px: int) -> Window:
-        """The window grown by `px` pixels on each of its four sides."""
+        """The window grown by `px` pixels on each of its four sides.
+
+        Parameters
+        ----------
+        px : int
+            Pixels by which each side moves outwards.
+
+        Returns
+        -------
+        Window
+            The larger window.
+        """
         return Window(self.y0 - px, self.x0 - px, self.height + 2 * px, self.width + 2 * px)
 
     def slices(self, origin: Window | None = None) -> tuple[slice, slice]:
-        """Row and column slices that cut this window out of an array whose corner is `origin`'s (default: 0, 0)."""
+        """Row and column slices that cut this window out of an array.
+
+        Parameters
+        ----------
+        origin : Window, optional
+            The window that the array shows; None: its corner is (0, 0).
+
+        Returns
+        -------
+        tuple[slice, slice]
+            Rows, columns.
+        """
         y, x = (origin.y0, origin.x0) if origin is not None else (0, 0)
         return slice(self.y0 - y, self.y1 - y), slice(self.x0 - x, self.x1 - x)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A piece of a section: the `core` it answers for, and the larger `read` window it has to see."""
+    """A piece of a section: the `core` it answers for, and the larger `read` window it has to see.
+
+    Parameters
+    ----------
+    core : Window
+        What the tile answers for.
+    read : Window
+        What it has to see: the core and a halo around it.
+    """
 
     core: Window
     read: Window
@@ -63,14 +116,19 @@ class Tile:
 def tiles(height: int, width: int, *, core_px: int, halo_px: int) -> list[Tile]:
     """Tiles in row-major order whose cores partition a (height, width) image.
 
-    height, width
+    Parameters
+    ----------
+    height, width : int
         Size of the image in working pixels, at least 1.
-    core_px, halo_px
+    core_px, halo_px : int
         Side of a core and width of the halo around it, in pixels. Cores at the lower and right border keep their full
         size and reach over the border, so that every tile has one shape and every grid of a stride that divides
         `core_px` stays anchored at pixel (0, 0).
 
-    Raises ValueError for an empty image, a core below 1 px or a negative halo.
+    Raises
+    ------
+    ValueError
+        For an empty image, a core below 1 px or a negative halo.
     """
     if height < 1 or width < 1:
         raise ValueError(f"an image of {height} x {width} pixels has nothing to tile.")

@@ -14,7 +14,7 @@ from spatialdata.models import Image2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Affine, Identity, Scale
 
 from stpredict._spatialdata import table_rows
-from stpredict._spatialdata._store import _raster, _results
+from stpredict._spatialdata._store import _raster, _results, _transaction
 
 GENES = ["g4", "g1", "g3"]
 RECORD: dict[str, Any] = {"model": "PixNet", "mpp": 1.0, "genes": GENES, "tiling": {"core_px": 512, "halo_px": 256},
@@ -92,7 +92,7 @@ def make_target(sdata: SpatialData, key: str = "pixnet", **options: Any) -> _ras
     """A raster of 3 genes, a quarter of the image's rows and columns: 10 x 16 px, or what is asked for."""
     places = _raster.raster_transformations(sdata.images["image"], scale=(4.0, 4.0))
     options = {"genes": GENES, "shape": (10, 16), "chunk_px": 4, **options}
-    return _raster.RasterTarget(sdata, key, transformations=places, **options)
+    return _raster.RasterTarget(_transaction.open_store(sdata), key, transformations=places, **options)
 
 
 def run_changes(sdata: SpatialData, target: _raster.RasterTarget, *, plus: float) -> list[_results.Change]:
@@ -119,7 +119,7 @@ def memory(sdata: SpatialData) -> dict[str, Any]:
 
 def predict(sdata: SpatialData, *, plus: float = 0.0, overwrite: bool = False) -> None:
     """A layer, a new table and a raster in one change; `plus` tells one run from another."""
-    with make_target(sdata, overwrite=overwrite) as target:
+    with make_target(sdata) as target:
         fill(target, RASTER + np.float16(plus))
         _results.commit(sdata, run_changes(sdata, target, plus=plus), overwrite=overwrite)
 

@@ -9,7 +9,7 @@ from spatialdata import SpatialData
 from spatialdata.transformations import Affine, Identity, Scale
 
 from stpredict._spatialdata import DIAMETER_COLUMN, check_resolution, image_mpp
-from stpredict._spatialdata._mpp import level_scale, spot_array
+from stpredict._spatialdata._transformations import level_scale, spot_array
 
 from .builders import boxes, circles, matrix, polygons, rgb, square_grid, systems
 

@@ -14,7 +14,7 @@ import zarr
 from spatialdata import SpatialData, read_zarr
 from spatialdata.models import TableModel
 
-from stpredict._spatialdata import table_rows
+from stpredict._spatialdata import NewNames, table_rows
 from stpredict._spatialdata._store import _results
 
 from .samples import GENES, RECORD, backed, disk, fill, make_layer, make_sdata, make_table, make_target
@@ -123,7 +123,9 @@ def test_overwriting_takes_away_columns_that_the_new_result_lacks(sdata: Spatial
 def test_columns_of_the_user_are_not_taken_without_overwrite(sdata: SpatialData) -> None:
     sdata.tables["table"].var["pixnet"] = 1
     with pytest.raises(ValueError, match="column of var of table 'table' called 'pixnet' already"):
-        _results.check_layer(sdata, "table", "pixnet", overwrite=False)
+        names = NewNames(sdata, overwrite=False)
+        names.layer("table", "pixnet")
+        names.check()
     with pytest.raises(ValueError, match="column of var"):
         _results.commit(sdata, [make_layer(sdata)])
     assert list(sdata.tables["table"].var.columns) == ["pixnet"]

@@ -4,49 +4,56 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from spatialdata import read_zarr
+from spatialdata import SpatialData, read_zarr
 from spatialdata.models import Image2DModel
 
 from stpredict._spatialdata._store import _results, _transaction
-from stpredict._spatialdata._store._transaction import check_key
+from stpredict._spatialdata._store._names import NewName, NewNames
 
 from .samples import GENES, backed, disk, holds, make_layer, make_sdata, make_table, make_target, memory, predict
+
+
+def checked_names(sdata: SpatialData, add: Callable[[NewNames], None]) -> None:
+    names = NewNames(sdata, overwrite=False)
+    add(names)
+    names.check()
 
 
 @pytest.mark.parametrize("key", ["", "a b", "a/b", "é", "µ", "__x", ".", "..", "_index", "a:b", 3])
 def test_names_that_a_store_cannot_hold_are_refused(key: Any) -> None:
     with pytest.raises(ValueError, match="cannot be the name of a layer"):
-        check_key(key, [], overwrite=True, what="layer")
+        NewName(key, "layer", frozenset()).check(overwrite=True)
 
 
 def test_a_key_that_exists_needs_overwrite_and_one_that_differs_by_case_is_never_written() -> None:
-    check_key("pixnet", [None, "other"], overwrite=False, what="layer")  # type: ignore[list-item]
-    check_key("pixnet", ["pixnet"], overwrite=True, what="layer")
+    NewName("pixnet", "layer", frozenset({"other"})).check(overwrite=False)
+    NewName("pixnet", "layer", frozenset({"pixnet"})).check(overwrite=True)
     with pytest.raises(ValueError, match=r"layer called 'pixnet' already.*overwrite=True"):
-        check_key("pixnet", ["pixnet"], overwrite=False, what="layer")
+        NewName("pixnet", "layer", frozenset({"pixnet"})).check(overwrite=False)
     with pytest.raises(ValueError, match=r"'pixnet' differs from the existing layer 'PixNet' by case alone"):
-        check_key("pixnet", ["PixNet"], overwrite=True, what="layer")
+        NewName("pixnet", "layer", frozenset({"PixNet"})).check(overwrite=True)
 
 
 @pytest.mark.parametrize("key", ["spots", "SPOTS", "Table"])
 def test_an_image_cannot_take_the_name_of_another_kind_of_element(tmp_path: Path, key: str) -> None:
     for sdata in (make_sdata(), backed(tmp_path)):
         with pytest.raises(ValueError, match="unique over all kinds"):
-            make_target(sdata, key, overwrite=True)
+            NewNames(sdata, overwrite=True).element("images", key)
 
 
 def test_an_element_that_is_only_in_the_store_counts_as_existing(tmp_path: Path) -> None:
     sdata = backed(tmp_path)
     predict(read_zarr(sdata.path))
     with pytest.raises(ValueError, match="image called 'pixnet' already"):
-        make_target(sdata)
+        checked_names(sdata, lambda names: names.element("images", "pixnet"))
     with pytest.raises(ValueError, match="layer of table 'table' called 'pixnet' already"):
-        _results.check_layer(sdata, "table", "pixnet", overwrite=False)
+        checked_names(sdata, lambda names: names.layer("table", "pixnet"))
 
 
 def test_a_table_that_was_filtered_sorted_or_renamed_in_memory_is_refused(tmp_path: Path) -> None:
@@ -59,7 +66,7 @@ def test_a_table_that_was_filtered_sorted_or_renamed_in_memory_is_refused(tmp_pa
         sdata.tables["table"] = changed.copy()
         before = memory(sdata)
         with pytest.raises(ValueError, match=r"(obs|var)_names of table 'table' differ.*sdata.write"):
-            _results.check_layer(sdata, "table", "pixnet", overwrite=False)
+            checked_names(sdata, lambda names: names.layer("table", "pixnet"))
         entry = _results.TableEntry("table", "pixnet", np.zeros(changed.shape, np.float32))
         with pytest.raises(ValueError, match="differ between the store"):
             _results.commit(sdata, [entry])
@@ -71,7 +78,7 @@ def test_a_table_that_is_not_in_the_store_is_refused(tmp_path: Path) -> None:
     sdata = backed(tmp_path)
     sdata.tables["fresh"] = make_table(sdata).table
     with pytest.raises(ValueError, match=r"not in its store.*write_element\('fresh'\)"):
-        _results.check_layer(sdata, "fresh", "other", overwrite=False)
+        checked_names(sdata, lambda names: names.layer("fresh", "other"))
 
 
 def test_a_store_that_may_only_be_read_is_refused_before_anything_is_done(

@@ -11,6 +11,7 @@ import zarr
 from spatialdata import SpatialData, get_dask_backing_files, read_zarr
 from spatialdata.transformations import get_transformation
 
+from stpredict._spatialdata import open_store
 from stpredict._spatialdata._store import _raster, _results
 
 from .samples import RECORD, backed, fill, make_sdata, make_target
@@ -115,9 +116,9 @@ def test_a_raster_that_does_not_fit_says_both_sizes_and_the_ways_out(
         monkeypatch.setattr(_raster.psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
         monkeypatch.setattr(_raster.shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
         if free == need:
-            _raster.check_raster_size(sdata, 250, (5000, 4000))
+            _raster.check_raster_size(open_store(sdata), 250, (5000, 4000))
     with pytest.raises(ValueError, match=("the disk of" if sdata.path else "memory") + ".*" + ways.partition(".*")[2]):
-        _raster.check_raster_size(sdata, 250, (5000, 4000))
+        _raster.check_raster_size(open_store(sdata), 250, (5000, 4000))
     monkeypatch.setattr(_raster.psutil, "virtual_memory", lambda: SimpleNamespace(available=10**9))
     monkeypatch.setattr(_raster.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
     with pytest.raises(ValueError, match=r"\d GB.*1.0 GB free.*genes="):

@@ -77,7 +77,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backed(folder / "fresh")
     first = backed(folder / "run0")
     predict(first)
-    with make_target(first, overwrite=True) as target:
+    with make_target(first) as target:
         fill(target, RASTER + np.float16(1.0))
         for change in run_changes(first, target, plus=1.0):
             (folder / type(change).__name__).mkdir()

@@ -69,6 +69,18 @@ def test_every_option_says_what_it_is(cli, run, command: str):
     assert {option for option in kebab if option not in page} == set()
 
 
+def test_help_of_an_option_is_that_of_the_verb(cli, stp):
+    said = cli._options.described
+    assert said("tl.predict", "tissue_key").endswith("stay NaN. Default: the whole image.")
+    assert said("tl.train", "resume") == "Go on from the checkpoint in `--checkpoint-dir`, to the same result."
+    assert said("tl.evaluate", "shapes_key") == said("tl.evaluate", "image_key")  # they share an entry
+    for verb in OWN:
+        texts = {name: said(f"tl.{verb}", name) for name in inspect.signature(getattr(stp.tl, verb)).parameters}
+        assert {name: text for name, text in texts.items() if not text or "None: " in text or "----" in text} == {}
+    with pytest.raises(KeyError, match="has no parameter colour"):
+        said("tl.predict", "colour")
+
+
 def test_version_is_that_of_the_package(run, stp):
     assert run("--version")[1].strip() == stp.__version__
 

@@ -326,3 +326,14 @@ def test_a_training_that_diverged_leaves_no_card(colour_section):
     with np.errstate(invalid="ignore"), pytest.raises(ValueError, match="training diverged: .* from epoch 0 on"):
         fit(model, [replace(section, expression=values)], [], plan)
     assert model.card is None
+
+
+def test_taps_that_skip_a_stage_are_refused():
+    from stpredict.models import PixNet, PixNetConfig
+
+    for taps in ((0, 2, 3, 4), (1, 2, 4)):
+        config = PixNetConfig(genes=("a",), filters=(4, 4, 4, 4), taps=taps, context_rank=0)
+        with pytest.raises(
+            ValueError, match=rf"taps=.*{taps[0]}, {taps[1]}.* of 'mobilenetv2_100' give maps with strides"
+        ):
+            PixNet(config=config)

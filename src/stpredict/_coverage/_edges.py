@@ -1,4 +1,4 @@
-"""The boundaries of shapes, and what each piece of them adds to the cells of its row."""
+"""Edges of shapes, cut at grid lines, and the signed area that each piece adds to the cells of its row."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from stpredict._window import Window
 class Edges(ABC):
     """Pieces of boundary that run in one direction of y and one of x, in cells from the corner of their box.
 
+    Parameters
+    ----------
     box, sign
         (e,) box of the piece; +1 where the shape lies to its right (larger x), -1 where it lies to its left.
-    ends
+    ends : Floats
         (2, 2, e): (y, x) of the two ends, the one of smaller y first.
     """
 
@@ -53,9 +55,11 @@ class Lines(Edges):
 class Arcs(Edges):
     """Quarters of circles.
 
-    centre, side
+    Parameters
+    ----------
+    centre, side : Floats
         (2, e) centre, and the side of it on which the quarter lies (-1 or 1), along (y, x).
-    radius
+    radius : Floats
         (e,) in cells.
     """
 
@@ -113,8 +117,13 @@ def lines(geometry: Geometries, circle: NDArray[np.bool_], boxes: Boxes) -> Line
 def _split(edges: Edges, i: Integers, ends: Floats, axis: int, size: Integers) -> tuple[Integers, Floats, Integers]:
     """Pieces of edges cut where y (axis 0) or x (axis 1) is one of the whole numbers 0 .. size.
 
+    Parameters
+    ----------
     i, ends, size
         (p,) edge of each piece; (2, 2, p) its ends (y, x), in rising order along `axis`; (p,) cells of its box.
+
+    Notes
+    -----
     Returns, for the q >= p pieces of the pieces: (q,) which it was cut from; (2, 2, q) ends; (q,) the cell along the
     axis, -1 before the box and `size` after it.
     """
@@ -138,9 +147,13 @@ def _split(edges: Edges, i: Integers, ends: Floats, axis: int, size: Integers) -
 def deposit(edges: Edges, boxes: Boxes, start: Integers) -> tuple[Integers, Floats]:
     """What each piece of boundary adds, in cells, to the running sum along x: position and value.
 
-    start
+    Parameters
+    ----------
+    start : Integers
         (m,) position of the first cell of each box. A row of a box takes its width and one position more.
 
+    Notes
+    -----
     A piece of height dy adds dy to every cell right of it, and to its own cell the part to its right. Pieces left of
     the box count at its left border, and those right of it in the position more: so the values of a row sum to 0.
     """
@@ -170,13 +183,15 @@ BLOCK_CELLS = 2**18  # cells held dense at a time: what stays in a processor's c
 class Boxes:
     """The part of the grid that each shape can reach; one box for each shape that meets the window.
 
-    row
+    Parameters
+    ----------
+    row : Integers
         (m,) rows of the shapes, ascending.
-    first, size
+    first, size : Integers
         (2, m) first cell and number of cells, along (y, x).
-    origin
+    origin : Integers
         (2, m) pixel coordinates (y, x) of the corner of the first cell.
-    cell_px
+    cell_px : int
         Side of a cell.
     """
 

@@ -22,17 +22,30 @@ NOISE = 1e-12  # of a cell, or of the shape where that is smaller; rounding leav
 def coverage(geometry: ArrayLike, radius: ArrayLike, window: Window, *, cell_px: int = 1) -> sparse.csr_array:
     """Area of each shape inside each cell of a window.
 
-    geometry, radius
+    Parameters
+    ----------
+    geometry, radius : array_like
         (n,) shapes, see the package. Rows are independent: shapes may overlap, cross the window or miss it.
-    window
+    window : Window
         Pixels that the cells tile from its corner; height and width are multiples of `cell_px`.
-    cell_px
+    cell_px : int, default 1
         Side of a cell in pixels.
-    Returns (n, rows * cols) float64 in square pixels, cells row-major, indices sorted, no stored zeros. Circles are
-    exact by their arcs, polygons by their sides, upright rectangles by the products of two lengths, at any size.
-    Raises ValueError for rows that are no shape (a polygon that is not valid, if it reaches the window), and where
-    the cells do not tile the window.
-    Source: signed areas accumulated along the boundary, the method of exact-area font rasterisers (FreeType's smooth
+
+    Returns
+    -------
+    sparse.csr_array
+        (n, rows * cols) float64 in square pixels, cells row-major, indices sorted, no stored zeros. Circles are exact
+        by their arcs, polygons by their sides, upright rectangles by the products of two lengths, at any size.
+
+    Raises
+    ------
+    ValueError
+        For rows that are no shape (a polygon that is not valid, if it reaches the window), and where the cells do not
+        tile the window.
+
+    References
+    ----------
+    Signed areas accumulated along the boundary, the method of exact-area font rasterisers (FreeType's smooth
     rasteriser), with circular segments added to the chords of arcs; equals exactextract and shapely cell by cell.
     """
     if cell_px != int(cell_px) or cell_px < 1 or window.height % cell_px or window.width % cell_px:
@@ -120,11 +133,17 @@ def products(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Covered share of every cell of some boxes.
 
-    low, high
+    Parameters
+    ----------
+    low, high : ndarray of float64
         (2, m) borders of the rectangles along (y, x), in cells from the corner of their boxes.
-    size
+    size : ndarray of int64
         (2, m) cells of the boxes.
-    Returns (k,) box, (k,) row, (k,) column, (k,) covered share in [0, 1]; row-major within a box.
+
+    Returns
+    -------
+    tuple[ndarray, ndarray, ndarray, ndarray]
+        (k,) box, (k,) row, (k,) column, (k,) covered share in [0, 1]; row-major within a box.
     """
     lengths, starts = [], []
     for axis in range(2):
@@ -149,12 +168,18 @@ Filled = tuple[Integers, Floats, Integers]
 def fill(arcs: Arcs, lines: Lines, boxes: Boxes, *, floor: Floats, n_cols: int) -> Filled:
     """The covered cells of some boxes.
 
-    floor
+    Parameters
+    ----------
+    floor : Floats
         (m,) areas, in cells, up to which a value is rounding noise.
-    n_cols
+    n_cols : int
         Columns of the window.
-    Returns (k,) index of the cell in the window, (k,) covered area in cells in (0, 1], (m,) how many of them each box
-    has; sorted by box and index.
+
+    Returns
+    -------
+    Filled
+        (k,) index of the cell in the window, (k,) covered area in cells in (0, 1], (m,) how many of them each box has;
+        sorted by box and index.
     """
     how = _in_loops if _kernels.COMPILED else _in_numpy
     return how(arcs, lines, boxes, floor, n_cols)

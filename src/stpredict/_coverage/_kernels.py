@@ -1,4 +1,4 @@
-"""The loops of coverage over sides and cells, compiled where numba works; `_fill` has the same in NumPy."""
+"""Inner loops of the coverage, compiled by numba where that works; `_grid` has the same in NumPy."""
 
 from __future__ import annotations
 
@@ -66,11 +66,13 @@ def add_sides(
 ) -> None:  # fmt: skip
     """Add to `total` what each side of a polygon deposits, see `_edges.deposit`.
 
+    Parameters
+    ----------
     box, sign, ends
         (e,), (e,) and (2, 2, e), as in `_edges.Edges`.
-    start, size
+    start, size : Integers
         (m,) position of the first cell of each box, and (2, m) its cells along y and x.
-    total
+    total : Floats
         (k,) running sums in cells; changed in place.
     """
     for e in range(len(box)):
@@ -93,6 +95,8 @@ def covered(
 ) -> int:  # fmt: skip
     """Run the sums of `total` along the rows of boxes and keep what is above `floor`; returns how many are kept.
 
+    Parameters
+    ----------
     first, size, floor, n_cols
         As in `_fill.fill`.
     cells, values, counts

@@ -1,4 +1,4 @@
-"""Circles and polygons as rows of two arrays: checks, areas, bounds, affine maps, clipping."""
+"""Circles and polygons as two arrays (geometry, radius): validation, areas, bounds, affine maps, clipping."""
 
 from __future__ import annotations
 
@@ -22,10 +22,20 @@ POLYGONAL = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
 def areas(geometry: ArrayLike, radius: ArrayLike) -> Floats:
     """Area of each shape.
 
-    geometry, radius
+    Parameters
+    ----------
+    geometry, radius : array_like
         (n,) shapes, see the package.
-    Returns (n,) in square pixels; 0 for an empty geometry.
-    Raises ValueError for rows that are no shape, polygons that are not valid among them.
+
+    Returns
+    -------
+    Floats
+        (n,) in square pixels; 0 for an empty geometry.
+
+    Raises
+    ------
+    ValueError
+        For rows that are no shape, polygons that are not valid among them.
     """
     geometry, radius, circle = checked(geometry, radius)
     check_valid(geometry)
@@ -35,10 +45,20 @@ def areas(geometry: ArrayLike, radius: ArrayLike) -> Floats:
 def bounds(geometry: ArrayLike, radius: ArrayLike) -> Floats:
     """Smallest upright box around each shape.
 
-    geometry, radius
+    Parameters
+    ----------
+    geometry, radius : array_like
         (n,) shapes, see the package.
-    Returns (n, 4) rows (y0, x0, y1, x1) in pixels; NaN for an empty geometry.
-    Raises ValueError for rows that are no shape; whether a polygon is valid does not matter here.
+
+    Returns
+    -------
+    Floats
+        (n, 4) rows (y0, x0, y1, x1) in pixels; NaN for an empty geometry.
+
+    Raises
+    ------
+    ValueError
+        For rows that are no shape; whether a polygon is valid does not matter here.
     """
     geometry, radius, circle = checked(geometry, radius)
     x0, y0, x1, y1 = shapely.bounds(geometry).reshape(-1, 4).T
@@ -49,10 +69,20 @@ def bounds(geometry: ArrayLike, radius: ArrayLike) -> Floats:
 def inside(geometry: ArrayLike, radius: ArrayLike, window: Window) -> NDArray[np.bool_]:
     """Whether each shape lies wholly inside the window, whose border counts as inside.
 
-    geometry, radius
+    Parameters
+    ----------
+    geometry, radius : array_like
         (n,) shapes, see the package.
-    Returns (n,) bool; False for an empty geometry.
-    Raises ValueError as `bounds` does.
+
+    Returns
+    -------
+    ndarray of bool
+        (n,) bool; False for an empty geometry.
+
+    Raises
+    ------
+    ValueError
+        Where `bounds` raises it.
     """
     y0, x0, y1, x1 = bounds(geometry, radius).T
     return (y0 >= window.y0) & (x0 >= window.x0) & (y1 <= window.y1) & (x1 <= window.x1)
@@ -61,14 +91,24 @@ def inside(geometry: ArrayLike, radius: ArrayLike, window: Window) -> NDArray[np
 def transform(geometry: ArrayLike, radius: ArrayLike, affine: ArrayLike) -> tuple[Geometries, Floats]:
     """Shapes moved by an affine map.
 
-    geometry, radius
+    Parameters
+    ----------
+    geometry, radius : array_like
         (n,) shapes, see the package.
-    affine
+    affine : array_like
         (3, 3), acting on columns (x, y, 1); not singular.
-    Returns (n,) geometry and (n,) radius. Under a similarity (turn, flip, uniform scale) circles stay circles; under
-    any other map they become polygons of 128 to 512 corners with exactly the ellipse's area, corner by corner, which
-    strays from the ellipse so little that coverage is right to 1e-5 of the area (see `_as_polygons`).
-    Raises ValueError for rows that are no valid shape and for a matrix that is no invertible affine map.
+
+    Returns
+    -------
+    tuple[Geometries, Floats]
+        (n,) geometry and (n,) radius. Under a similarity (turn, flip, uniform scale) circles stay circles; under any
+        other map they become polygons of 128 to 512 corners with exactly the ellipse's area, corner by corner, which
+        strays from the ellipse so little that coverage is right to 1e-5 of the area (see `_as_polygons`).
+
+    Raises
+    ------
+    ValueError
+        For rows that are no valid shape and for a matrix that is no invertible affine map.
     """
     geometry, radius, circle = checked(geometry, radius)
     check_valid(geometry)
@@ -94,14 +134,24 @@ def transform(geometry: ArrayLike, radius: ArrayLike, affine: ArrayLike) -> tupl
 def clip(geometry: ArrayLike, radius: ArrayLike, region: shapely.Geometry) -> tuple[Geometries, Floats]:
     """What of each shape lies in a region.
 
-    geometry, radius
+    Parameters
+    ----------
+    geometry, radius : array_like
         (n,) shapes, see the package.
-    region
+    region : shapely.Geometry
         A valid shapely Polygon or MultiPolygon, in the frame of the shapes.
-    Returns (n,) geometry and (n,) radius. Shapes wholly inside come back as they are, circles as circles; shapes
-    outside, or that touch the region in a line or a point only, come back empty with radius NaN; a circle that the
-    border cuts becomes a polygon, as fine as in `transform`.
-    Raises ValueError for rows that are no valid shape and for a region that is none.
+
+    Returns
+    -------
+    tuple[Geometries, Floats]
+        (n,) geometry and (n,) radius. Shapes wholly inside come back as they are, circles as circles; shapes outside,
+        or that touch the region in a line or a point only, come back empty with radius NaN; a circle that the border
+        cuts becomes a polygon, as fine as in `transform`.
+
+    Raises
+    ------
+    ValueError
+        For rows that are no valid shape and for a region that is none.
     """
     geometry, radius, circle = checked(geometry, radius)
     check_valid(geometry)
@@ -185,9 +235,13 @@ def _crossed(geometry: Geometries, radius: Floats, region: shapely.Geometry) -> 
 def _as_polygons(geometry: Geometries, radius: Floats, *, seen: Floats) -> Geometries:
     """Circles as regular polygons of the same area.
 
-    radius, seen
+    Parameters
+    ----------
+    radius, seen : Floats
         (n,) radius, and the largest half-axis in pixels after the map that follows.
 
+    Notes
+    -----
     Each side bounds the same area as its arc, so an error arises only where the grid cuts a side: at most 2.6 / k^3 of
     the area for k corners at each of about 8 * seen cuts, and never above 2.5 / k^2 in all. Both are 1e-5 here.
     """
@@ -222,11 +276,11 @@ MOST = 16  # more only wait for memory
 
 def n_threads() -> int:
     """As many as the process may use processors, or as OMP_NUM_THREADS says, as for torch and BLAS."""
-    said = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if said.isdigit() and int(said) > 0:
-        return min(int(said), MOST)
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(there or 1, MOST)
+    limit = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if limit.isdigit() and int(limit) > 0:
+        return min(int(limit), MOST)
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(available or 1, MOST)
 
 
 def in_threads[Item, Result](do: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

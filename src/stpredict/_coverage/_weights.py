@@ -1,4 +1,4 @@
-"""Sums of values inside shapes: the coverage of some shapes, made ready for many genes."""
+"""Weighted sums of values inside shapes: a coverage matrix, prepared for many genes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ PART_CELLS = 128  # added in float32 at a time: more would lose digits (1,000 eq
 class Weights:
     """Covered areas (n, cells) as float32, for threads over shapes.
 
-    parts
+    Parameters
+    ----------
+    parts : tuple[sparse.csr_array, ...]
         Runs of rows of about as many covered cells each; a row holds at most PART_CELLS of one shape.
-    start
+    start : ndarray of int64
         (n,) the first row of each shape.
-    area
+    area : ndarray of float64
         (n,) float64 covered area of each shape.
     """
 

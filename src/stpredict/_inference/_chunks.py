@@ -1,4 +1,4 @@
-"""Pieces of a section that are worked on one by one, in any order and in any process, and what each leaves."""
+"""Chunked inference: a section in chunks that can run in any order and any process, and patches of spot models."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ class ChunkedInference(ABC):
 class PatchInference(ChunkedInference):
     """Patches of a spot model: the latent of every shape. A model that sees a whole section has one piece.
 
-    fast
+    Parameters
+    ----------
+    fast : Model, optional
         The same model in fewer steps, for the latent; None: the model itself.
     """
 
@@ -114,8 +116,8 @@ class PatchInference(ChunkedInference):
             for group in groups:
                 found = []
                 for _ in range(0, len(group), size):
-                    every, batch = next(patches)
-                    found += self.in_batches(len(every), partial(self._latent, samples, every, batch))
+                    cut_patches, batch = next(patches)
+                    found += self.in_batches(len(cut_patches), partial(self._latent, samples, cut_patches, batch))
                 yield PartialSum(
                     np.concatenate([of for _, of in found]), np.concatenate([latent for latent, _ in found])
                 )

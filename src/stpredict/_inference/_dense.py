@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import shapely
@@ -31,12 +32,16 @@ Raster = Callable[[slice, slice, NDArray[np.float32]], None]
 class DenseInference(ChunkedInference):
     """Tiles of a dense model: area-weighted sums of the latent inside every shape.
 
+    Parameters
+    ----------
     raster, query
         Takes the cores of the map of these genes, (g, d); without `query` of the latent map itself. The values that it
         is handed are valid during the call only.
-    fast
+    fast : Model, optional
         The same model in fewer steps, for the latent; None: the model itself.
 
+    Notes
+    -----
     The constant last channel of the latent adds up to the covered area. A chunk is a batch of tiles.
     """
 
@@ -55,23 +60,25 @@ class DenseInference(ChunkedInference):
         if section.tissue is not None:
             shapely.prepare(section.tissue)
         c = model.config
-        every = tiles(section.image.height, section.image.width, core_px=c.core_px, halo_px=c.halo_px)
+        all_tiles = tiles(section.image.height, section.image.width, core_px=c.core_px, halo_px=c.halo_px)
         wanted = [
-            tile for tile in every if len(self._shapes_in(tile.core)) or (raster is not None and self._has_tissue(tile))
+            tile
+            for tile in all_tiles
+            if len(self._shapes_in(tile.core)) or (raster is not None and self._has_tissue(tile))
         ]
         self.groups = [wanted[k : k + batch_size] for k in range(0, len(wanted), batch_size)]
         self.n = len(self.groups)
 
     def stream(self, which: Sequence[int]) -> Generator[PartialSum]:
-        """While one batch is computed, the next is read, and the one before is read out and written."""
-        with (
-            closing(self._latent_batches(which)) as maps,
-            closing(prefetch(self._reduce_batch, maps, depth=READ_OUT_DEPTH)) as parts,
-        ):
-            yield from parts
+        """The partial sums of these chunks, in this order.
+
+        Three things go on at once: while one batch of tiles is computed, the next is read, and the one before is read
+        out inside its shapes and written to the raster.
+        """
+        return prefetch(self._reduce_batch, self._latent_batches(which), depth=READ_OUT_DEPTH)
 
     def _latent_batches(self, which: Sequence[int]) -> Generator[tuple[int, Tensor]]:
-        """Chunks, by number, and the latent maps of their cores.
+        """Chunks, by number, and the latent maps (b, d, h, w) of their cores.
 
         Two buffers (`READ_OUT_DEPTH` and one) take turns: a chunk is read out before the maps of the next but one are
         computed. Allocated in each forward pass, and freed in the next, maps would break up the heap.
@@ -85,7 +92,9 @@ class DenseInference(ChunkedInference):
         with closing(prefetch(self._read_batch, which, depth=2)) as batches:
             shown = tqdm(batches, desc="tiles", total=len(which), disable=not self.progress, leave=False)
             for k, (i, images) in enumerate(zip(which, shown, strict=True)):
-                yield i, self._latent_maps(images, buffers[k % len(buffers)])
+                maps = buffers[k % len(buffers)][: len(images)]
+                self.in_batches(len(images), partial(_latent_of_tiles, self.fast, images, maps))
+                yield i, maps
 
     def read(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Sums over areas."""
@@ -127,18 +136,6 @@ class DenseInference(ChunkedInference):
                 return self._last_read[1]
         self._last_read = window, image.read(window)
         return self._last_read[1]
-
-    @torch.inference_mode()
-    def _latent_maps(self, images: Tensor, out: Tensor) -> Tensor:
-        """The latent maps (b, d, h, w) of the cores of tiles, in `out`."""
-
-        def forward(part: slice) -> None:
-            moved = images[part].to(self.device, non_blocking=True)
-            batch = Batch(moved, None, None, (), np.empty((0, 2), np.int64))
-            out[part] = _test_time_augmented(self.fast, batch)
-
-        self.in_batches(len(images), forward)
-        return out[: len(images)]
 
     @torch.inference_mode()
     def _reduce_batch(self, batch: tuple[int, Tensor]) -> PartialSum:
@@ -189,18 +186,24 @@ def raster_shape(model: Model, section: Section) -> tuple[int, int]:
     return int(np.ceil(section.image.height / stride)), int(np.ceil(section.image.width / stride))
 
 
-def _test_time_augmented(model: Model, batch: Batch) -> Tensor:
-    """The latent maps (b, d, h, w) of cores, averaged in float32 over the first `turns` symmetries of the square."""
+@torch.inference_mode()
+def _latent_of_tiles(model: Model, images: Tensor, out: Tensor, part: slice) -> None:
+    """Write the latent maps (b, d, h, w) of the cores of some tiles into `out[part]`.
+
+    They are averaged in float32 over the first `turns` symmetries of the square.
+    """
+    images, turns = images[part].to(out.device, non_blocking=True), model.config.turns
     halo, core = (round(px / model.stride) for px in (model.config.halo_px, model.config.core_px))
     total: Tensor | None = None
-    for turn in range(model.config.turns):
+    for turn in range(turns):
         flip, quarters = turn > 3, turn % 4
-        image = batch.image.flip(-1) if flip else batch.image
+        image = images.flip(-1) if flip else images
         image = image.rot90(quarters, (-2, -1)) if quarters else image  # a turn of nothing copies
-        maps = model.latent(replace(batch, image=image))[..., halo : halo + core, halo : halo + core]
-        maps = maps.to(torch.float32, copy=True) if model.config.turns > 1 else maps  # no view: the halo goes
+        batch = Batch(image, None, None, (), np.empty((0, 2), np.int64))
+        maps = model.latent(batch)[..., halo : halo + core, halo : halo + core]
+        maps = maps.to(torch.float32, copy=True) if turns > 1 else maps  # no view: the halo goes
         maps = maps.rot90(-quarters, (-2, -1)) if quarters else maps
         maps = maps.flip(-1) if flip else maps
         total = maps if total is None else total + maps
     assert total is not None
-    return total if model.config.turns == 1 else total / model.config.turns
+    out[part] = total if turns == 1 else total / turns

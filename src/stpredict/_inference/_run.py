@@ -1,4 +1,4 @@
-"""Inference: a section piece by piece, read out inside its shapes and streamed as a raster."""
+"""Running a model over a section: predict, embed, or compute some chunks of a prediction."""
 
 from __future__ import annotations
 
@@ -57,27 +57,33 @@ def predict(
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Predict inside the shapes of a section, and hand its raster on piece by piece.
 
-    genes
+    Parameters
+    ----------
+    genes : Sequence[str]
         Panel genes to predict, in the wanted order.
-    raster
+    raster : Raster, optional
         For dense models: called once for every core of the tiling with its rows and columns on the raster grid and the
         values (g, h, w) before the link, or without genes the latent map (d, h, w), which are valid during the call.
-    parts
+    parts : PartialStore, optional
         Where finished pieces are kept, and those of an earlier run are found: they are not done again, and the result
         is the same to the bit.
 
-    Returns values (n, g) float32 in target units, NaN where nothing of a shape is on the image, and the covered share
-    (n,) of each shape's area in [0, 1]. The raster of all genes is never held.
+    Returns
+    -------
+    tuple[ndarray, ndarray]
+        Values (n, g) float32 in target units, NaN where nothing of a shape is on the image, and the covered share (n,)
+        of each shape's area in [0, 1]. The raster of all genes is never held.
 
-    Raises ValueError where a raster is asked of a model that has none.
+    Raises
+    ------
+    ValueError
+        Where a raster is asked of a model that has none.
     """
     with _inference_mode(model, runtime) as device:
         query = _query(model, genes, device)
-        pieces = _chunked(
-            model, section, runtime, device, fast=_optimised(model, runtime), raster=raster,
-            query=query,
-        )  # fmt: skip
-        rows, share = _pooled_rows(pieces, parts)
+        fast = fold_batch_norms(model, compile=runtime.compile)
+        chunks = _chunked(model, section, runtime, device, fast=fast, raster=raster, query=query)
+        rows, share = _pooled_rows(chunks, parts)
         values = np.full((section.n_shapes, len(genes)), np.nan, dtype=np.float32)
         on = np.flatnonzero(share > 0)
         if len(on) and query is not None:
@@ -104,9 +110,9 @@ def run_chunks(
     """Do some pieces of what `predict` does, and keep their parts; arguments as there."""
     with _inference_mode(model, runtime) as device:
         query = _query(model, genes, device)
-        fast = _optimised(model, runtime)
-        pieces = _chunked(model, section, runtime, device, fast=fast, raster=raster, query=query)
-        with closing(pieces.stream(which)) as made:
+        fast = fold_batch_norms(model, compile=runtime.compile)
+        chunks = _chunked(model, section, runtime, device, fast=fast, raster=raster, query=query)
+        with closing(chunks.stream(which)) as made:
             for i, part in zip(which, made, strict=True):
                 parts.keep(i, part)
 
@@ -120,7 +126,8 @@ def embed(
     model's constant channel, SGN's places), and the covered share (n,) of each shape's area.
     """
     with _inference_mode(model, runtime) as device:
-        rows, share = _pooled_rows(_chunked(model, section, runtime, device, fast=_optimised(model, runtime)), None)
+        fast = fold_batch_norms(model, compile=runtime.compile)
+        rows, share = _pooled_rows(_chunked(model, section, runtime, device, fast=fast), None)
     values = np.where(share[:, None] > 0, rows, np.nan).astype(np.float32)
     return values[:, : values.shape[1] - model.n_last], share
 
@@ -135,21 +142,16 @@ def _inference_mode(model: Model, runtime: RuntimeOptions) -> Iterator[torch.dev
         yield device
 
 
-def _optimised(model: Model, runtime: RuntimeOptions) -> Model:
-    """The same function in fewer steps; the model itself stays as it is."""
-    fast = fold_batch_norms(model)
-    if not runtime.compile or model.output != "raster":
-        return fast
-    fast = copied(fast)
-    for part in fast.children():
-        part.compile()
-    return fast
-
-
-def fold_batch_norms(model: Model) -> Model:
+def fold_batch_norms(model: Model, *, compile: bool = False) -> Model:
     """The model with its batch norms folded: all of a dense model, of a spot model those of trained patch encoders.
 
-    The features of frozen encoders are remembered, and folded where they are computed (`FeatureCache`).
+    The model itself stays as it is. The features of frozen encoders are remembered, and folded where they are computed
+    (`FeatureCache`).
+
+    Parameters
+    ----------
+    compile : bool
+        Whether the parts of a dense model go through `torch.compile` as well.
     """
     if model.output != "raster":
         trained = [m.encoder for m in model.modules() if isinstance(m, PatchEncoder) and not m.frozen]
@@ -158,7 +160,12 @@ def fold_batch_norms(model: Model) -> Model:
     image = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     batch = Batch(image.to(device), None, None, (), np.empty((0, 2), np.int64))
     with torch.autocast(device.type, enabled=False):
-        return folded(model, lambda m: m.latent(batch).float())
+        fast = folded(model, lambda m: m.latent(batch).float())
+    if compile:
+        fast = copied(fast)
+        for part in fast.children():
+            part.compile()
+    return fast
 
 
 def _query(model: Model, genes: Sequence[str], device: torch.device) -> Tensor | None:
@@ -188,17 +195,17 @@ def _chunked(
 
 
 def _pooled_rows(
-    pieces: ChunkedInference, parts: PartialStore | None
+    chunks: ChunkedInference, parts: PartialStore | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """The latent of every shape (n, d) float32, 0 where nothing is covered, and covered shares (n,).
 
     Parts are added in the order of the pieces, whoever made them, so that the sums are the same to the bit.
     """
-    missing = [i for i in range(pieces.n) if parts is None or not parts.has(i)]
+    missing = [i for i in range(chunks.n) if parts is None or not parts.has(i)]
     new = set(missing)
     total: NDArray[np.floating] | None = None
-    with closing(pieces.stream(missing)) as made:
-        for i in range(pieces.n):
+    with closing(chunks.stream(missing)) as made:
+        for i in range(chunks.n):
             part = next(made) if i in new else None
             if parts is not None and part is not None:
                 parts.keep(i, part)
@@ -206,11 +213,11 @@ def _pooled_rows(
                 assert parts is not None
                 part = parts.load(i)
             if total is None:
-                total = _empty_sums(pieces.section.n_shapes, part)
+                total = _empty_sums(chunks.section.n_shapes, part)
             total[part.rows] += part.values
     if total is None:
-        return np.zeros((pieces.section.n_shapes, 0), np.float32), np.zeros(pieces.section.n_shapes)
-    return pieces.read(total)
+        return np.zeros((chunks.section.n_shapes, 0), np.float32), np.zeros(chunks.section.n_shapes)
+    return chunks.read(total)
 
 
 def _empty_sums(n_shapes: int, part: PartialSum) -> NDArray[np.floating]:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from stpredict._spatialdata._elements import (
+    all_opened,
     finest,
     image_levels,
     missing_key,
+    opened,
     raster_size,
     regions,
     resolve_image,
     resolve_shapes,
     resolve_table,
 )
-from stpredict._spatialdata._genes import match_genes
-from stpredict._spatialdata._mpp import DIAMETER_COLUMN, check_resolution, image_mpp
-from stpredict._spatialdata._open import all_opened, opened
 from stpredict._spatialdata._sections import (
     SectionSpec,
     image_section,
@@ -27,32 +26,41 @@ from stpredict._spatialdata._sections import (
 from stpredict._spatialdata._shapes import check_some_inside, geometry_of, shapes_element, shapes_in_pixels, tissue
 from stpredict._spatialdata._store._checkpoint import Checkpoint, checkpoint_folder, recover
 from stpredict._spatialdata._store._element import add_shapes
+from stpredict._spatialdata._store._names import NewNames
 from stpredict._spatialdata._store._raster import RasterTarget, check_raster_size, raster_transformations
 from stpredict._spatialdata._store._results import (
     Change,
     ImageElement,
     TableElement,
     TableEntry,
-    check_layer,
     check_layer_size,
-    check_obsm,
     check_table_size,
     commit,
     layer,
     new_table,
 )
-from stpredict._spatialdata._store._transaction import check_element_key, check_key, check_stored
-from stpredict._spatialdata._table_rows import table_rows
+from stpredict._spatialdata._store._transaction import Store, open_store
+from stpredict._spatialdata._tables import match_genes, table_rows
 from stpredict._spatialdata._target import Target, check_counts, check_target, sparse_target, target, totals, usable
-from stpredict._spatialdata._transformations import affines, is_micrometres, pixel_size, relative_affine
+from stpredict._spatialdata._transformations import (
+    DIAMETER_COLUMN,
+    affines,
+    check_resolution,
+    image_mpp,
+    is_micrometres,
+    pixel_size,
+    relative_affine,
+)
 
 __all__ = [
     "Change",
     "Checkpoint",
     "DIAMETER_COLUMN",
     "ImageElement",
+    "NewNames",
     "RasterTarget",
     "SectionSpec",
+    "Store",
     "TableElement",
     "TableEntry",
     "Target",
@@ -60,15 +68,10 @@ __all__ = [
     "affines",
     "all_opened",
     "check_counts",
-    "check_element_key",
-    "check_key",
-    "check_layer",
     "check_layer_size",
-    "check_obsm",
     "check_raster_size",
     "check_resolution",
     "check_some_inside",
-    "check_stored",
     "check_table_size",
     "check_target",
     "checkpoint_folder",
@@ -85,6 +88,7 @@ __all__ = [
     "missing_key",
     "new_table",
     "opened",
+    "open_store",
     "pixel_size",
     "raster_size",
     "raster_transformations",

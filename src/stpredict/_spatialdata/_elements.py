@@ -1,10 +1,10 @@
-"""Which element is meant: keys given, or found where there is only one choice; else an error that lists the choices."""
+"""Open an object and resolve which image, shapes and table are meant; errors list the choices."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,13 @@ import zarr
 from spatialdata.models import get_table_keys
 from xarray import DataTree
 
+from stpredict._spatialdata._store._checkpoint import recover
+
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
     from xarray import DataArray
+
 
 COLOURS = ("r", "g", "b", "red", "green", "blue")
 UNNAMED = re.compile(r"(c|ch|channel|band|image)?[ _:-]?\d+([:_-]\d+)*", re.IGNORECASE)  # as readers number channels
@@ -59,12 +62,17 @@ def resolve_shapes(
 
     A key may also name labels, every one of which is a shape.
 
-    table_name
+    Parameters
+    ----------
+    table_name : str, optional
         A table that may decide between several elements; a name that is not there decides nothing here.
-    tissue_key
+    tissue_key : str, optional
         Shapes that outline tissue are not candidates.
 
-    Raises ValueError for a key that is not there, for an object without shapes, for several and no key.
+    Raises
+    ------
+    ValueError
+        For a key that is not there, for an object without shapes, for several and no key.
     """
     known = [*sdata.shapes, *sdata.labels]
     if tissue_key is not None and tissue_key not in known:  # which would be taken for one of the candidates
@@ -186,3 +194,34 @@ def _check_rgb(level: DataArray, image_key: str) -> None:
 def _inventory(sdata: SpatialData) -> str:
     parts = {"images": sdata.images, "labels": sdata.labels, "shapes": sdata.shapes, "tables": sdata.tables}
     return ", ".join(f"{kind} {sorted(elements)}" for kind, elements in parts.items())
+
+
+def opened(sdata: SpatialData | str | Path) -> SpatialData:
+    """The object, read from its store where a path is given.
+
+    Raises FileNotFoundError for a path where nothing is, ValueError for what is no store.
+    """
+    if not isinstance(sdata, str | Path):
+        return sdata
+    from spatialdata import read_zarr
+
+    if not Path(sdata).exists():
+        raise FileNotFoundError(f"there is no store {str(sdata)!r}.")
+    recover(Path(sdata))
+    try:
+        return read_zarr(sdata)
+    except MemoryError:
+        raise
+    except Exception as error:  # zarr, anndata and spatialdata each have their own
+        raise ValueError(f"{str(sdata)!r} cannot be read as a SpatialData store: {error}") from error
+
+
+def all_opened(
+    sdatas: SpatialData | str | Path | Sequence[SpatialData | str | Path], argument: str = "sdatas"
+) -> list[SpatialData]:
+    """One or several objects or paths of stores as a list of objects. Raises as `opened`, and ValueError for none."""
+    if isinstance(sdatas, str) or not isinstance(sdatas, Sequence):
+        return [opened(sdatas)]
+    if not sdatas:
+        raise ValueError(f"{argument} is an empty list: give at least one section.")
+    return [opened(each) for each in sdatas]

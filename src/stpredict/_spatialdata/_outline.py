@@ -25,7 +25,9 @@ ROWS = 1024  # read at a time
 def outline(labels: Any) -> BaseGeometry:
     """The area of all pixels that are not 0, as one MultiPolygon in (x, y); empty where there are none.
 
-    labels
+    Parameters
+    ----------
+    labels : Any
         (y, x) integers, numpy or dask: read in bands of rows. Pixel (i, j) covers [j, j + 1) x [i, i + 1).
     """
     _, faces = _faces(labels, mask=True)

@@ -1,4 +1,4 @@
-"""SpatialData in, Sections out: the one door from an object to what models, training and inference see."""
+"""Build a Section from a SpatialData object: image at the model's resolution, shapes in its pixels, target values."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ from stpredict._spatialdata._elements import (
     resolve_shapes,
     warn_of_missing_chunks,
 )
-from stpredict._spatialdata._genes import match_genes
-from stpredict._spatialdata._mpp import check_resolution, image_mpp, level_scale
 from stpredict._spatialdata._shapes import check_some_inside, shapes_element, shapes_in_pixels, tissue
-from stpredict._spatialdata._table_rows import table_rows
+from stpredict._spatialdata._tables import match_genes, table_rows
 from stpredict._spatialdata._target import Target, check_counts, check_target, totals, usable
 from stpredict._spatialdata._target import target as target_of
+from stpredict._spatialdata._transformations import check_resolution, image_mpp, level_scale
 from stpredict.metrics import MIN_COUNTS
 
 if TYPE_CHECKING:
@@ -146,16 +145,24 @@ def training_section(
 ) -> Section:
     """A section with what was measured: only the shapes that the protocol lets into training and scoring.
 
-    genes
+    Parameters
+    ----------
+    genes : Sequence[str]
         Columns of `expression`, in this order.
-    missing_genes
+    missing_genes : {"raise", "nan"}, default "raise"
         What to do for genes that the table lacks: raise, or leave a column of NaN.
 
-    Returns a Section with rows in element order, `expression` (n, g) float32, `grid` from obs["array_row"] and
-    obs["array_col"] where the table has them, and in `dropped` why shapes were left out, and how many.
+    Returns
+    -------
+    Section
+        A Section with rows in element order, `expression` (n, g) float32, `grid` from obs["array_row"] and
+        obs["array_col"] where the table has them, and in `dropped` why shapes were left out, and how many.
 
-    Raises ValueError as `section` does, for tables that do not fit the shapes, for values that are no counts, for genes
-    that are missing, and where no usable spot is left.
+    Raises
+    ------
+    ValueError
+        Where `section` raises it, for tables that do not fit the shapes, for values that are no counts, for genes
+        that are missing, and where no usable spot is left.
     """
     spec = (spec or SectionSpec()).resolved(sdata)
     whole, on_image = _section_of_shapes(sdata, spec, at_mpp, name)
@@ -246,6 +253,8 @@ def _usable_rows(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, int]]:
     """Usable rows of the table, their shapes' positions (rising), and the reasons of the others.
 
+    Parameters
+    ----------
     on_image, share
         Of each shape: whether it lies wholly on the image, and which share of its area is tissue.
     """
@@ -289,11 +298,13 @@ def _share(
 def _in_tissue(table: AnnData, rows: NDArray[np.int64]) -> NDArray[np.bool_] | None:
     if "in_tissue" not in table.obs:
         return None
-    said = table.obs["in_tissue"].iloc[rows].astype(str).str.lower()
+    flags = table.obs["in_tissue"].iloc[rows].astype(str).str.lower()
     known = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
-    if not said.isin(list(known)).all():
-        raise ValueError(f'obs["in_tissue"] must be 0 or 1, got {said[~said.isin(list(known))].unique()[:3].tolist()}.')
-    return said.map(known).to_numpy(dtype=bool)
+    if not flags.isin(list(known)).all():
+        raise ValueError(
+            f'obs["in_tissue"] must be 0 or 1, got {flags[~flags.isin(list(known))].unique()[:3].tolist()}.'
+        )
+    return flags.map(known).to_numpy(dtype=bool)
 
 
 def _grid(table: AnnData, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:

@@ -1,4 +1,4 @@
-"""Shapes in the pixel frame of an image: geometry out of an element, placed, clipped to image and tissue."""
+"""Shapes in the pixel frame of an image, clipped to image and tissue."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def geometry_of(sdata: SpatialData, shapes_key: str) -> Rows:
     circles = kinds == POINT
     if circles.any():
         radius[circles] = _radius(shapes, shapes_key)[circles]
-        there = np.isfinite(shapely.get_x(geometry)) & np.isfinite(shapely.get_y(geometry))
-        nowhere = circles & ~there & ~shapely.is_empty(geometry)
+        finite = np.isfinite(shapely.get_x(geometry)) & np.isfinite(shapely.get_y(geometry))
+        nowhere = circles & ~finite & ~shapely.is_empty(geometry)
         if nowhere.any():  # a spot that has no position covers nothing, as an empty point does
             logger.info("shapes %r: %d spots have no finite position", shapes_key, nowhere.sum())
             geometry = np.where(nowhere, shapely.Point(), geometry)
@@ -89,12 +89,17 @@ def geometry_of(sdata: SpatialData, shapes_key: str) -> Rows:
 def tissue(sdata: SpatialData, tissue_key: str | None, image_key: str, *, step: float = 1.0) -> BaseGeometry | None:
     """The tissue as one polygon or multipolygon in the pixel frame of the image; None without a key.
 
-    tissue_key
+    Parameters
+    ----------
+    tissue_key : str | None
         Polygons or circles in `shapes`, or labels, of which every pixel that is not 0 is tissue.
-    step
+    step : float, default 1.0
         Pixels of the full-resolution image per pixel of the frame that is wanted.
 
-    Raises ValueError for a key that is neither, and for labels without any tissue.
+    Raises
+    ------
+    ValueError
+        For a key that is neither, and for labels without any tissue.
     """
     if tissue_key is None:
         return None
@@ -120,11 +125,16 @@ def shapes_in_pixels(
 ) -> tuple[NDArray[np.object_], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
     """The shapes of an element in the image's pixels, clipped to the image and to a region of that frame.
 
-    step
+    Parameters
+    ----------
+    step : float, default 1.0
         Pixels of the full-resolution image per pixel of the frame that is wanted.
 
-    Returns geometry (n,) and radius (n,) after the clip, area (n,) in square pixels of the whole shapes, and whether
-    each lies wholly on the image (n,), in element order.
+    Returns
+    -------
+    tuple[ndarray, ndarray, ndarray, ndarray]
+        Geometry (n,) and radius (n,) after the clip, area (n,) in square pixels of the whole shapes, and whether each
+        lies wholly on the image (n,), in element order.
     """
     geometry, radius = geometry_of(sdata, shapes_key)
     frame = scaling(1.0 / step)
@@ -147,13 +157,13 @@ def clip_locally(geometry: NDArray[np.object_], radius: NDArray[np.float64], reg
     region with them, until few corners are left.
     """
     y0, x0, y1, x1 = _coverage.bounds(geometry, radius).T
-    there = np.isfinite(x0)
-    if shapely.get_num_coordinates(region) <= LOCAL_CORNERS or there.sum() < LOCAL_SHAPES:
+    finite = np.isfinite(x0)
+    if shapely.get_num_coordinates(region) <= LOCAL_CORNERS or finite.sum() < LOCAL_SHAPES:
         return _coverage.clip(geometry, radius, region)
     # one pixel more, so that no side of the box touches a shape
-    box = shapely.box(x0[there].min() - 1, y0[there].min() - 1, x1[there].max() + 1, y1[there].max() + 1)
+    box = shapely.box(x0[finite].min() - 1, y0[finite].min() - 1, x1[finite].max() + 1, y1[finite].max() + 1)
     region = _coverage.clip(np.array([region], dtype=object), np.array([np.nan]), box)[0][0]
-    wide = np.ptp(x0[there]) > np.ptp(y0[there])
+    wide = np.ptp(x0[finite]) > np.ptp(y0[finite])
     order = np.argsort(x0 + x1 if wide else y0 + y1)  # empty shapes last
     geometry, radius = geometry.copy(), radius.copy()
     for half in np.array_split(order, 2):
@@ -177,10 +187,10 @@ def _check_index(shapes: GeoDataFrame, shapes_key: str) -> None:
     if len(shapes) == 0:
         raise ValueError(f"shapes {shapes_key!r} are empty.")
     if not shapes.index.is_unique:
-        twice = shapes.index[shapes.index.duplicated()].unique()
+        duplicates = shapes.index[shapes.index.duplicated()].unique()
         raise ValueError(
-            f"shapes {shapes_key!r} have instance ids that are not unique: {_examples(twice)} "
-            f"({len(twice)} ids occur more than once). Give every shape its own index."
+            f"shapes {shapes_key!r} have instance ids that are not unique: {_examples(duplicates)} "
+            f"({len(duplicates)} ids occur more than once). Give every shape its own index."
         )
 
 

@@ -1,4 +1,4 @@
-"""From counts to the numbers that models are trained and scored on, and which spots count (protocol stp-1)."""
+"""Target values from raw counts, and which spots are used (protocol stp-1)."""
 
 from __future__ import annotations
 
@@ -21,15 +21,23 @@ def target(
 ) -> NDArray[np.float32]:
     """The target of some genes in every row, dense (n, g) float32.
 
-    counts
+    Parameters
+    ----------
+    counts : Any
         (n, all genes) raw counts, sparse or dense: the denominator of `log1p_cp10k` is the row's total over all genes
         of the table. With `as_is`, values of any kind, which are taken as they are.
-    columns
+    columns : ndarray, optional
         (g,) which genes are wanted, -1 for one that is missing (a column of NaN); None = all.
-    A row without any count has no normalised value: NaN.
 
-    Raises ValueError for counts that are NaN, negative or no integers, for an infinite or NaN value taken as it is, and
-    for an unknown target.
+    Raises
+    ------
+    ValueError
+        For counts that are NaN, negative or no integers, for an infinite or NaN value taken as it is, and for an
+        unknown target.
+
+    Notes
+    -----
+    A row without any count has no normalised value: NaN.
     """
     matrix = _csr(counts)
     columns = np.arange(matrix.shape[1]) if columns is None else np.asarray(columns)
@@ -104,13 +112,15 @@ def usable(
 ) -> tuple[NDArray[np.bool_], dict[str, int]]:
     """Which spots enter training or scoring, and how many do not for which first reason.
 
-    total
+    Parameters
+    ----------
+    total : ndarray | None
         (n,) raw counts of each spot; None where they are not known (target "as_is"): then depth drops nothing.
-    on_image
+    on_image : ndarray of bool
         (n,) whether the spot lies wholly on the image.
-    tissue_share
+    tissue_share : ndarray of float64
         (n,) share of the spot's area under the tissue mask, half of which is needed; 1 where there is no mask.
-    in_tissue
+    in_tissue : ndarray, optional
         (n,) the table's own word, where it has one.
     """
     reasons = {"not wholly on the image": ~on_image, "not on the tissue": tissue_share < MIN_TISSUE_SHARE}

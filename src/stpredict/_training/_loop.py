@@ -1,4 +1,4 @@
-"""The training loop, on Lightning."""
+"""The training loop: options, fitting with Lightning, history, checkpoints, and the model's card."""
 
 from __future__ import annotations
 
@@ -160,7 +160,9 @@ def _loop(
 def _check_finite(model: Model, history: pd.DataFrame, recipe: Recipe) -> None:
     """Raise ValueError where a training left weights that are not finite, and say since when.
 
-    history
+    Parameters
+    ----------
+    history : DataFrame
         What `fit` returns.
     """
     broken = [name for name, value in model.state_dict().items() if not value.isfinite().all()]

@@ -1,4 +1,4 @@
-"""A model with its optimiser and its data, as Lightning wants them."""
+"""LightningModule of a model: batches prefetched in a thread, optimiser, schedule, best weights restored."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ class EpochSampler(Sampler[int]):
 class Batches:
     """Batches of samples, cut and collated in a thread of their own while the network is at work.
 
-    indices
+    Parameters
+    ----------
+    indices : Sequence[Sequence[int]]
         The samples of every batch.
     precision, device
         Of the network: samples that hold features of an encoder compute them in the same number format.

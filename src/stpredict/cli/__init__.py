@@ -72,15 +72,15 @@ def _launch(
 
 def _said(error: BaseException) -> str:
     """The message with its notes, which say which store and what is safe, in one line, options for arguments."""
-    said = " ".join(" ".join([str(error), *getattr(error, "__notes__", [])]).split())
+    message = " ".join(" ".join([str(error), *getattr(error, "__notes__", [])]).split())
     names = {name for command in COMMANDS for name in inspect.signature(command).parameters}
     for name in sorted(names, key=len, reverse=True):
         option = f"--{name.replace('_', '-')}"
-        said = re.sub(rf"(?<![\w.'/-]){name}=True\b", option, said)
-        said = re.sub(rf"(?<![\w.'/-]){name}=(?=[\w'\"\[])", f"{option} ", said)
+        message = re.sub(rf"(?<![\w.'/-]){name}=True\b", option, message)
+        message = re.sub(rf"(?<![\w.'/-]){name}=(?=[\w'\"\[])", f"{option} ", message)
         if "_" in name:
-            said = re.sub(rf"(?<![\w.'/-]){name}=?(?![\w'/-])", option, said)
-    return said
+            message = re.sub(rf"(?<![\w.'/-]){name}=?(?![\w'/-])", option, message)
+    return message
 
 
 def main() -> None:

@@ -51,11 +51,11 @@ def benchmark(
     folder `out` at once: the same command goes on after an interruption. Prints tables in Markdown, and writes
     `scores.csv` (a row a model, fold, gene and metric) and `protocol.json`.
     """
-    said, arguments = _read(plan)
-    folder = plan.parent / said["out"] if out is None else out
-    models = {name: _builder(name, dict(of), plan.parent) for name, of in said["models"].items()}
+    settings, arguments = _read(plan)
+    folder = plan.parent / settings["out"] if out is None else out
+    models = {name: _builder(name, dict(of), plan.parent) for name, of in settings["models"].items()}
     result = stp.tl.benchmark(
-        checked([plan.parent / store for store in said["stores"]]),
+        checked([plan.parent / store for store in settings["stores"]]),
         models,
         path=folder,
         device=device,
@@ -91,12 +91,12 @@ def _read(plan: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not plan.is_file():
         raise ValueError(f"there is no plan {str(plan)!r}. A plan looks like this:\n{EXAMPLE}")
     try:
-        said = tomllib.loads(plan.read_text())
+        settings = tomllib.loads(plan.read_text())
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{plan} is no TOML: {error}") from error
-    arguments = {key: value for key, value in said.items() if key not in OWN}
+    arguments = {key: value for key, value in settings.items() if key not in OWN}
     known = set(inspect.signature(stp.tl.benchmark).parameters) - {"sdatas", "models", "path", "progress", "device"}
-    missing = [key for key in (*OWN, "cv") if key not in said]
+    missing = [key for key in (*OWN, "cv") if key not in settings]
     unknown = sorted(set(arguments) - known)
     if missing or unknown:
         what = f"lacks {missing}" if missing else f"has unknown keys {unknown}; there are {sorted(known)}"
@@ -110,7 +110,7 @@ def _read(plan: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             )
     if isinstance(arguments.get("genes"), str):
         arguments["genes"] = gene_names([str(plan.parent / arguments["genes"])])
-    return said, arguments
+    return settings, arguments
 
 
 def _builder(name: str, of: dict[str, Any], folder: Path) -> Callable[[Sequence[str]], Model]:

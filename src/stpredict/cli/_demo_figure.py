@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 def figure(test: SpatialData, *, gene: str) -> Figure:
     """Six panels: H&E, true and predicted map of a gene; its spots as measured, as predicted, and one against another.
 
-    test
+    Parameters
+    ----------
+    test : SpatialData
         A toy section with images["pixnet"], images["truth"] and the layer "pixnet".
-    gene
+    gene : str
         One that was predicted.
     """
     drawn = Figure(figsize=(15, 9.6), layout="constrained")

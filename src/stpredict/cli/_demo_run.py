@@ -38,15 +38,17 @@ oracle's map: the true log rate of every pixel, read as PixNet's map is. oracle:
 class Size:
     """How large the demo is.
 
+    Parameters
+    ----------
     size_um, n_genes
         Side of the toy sections, and how many of their genes are predicted (those with the highest mean).
     max_epochs, window_px
         Of PixNet's training; chosen on sections of other seeds than the demo's own.
-    mpp
+    mpp : float, default 1.0
         Micrometres per pixel at which PixNet sees; its map has a step of 4 x mpp.
     core_px, halo_px
         Inference tile.
-    scales_um
+    scales_um : tuple[float, ...], default SCALES_UM
         At which scales the map is read and scored.
     """
 
@@ -169,12 +171,12 @@ def _paths(out: Path) -> dict[str, Path]:
 
 def _clear(out: Path, *, overwrite: bool) -> None:
     """Make room for the results; only what a demo writes is ever removed."""
-    there = [path for path in _paths(out).values() if path.exists()]
-    if there and not overwrite:
+    present = [path for path in _paths(out).values() if path.exists()]
+    if present and not overwrite:
         raise FileExistsError(
-            f"{out} holds an earlier demo ({there[0].name}). Pass another --out, or --overwrite to replace it."
+            f"{out} holds an earlier demo ({present[0].name}). Pass another --out, or --overwrite to replace it."
         )
-    for path in there:
+    for path in present:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     out.mkdir(parents=True, exist_ok=True)
 

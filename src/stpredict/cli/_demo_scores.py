@@ -38,15 +38,19 @@ def scores(
 ) -> pd.DataFrame:
     """The demo's one table, a row a predictor.
 
-    test
+    Parameters
+    ----------
+    test : SpatialData
         A toy section with a predicted raster, and a layer of the same name and of the name of every patch model.
-    raster_key
+    raster_key : str
         The image of gene maps that is read at every scale.
-    patch_models
+    patch_models : Mapping[str, Model]
         Trained models without a map, by name: they are asked anew for the shapes of every scale.
-    genes
+    genes : Sequence[str]
         Which genes, all of them predicted.
 
+    Notes
+    -----
     Columns: PCC@F, PCC@S, PCC@M, MSE over the measured spots, then PCC@M over pixels or shapes of each scale. Beside
     the models stand `oracle`, the true rate pooled in each shape; `oracle's map`, the true log rate at the raster's own
     pixels, read as the raster is; and `nearest spot`, where each pixel copies its nearest measured spot.

@@ -18,6 +18,7 @@ from stpredict.cli._options import (
     TableName,
     TissueKey,
     checked,
+    of_verb,
     shown,
 )
 
@@ -34,24 +35,18 @@ def evaluate(
     stores: Stores,
     /,
     *,
-    key: Annotated[str, Parameter(help="Name of the predicted layer.")] = "pixnet",
+    key: Annotated[str, of_verb("tl.evaluate", "key")] = "pixnet",
     layer: Layer = None,
     table_name: TableName = "table",
     groups: Annotated[
-        list[str] | None,
-        Parameter(group=DATA, help="One name a store: its patient.", consume_multiple=True, negative=()),
+        list[str] | None, of_verb("tl.evaluate", "groups", group=DATA, consume_multiple=True, negative=())
     ] = None,
     image_key: ImageKey = None,
     shapes_key: ShapesKey = None,
     tissue_key: TissueKey = None,
     scores: Annotated[
         list[Literal[*score_names()]] | None,  # type: ignore[valid-type]
-        Parameter(
-            group=RESULT,
-            help="Which scores of every gene. Default: all that apply.",
-            consume_multiple=True,
-            negative=(),
-        ),
+        of_verb("tl.evaluate", "scores", group=RESULT, consume_multiple=True, negative=()),
     ] = None,
     out: Annotated[Path | None, Parameter(group=RESULT, help="A CSV file for the scores of every gene.")] = None,
 ) -> None:

@@ -42,14 +42,14 @@ def card_text(card: Card) -> str:
             "worst": _gene_list(known[-5:]),
         }
     target = card.target + (f" over {card.n_target_genes} genes" if card.n_target_genes else "")
-    said = {
+    texts = {
         "model": card.model, "encoder": card.encoder, "mpp": f"{card.mpp:g} um per pixel", "target": target,
         "sections": ", ".join(card.sections), "licence": card.licence, "seed": card.seed, "protocol": card.protocol,
         "versions": ", ".join(f"{k} {v}" for k, v in card.versions.items()), "sha256": card.weights_sha256,
     }  # fmt: skip
     hidden = {"genes", "mpp", "encoder"}
     config = {k: v for k, v in card.config.items() if k not in hidden}
-    parts = [_block("Card", said), _block("Reliability", quality), _block("Scores", card.scores)]
+    parts = [_block("Card", texts), _block("Reliability", quality), _block("Scores", card.scores)]
     genes = textwrap.fill(" ".join(card.genes), WIDTH, initial_indent="  ", subsequent_indent="  ")
     return "\n\n".join([*filter(None, parts), _block("Config", config), f"Genes ({len(card.genes)})\n{genes}"])
 

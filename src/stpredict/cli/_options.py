@@ -2,49 +2,73 @@
 
 from __future__ import annotations
 
+import ast
 import math
+import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
 if TYPE_CHECKING:
     import pandas as pd
 
+PACKAGE = Path(__file__).parents[1]
 DATA = Group("What is read", sort_key=1)
 MODEL = Group("Model", sort_key=2)
 RESULT = Group("What is written", sort_key=3)
 RUN = Group("How it runs", sort_key=4)
 
+
+@cache
+def described(verb: str, name: str) -> str:
+    """What the docstring of a verb says of a parameter, as the help of an option.
+
+    The file of the verb is parsed and not imported, for help must not wait for torch.
+
+    Parameters
+    ----------
+    verb : str
+        Such as "tl.predict".
+    name : str
+        A parameter of it, under "Parameters" of its docstring.
+    """
+    namespace, function = verb.split(".")
+    tree = ast.parse((PACKAGE / namespace / f"{function}.py").read_text(encoding="utf-8"))
+    (node,) = (each for each in tree.body if isinstance(each, ast.FunctionDef) and each.name == function)
+    _, _, section = (ast.get_docstring(node) or "").partition("\nParameters\n----------\n")
+    section = re.split(r"\n\n\w+\n-+\n", section)[0] + "\n"
+    entries = re.findall(r"^(\w[\w, ]*?)(?: : .*)?\n((?:(?: {4}.*)?\n)+)", section, re.MULTILINE)
+    texts = {each: " ".join(text.split()) for names, text in entries for each in names.split(", ")}
+    if name not in texts:
+        raise KeyError(f"the docstring of {verb} has no parameter {name}.")
+    text = re.sub(r"(^|[;.] )None: ", lambda start: ". "[: len(start[1])] + "Default: ", texts[name])
+    return re.sub(r"`(\w+)`", lambda of: f"`--{of[1].replace('_', '-')}`" if of[1] in texts else of[0], text)
+
+
+def of_verb(verb: str, name: str, **settings: Any) -> Parameter:
+    """An option with the help of a verb's parameter (see `described`), and other settings of cyclopts."""
+    return Parameter(help=described(verb, name), **settings)
+
+
 Stores = Annotated[list[Path], Parameter(help="SpatialData stores (.zarr), one a section.", negative=())]
-ImageKey = Annotated[str | None, Parameter(group=DATA, help="Which image; needed where a store has several.")]
-ShapesKey = Annotated[
-    str | None,
-    Parameter(group=DATA, help="Which shapes (spots, bins, cells) or labels; needed where a store has several."),
-]
-TableName = Annotated[str, Parameter(group=DATA, help="Which table.")]
-Layer = Annotated[str | None, Parameter(group=DATA, help="Layer of the table that holds raw counts. Default: X.")]
-ImageMpp = Annotated[
-    float | None,
-    Parameter(
-        group=DATA,
-        help="Micrometres per pixel of the full-resolution image. Default: found from a coordinate system in "
-        "micrometres, or from known spot geometry.",
-    ),
-]
-TissueKey = Annotated[
-    str | None, Parameter(group=DATA, help="Shapes or labels that outline the tissue. Default: the whole image.")
-]
+ImageKey = Annotated[str | None, of_verb("tl.predict", "image_key", group=DATA)]
+ShapesKey = Annotated[str | None, of_verb("tl.predict", "shapes_key", group=DATA)]
+TableName = Annotated[str, of_verb("tl.train", "table_name", group=DATA)]
+Layer = Annotated[str | None, of_verb("tl.train", "layer", group=DATA)]
+ImageMpp = Annotated[float | None, of_verb("tl.predict", "mpp", group=DATA)]
+TissueKey = Annotated[str | None, of_verb("tl.train", "tissue_key", group=DATA)]
 Genes = Annotated[
     list[str] | None,
     Parameter(
         help="Genes: several names, or one file with a name a line.", consume_multiple=True, negative=(), group=MODEL
     ),
 ]
-Device = Annotated[str, Parameter(group=RUN, help="auto, cpu, cuda, cuda:1, mps. Never another than the one named.")]
-Precision = Annotated[str, Parameter(group=RUN, help="auto (bf16 where the processor has it), 32, bf16, 16.")]
-Progress = Annotated[bool, Parameter(group=RUN, help="Progress bars.")]
+Device = Annotated[str, of_verb("tl.predict", "device", group=RUN)]
+Precision = Annotated[str, of_verb("tl.predict", "precision", group=RUN)]
+Progress = Annotated[bool, of_verb("tl.predict", "progress", group=RUN)]
 
 
 def checked(stores: Sequence[Path]) -> list[Path]:

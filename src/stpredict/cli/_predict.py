@@ -22,9 +22,9 @@ from stpredict.cli._options import (
     Progress,
     ShapesKey,
     Stores,
-    TissueKey,
     check_store,
     gene_names,
+    of_verb,
 )
 
 
@@ -35,48 +35,23 @@ def predict(
     model: Annotated[str, Parameter(help="A model that comes with the package (`stpredict models`), or a folder.")],
     genes: Genes = None,
     output: Annotated[
-        Literal["layer", "raster", "both", "latent"],
-        Parameter(
-            group=RESULT,
-            help="layer: values inside the shapes; raster: the map; latent: the map of the last features, for more "
-            "genes later.",
-        ),
+        Literal["layer", "raster", "both", "latent"], of_verb("tl.predict", "output", group=RESULT)
     ] = "layer",
-    raster_mpp: Annotated[
-        float | None, Parameter(group=RESULT, help="Micrometres per raster pixel. Default: the model's own step.")
-    ] = None,
-    key_added: Annotated[
-        str | None, Parameter(group=RESULT, help="Name of layer and image. Default: the model class in lower case.")
-    ] = None,
-    table_added: Annotated[
-        str | None, Parameter(group=RESULT, help="Write a new table of this name, instead of a layer.")
-    ] = None,
-    overwrite: Annotated[bool, Parameter(group=RESULT, help="Replace results of the same name.", negative="")] = False,
+    raster_mpp: Annotated[float | None, of_verb("tl.predict", "raster_mpp", group=RESULT)] = None,
+    key_added: Annotated[str | None, of_verb("tl.predict", "key_added", group=RESULT)] = None,
+    table_added: Annotated[str | None, of_verb("tl.predict", "table_added", group=RESULT)] = None,
+    overwrite: Annotated[bool, of_verb("tl.predict", "overwrite", group=RESULT, negative="")] = False,
     image_key: ImageKey = None,
     shapes_key: ShapesKey = None,
-    table_name: Annotated[
-        str | None,
-        Parameter(group=DATA, help="Which table gets the layer. Default: the one that annotates the shapes."),
-    ] = None,
+    table_name: Annotated[str | None, of_verb("tl.predict", "table_name", group=DATA)] = None,
     mpp: ImageMpp = None,
-    tissue_key: TissueKey = None,
+    tissue_key: Annotated[str | None, of_verb("tl.predict", "tissue_key", group=DATA)] = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    batch_size: Annotated[
-        int | Literal["auto"], Parameter(group=RUN, help="Tiles (dense models) or patches at a time.")
-    ] = "auto",
-    embeddings: Annotated[
-        Path | None,
-        Parameter(
-            group=DATA, help="Embeddings of further genes, for a model that answers by text: a .safetensors file."
-        ),
-    ] = None,
-    compile: Annotated[
-        bool, Parameter(group=RUN, help="Compile a dense model first: for slides of many tiles.", negative="")
-    ] = False,
-    resume: Annotated[
-        bool, Parameter(group=RUN, help="Go on with an interrupted prediction of the same name.", negative="")
-    ] = False,
+    batch_size: Annotated[int | Literal["auto"], of_verb("tl.predict", "batch_size", group=RUN)] = "auto",
+    embeddings: Annotated[Path | None, of_verb("tl.predict", "embeddings", group=DATA)] = None,
+    compile: Annotated[bool, of_verb("tl.predict", "compile", group=RUN, negative="")] = False,
+    resume: Annotated[bool, of_verb("tl.predict", "resume", group=RUN, negative="")] = False,
     scheduler: Annotated[
         str | None,
         Parameter(

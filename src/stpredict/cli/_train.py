@@ -28,6 +28,7 @@ from stpredict.cli._options import (
     TissueKey,
     checked,
     gene_names,
+    of_verb,
     shown,
 )
 
@@ -46,18 +47,11 @@ def train(
     *,
     out: Annotated[Path, Parameter(group=RESULT, help="Folder for the trained model: model.safetensors, card.json.")],
     overwrite: Annotated[bool, Parameter(group=RESULT, help="Replace a model in `--out`.", negative="")] = False,
-    licence: Annotated[
-        str, Parameter(group=RESULT, help="Terms under which the trained weights may be used; for the card.")
-    ] = "not stated",
+    licence: Annotated[str, of_verb("tl.train", "licence", group=RESULT)] = "not stated",
     model: Annotated[Literal["pixnet", "ridge", "mean"], Parameter(group=MODEL, help="What is trained.")] = "pixnet",
-    n_genes: Annotated[int, Parameter(group=MODEL, help="Size of the gene panel, chosen from the stores.")] = N_GENES,
-    by: Annotated[
-        Literal["mean", "hvg_union"],
-        Parameter(group=MODEL, help="How the panel is chosen: highest mean, or each section's highest variance."),
-    ] = "mean",
-    min_spots: Annotated[
-        int | None, Parameter(group=MODEL, help="With `--by hvg_union`: genes seen in at least so many spots.")
-    ] = None,
+    n_genes: Annotated[int, of_verb("pp.gene_panel", "n_genes", group=MODEL)] = N_GENES,
+    by: Annotated[Literal["mean", "hvg_union"], of_verb("pp.gene_panel", "by", group=MODEL)] = "mean",
+    min_spots: Annotated[int | None, of_verb("pp.gene_panel", "min_spots", group=MODEL)] = None,
     genes: Genes = None,
     config: Annotated[Literal["small", "published"], Parameter(group=MODEL, help="Which PixNet.")] = "small",
     encoder: Annotated[str | None, Parameter(group=MODEL, help="PixNet's encoder, by its timm or hub name.")] = None,
@@ -81,27 +75,24 @@ def train(
             negative=(),
         ),
     ] = None,
-    target: Annotated[
-        Literal["log1p_cp10k", "as_is"],
-        Parameter(group=DATA, help="Units that are learnt, from counts or as they are."),
-    ] = "log1p_cp10k",
+    target: Annotated[Literal["log1p_cp10k", "as_is"], of_verb("tl.train", "target", group=DATA)] = "log1p_cp10k",
     image_key: ImageKey = None,
     shapes_key: ShapesKey = None,
     table_name: TableName = "table",
     layer: Layer = None,
     mpp: ImageMpp = None,
     tissue_key: TissueKey = None,
-    max_epochs: Annotated[int | None, Parameter(group=RUN, help="Default: the model's own.")] = None,
-    batch_size: Annotated[int | None, Parameter(group=RUN, help="Default: the model's own.")] = None,
-    lr: Annotated[float | None, Parameter(group=RUN, help="Peak learning rate. Default: the model's own.")] = None,
+    max_epochs: Annotated[int | None, of_verb("tl.train", "max_epochs", group=RUN)] = None,
+    batch_size: Annotated[int | None, of_verb("tl.train", "batch_size", group=RUN)] = None,
+    lr: Annotated[float | None, of_verb("tl.train", "lr", group=RUN)] = None,
     seed: Annotated[int, Parameter(group=RUN, help="Of weights, windows and held-out blocks.")] = 0,
     device: Device = "auto",
     precision: Precision = "auto",
-    devices: Annotated[int, Parameter(group=RUN, help="How many devices.")] = 1,
+    devices: Annotated[int, of_verb("tl.train", "devices", group=RUN)] = 1,
     strategy: Annotated[str, Parameter(group=RUN, help="Lightning's strategy, such as ddp.")] = "auto",
-    num_nodes: Annotated[int, Parameter(group=RUN, help="How many machines.")] = 1,
-    checkpoint_dir: Annotated[Path | None, Parameter(group=RUN, help="Folder for checkpoints and the log.")] = None,
-    resume: Annotated[bool, Parameter(group=RUN, help="Go on from `--checkpoint-dir`.", negative="")] = False,
+    num_nodes: Annotated[int, of_verb("tl.train", "num_nodes", group=RUN)] = 1,
+    checkpoint_dir: Annotated[Path | None, of_verb("tl.train", "checkpoint_dir", group=RUN)] = None,
+    resume: Annotated[bool, of_verb("tl.train", "resume", group=RUN, negative="")] = False,
     progress: Progress = True,
 ) -> None:
     """Train a model on measured sections, and save it.

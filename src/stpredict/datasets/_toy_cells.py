@@ -36,15 +36,17 @@ RNA_SD = 0.4  # log scale, between cells of one type: the image does not show it
 class Cells:
     """All cells of a section.
 
-    yx
+    Parameters
+    ----------
+    yx : ndarray of float64
         (n, 2) nucleus centres in micrometres.
-    kind
+    kind : ndarray of int64
         (n,) index into KINDS.
-    axes, angle
+    axes, angle : ndarray of float64
         (n, 2) half axes of the nucleus in micrometres, and (n,) direction of the first (radians from the x axis).
-    dark, rim
+    dark, rim : ndarray of float64
         (n,) haematoxylin of the nucleus in units of optical density, and how much paler its inside is, 0 to 1.
-    rna
+    rna : ndarray of float64
         (n,) RNA content in arbitrary units.
     """
 
@@ -67,8 +69,8 @@ def place_cells(rng: np.random.Generator, tissue: Tissue, *, per_mm2: float) -> 
     first = np.arange(len(kind)) < sum(len(part[2]) for part in lined)
     reach = REACH_UM[kind] * spread * np.where(first & (kind == GLAND_CELL), 0.8, 1.0)
     rank = np.select([first, kind == LYMPHOCYTE], [0.0, 1.5], 2.0)
-    kept = apart(rng, yx, reach, rank=rank)
-    return _shape(rng, tissue, yx[kept], angle[kept], kind[kept])
+    accepted = apart(rng, yx, reach, rank=rank)
+    return _shape(rng, tissue, yx[accepted], angle[accepted], kind[accepted])
 
 
 def _lining(

@@ -28,9 +28,11 @@ CHUNK = 4096  # nuclei drawn at once
 class Stain:
     """How one section was stained and scanned.
 
-    haematoxylin, eosin
+    Parameters
+    ----------
+    haematoxylin, eosin : ndarray of float64
         (3,) absorbance of R, G, B per unit of stain, unit vectors, times how strongly this section took the stain.
-    glass
+    glass : ndarray of float64
         (3,) RGB of empty glass, 0 to 255.
     """
 

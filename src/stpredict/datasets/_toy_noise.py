@@ -16,9 +16,13 @@ NODES_PER_LENGTH = 5.0  # bilinear interpolation between nodes this close loses 
 def gaussian_field(rng: np.random.Generator, shape: tuple[int, int], *, length_px: float) -> NDArray[np.float32]:
     """A stationary Gaussian random field with mean 0 and variance 1, (height, width) float32.
 
-    length_px
+    Parameters
+    ----------
+    length_px : float
         The correlation of two points d pixels apart is exp(-d² / (2 length_px²)).
 
+    Notes
+    -----
     The field is drawn on nodes a fifth of that length apart and interpolated, so a long field costs no more than a
     short one. Its variance is 1 over realisations: over an image shorter than `length_px` a field is nearly constant.
     """
@@ -39,7 +43,9 @@ def gaussian_field(rng: np.random.Generator, shape: tuple[int, int], *, length_p
 def resample(field: NDArray, shape: tuple[int, int], *, step: float) -> NDArray[np.float32]:
     """A (h, w) field read bilinearly at another resolution, `shape` float32; beyond the border the border value.
 
-    step
+    Parameters
+    ----------
+    step : float
         Pixels of the field per pixel of the result; both grids share their upper left corner.
     """
     rows = _bilinear(shape[0], field.shape[0], step)
@@ -73,7 +79,9 @@ def overlaps(n_out: int, n_in: int, step: float) -> sparse.csr_array:
 def weave(rng: np.random.Generator, across: NDArray[np.float32], along: NDArray[np.float32]) -> NDArray[np.float32]:
     """Fibre texture, float32 of the shape of `across`, roughly standard normal.
 
-    across, along
+    Parameters
+    ----------
+    across, along : ndarray of float32
         Fibre coordinates of every pixel, in units of fibre width and fibre length: the texture varies over 1 of each.
     """
     table = ndimage.gaussian_filter(rng.standard_normal((1024, 512), dtype=np.float32), 1.0, mode="wrap")

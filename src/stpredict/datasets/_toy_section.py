@@ -107,9 +107,11 @@ def simulate(settings: Settings, number: int) -> SpatialData:
 def amounts(field: NDArray[np.float32], geometry: NDArray, radius: NDArray) -> NDArray[np.float64]:
     """RNA of every component inside every shape, (n, k), by exact area.
 
-    field
+    Parameters
+    ----------
+    field : ndarray of float32
         (k, h, w) RNA per square micrometre.
-    geometry, radius
+    geometry, radius : ndarray
         (n,) shapes in pixels of the field.
     """
     window = Window(0, 0, *field.shape[1:])
@@ -201,7 +203,7 @@ def _assemble(
 
 
 def _attrs(settings: Settings, number: int) -> dict[str, Any]:
-    said: dict[str, Any] = {name: np.asarray(value).tolist() for name, value in asdict(settings).items()}
-    said |= {"section": number, "unit": "UMI per um^2"}
+    message: dict[str, Any] = {name: np.asarray(value).tolist() for name, value in asdict(settings).items()}
+    message |= {"section": number, "unit": "UMI per um^2"}
     # the place of the field is named so that nobody takes it for the H&E image
-    return {"name": f"toy{number}", "toy": said, "stpredict": {f"images/{FIELD_KEY}": {"made_by": "datasets.toy"}}}
+    return {"name": f"toy{number}", "toy": message, "stpredict": {f"images/{FIELD_KEY}": {"made_by": "datasets.toy"}}}

@@ -28,11 +28,13 @@ TUMOUR_SHARE, GLAND_SHARE = 0.42, 0.34  # of the tissue, as domains; stroma lies
 class Rings:
     """Closed contours: gland bases or vessel walls.
 
-    centre
+    Parameters
+    ----------
+    centre : ndarray of float64
         (n, 2).
-    radius, stretch, angle, wall
+    radius, stretch, angle, wall : ndarray of float64
         (n,): mean radius, elongation of the contour, direction of its long axis (radians), width of its wall.
-    wave
+    wave : ndarray of float64
         (n, 3, 2): relative amplitude and phase of the 2nd to 4th harmonic of the radius.
     """
 
@@ -72,17 +74,19 @@ class Rings:
 class Tissue:
     """One section before its cells.
 
-    outline
+    Parameters
+    ----------
+    outline : ndarray of float64
         (N_OUTLINE, 2) vertices of the tissue's border.
     inside, region
         (h, w) bool and uint8: what the centre of each grid cell lies in.
-    gap
+    gap : ndarray of float32
         (h, w) float32 distance to the next epithelium or vessel, 0 inside it.
-    across, along, direction
+    across, along, direction : ndarray of float32
         (h, w) float32 coordinates across and along the stroma's fibres, and their direction (radians from the x axis).
-    infiltrate
+    infiltrate : ndarray of float32
         (h, w) float32 in [0, 1]: how dense lymphocytes lie.
-    shown, state
+    shown, state : ndarray of float32
         (len(KINDS), h, w) float32: the part of each type's state that the image shows (standard normal), and the state
         itself, in (0, 1).
     """

@@ -28,24 +28,35 @@ POSITIONS = ["in_tissue", "array_row", "array_col", "y_px", "x_px"]  # after the
 def gse240429(sections: str | Iterable[str] | None = None, *, path: str | Path | None = None) -> list[SpatialData]:
     """Visium sections of a human liver: H&E, 55-um spots at a pitch of 100 um, raw counts, one object each.
 
-    sections
+    Parameters
+    ----------
+    sections : str | Iterable[str], optional
         Of "A1", "B1", "C1", "D1"; None: all four. They are consecutive sections of one donor, so a score across them
         says nothing of other people.
-    path
+    path : str | Path, optional
         Folder with the files as GEO publishes them: for each section its sample's `GSM..._matrix.mtx.gz`,
         `_barcodes.tsv.gz`, `_features.tsv.gz` and `_tissue_positions_list.csv.gz`, and the full-resolution image
         `GSM..._GEX_C73_A1_Merged.tiff`, **unpacked** from its .gz (2.6 GB, read in windows). What stands between GSM
         number and ending does not matter; a folder for each sample will do. Needed: no checksums of these files are
         known here, so none are fetched.
 
-    Returns the sections in the order asked, laid out as by `stpredict.io.read_visium`: spots that have both counts and
-    a position, index = barcodes, obs in_tissue, array_row, array_col; symbols that occur twice are made unique, the
-    Ensembl ids are in var["gene_ids"]. The scale is 100 um over the pitch of the spots.
+    Returns
+    -------
+    list[SpatialData]
+        The sections in the order asked, laid out as by `stpredict.io.read_visium`: spots that have both counts and a
+        position, index = barcodes, obs in_tissue, array_row, array_col; symbols that occur twice are made unique, the
+        Ensembl ids are in var["gene_ids"]. The scale is 100 um over the pitch of the spots.
 
-    Raises ValueError without `path`, for other sections, and for files that do not belong together; FileNotFoundError
-    that names all that is missing.
+    Raises
+    ------
+    ValueError
+        Without `path`, for other sections, and for files that do not belong together.
+    FileNotFoundError
+        Where files are missing; it names all of them.
 
-    Source: Xie et al., NeurIPS 2023; GEO series GSE240429, samples GSM7697868 to GSM7697871.
+    References
+    ----------
+    Xie et al., NeurIPS 2023; GEO series GSE240429, samples GSM7697868 to GSM7697871.
     """
     check_arguments(gse240429, locals())
     names = list(SAMPLES) if sections is None else [sections] if isinstance(sections, str) else list(sections)
@@ -62,10 +73,10 @@ def gse240429(sections: str | Iterable[str] | None = None, *, path: str | Path |
 
 def _read(folder: Path, name: str) -> SpatialData:
     matrix, barcodes, features, positions, image = _files(folder, name)
-    places = _places(positions)
+    spot_table = _spot_table(positions)
     table = _counts(matrix, barcodes, features)
-    table.obs["in_tissue"] = places["in_tissue"].reindex(table.obs_names, fill_value=0).to_numpy()
-    return section(table, places, image, name=name, spot_diameter_um=SPOT_UM, pitch_um=PITCH_UM, step=STEP)
+    table.obs["in_tissue"] = spot_table["in_tissue"].reindex(table.obs_names, fill_value=0).to_numpy()
+    return section(table, spot_table, image, name=name, spot_diameter_um=SPOT_UM, pitch_um=PITCH_UM, step=STEP)
 
 
 def _files(folder: Path, name: str) -> list[Path]:
@@ -105,7 +116,7 @@ def _counts(matrix: Path, barcodes: Path, features: Path) -> AnnData:
     return table
 
 
-def _places(path: Path) -> pd.DataFrame:
+def _spot_table(path: Path) -> pd.DataFrame:
     """Index = barcodes of the whole array; x_px, y_px, array_row, array_col, in_tissue."""
     table = pd.read_csv(path, header=None, index_col=0)
     if table.shape[1] != len(POSITIONS):
@@ -113,10 +124,12 @@ def _places(path: Path) -> pd.DataFrame:
             f"{path} has {table.shape[1] + 1} columns; Space Ranger's tissue_positions_list.csv has "
             f"{len(POSITIONS) + 1}, without a header: barcode, in_tissue, array_row, array_col, row, column in pixels."
         )
-    places = table.set_axis(POSITIONS, axis=1).set_axis(table.index.astype(str).rename(None), axis=0)
-    numbers = places.apply(pd.to_numeric, errors="coerce")
-    odd = places.index[~np.isfinite(numbers).all(axis=1) | places.index.duplicated()].tolist()
+    spot_table = table.set_axis(POSITIONS, axis=1).set_axis(table.index.astype(str).rename(None), axis=0)
+    numbers = spot_table.apply(pd.to_numeric, errors="coerce")
+    odd = spot_table.index[~np.isfinite(numbers).all(axis=1) | spot_table.index.duplicated()].tolist()
     if odd:
-        raise ValueError(f"{path}: barcodes named twice or without numbers: {odd[:5]} ({len(odd)} of {len(places)}).")
+        raise ValueError(
+            f"{path}: barcodes named twice or without numbers: {odd[:5]} ({len(odd)} of {len(spot_table)})."
+        )
     whole = ["in_tissue", "array_row", "array_col"]
     return numbers.astype({**dict.fromkeys(whole, np.int64), "x_px": np.float64, "y_px": np.float64})

@@ -21,23 +21,34 @@ FILES = ("count_matrix", "histology_image", "spot_coordinates")  # columns of th
 def hbd(sections: str | Iterable[str] | None = None, *, path: str | Path | None = None) -> list[SpatialData]:
     """Sections of human breast cancer: H&E, 100-um spots at a pitch of 200 um, raw counts, one object each.
 
-    sections
+    Parameters
+    ----------
+    sections : str | Iterable[str], optional
         Names such as "BC23287_C1", patient and replicate; None: all that the index lists (68 of 23 patients).
-    path
+    path : str | Path, optional
         Folder with the files as they are published: `metadata.csv`, which names for each patient and replicate the
-        `count_matrix` (.tsv.gz; rows `XxY`, columns Ensembl ids, raw counts of the whole array), the
-        `histology_image` (.jpg) and the `spot_coordinates` (.csv.gz; rows `XxY`, columns X and Y: column and row in
-        pixels, spots under tissue alone). Needed: no checksums of these files are known here, so none are fetched.
+        `count_matrix` (.tsv.gz; rows `XxY`, columns Ensembl ids, raw counts of the whole array), the `histology_image`
+        (.jpg) and the `spot_coordinates` (.csv.gz; rows `XxY`, columns X and Y: column and row in pixels, spots under
+        tissue alone). Needed: no checksums of these files are known here, so none are fetched.
 
-    Returns the sections in the order asked (or of the index), laid out as by `stpredict.io.read_st`, with the genes by
-    their Ensembl ids, as published, and `attrs["patient"]` and `attrs["type"]` (the tumour's subtype): pass the former
-    as `groups`, for a patient has up to three sections. A gene without counts in a section is not in its table. The
-    tumour annotation is not read.
+    Returns
+    -------
+    list[SpatialData]
+        The sections in the order asked (or of the index), laid out as by `stpredict.io.read_st`, with the genes by
+        their Ensembl ids, as published, and `attrs["patient"]` and `attrs["type"]` (the tumour's subtype): pass the
+        former as `groups`, for a patient has up to three sections. A gene without counts in a section is not in its
+        table. The tumour annotation is not read.
 
-    Raises ValueError without `path` and for sections that the index lacks, FileNotFoundError for files that it names
-    and the folder lacks, and as `stpredict.io.read_st`.
+    Raises
+    ------
+    ValueError
+        Without `path`, for sections that the index lacks, and where `stpredict.io.read_st` raises it.
+    FileNotFoundError
+        For files that the index names and the folder lacks.
 
-    Source: He et al., Nature Biomedical Engineering 4 (2020), 827; files of Mendeley Data 29ntw7sh4r, version 5.
+    References
+    ----------
+    He et al., Nature Biomedical Engineering 4 (2020), 827; files of Mendeley Data 29ntw7sh4r, version 5.
     """
     check_arguments(hbd, locals())
     if path is None:
@@ -56,9 +67,9 @@ def hbd(sections: str | Iterable[str] | None = None, *, path: str | Path | None 
 def _index(folder: Path) -> pd.DataFrame:
     file = folder / INDEX
     if not file.is_file():
-        there = sorted(p.name for p in folder.iterdir())[:5] if folder.is_dir() else "no folder"
+        present = sorted(p.name for p in folder.iterdir())[:5] if folder.is_dir() else "no folder"
         raise FileNotFoundError(
-            f"no {INDEX} in {folder} (there: {there}). Give the folder of the unpacked files of {URL}."
+            f"no {INDEX} in {folder} (there: {present}). Give the folder of the unpacked files of {URL}."
         )
     index = pd.read_csv(file, dtype=str)
     missing = [column for column in ("patient", "replicate", "type", *FILES) if column not in index.columns]
@@ -73,12 +84,12 @@ def _read(folder: Path, name: str, row: pd.Series) -> SpatialData:
     if missing:
         raise FileNotFoundError(f"section {name!r}: no {missing} in {folder}, which {INDEX} names.")
     counts, image, spots = files
-    sdata = section(read_counts(counts), _places(spots), image, name=name, spot_diameter_um=100.0, pitch_um=200.0)
+    sdata = section(read_counts(counts), _spot_table(spots), image, name=name, spot_diameter_um=100.0, pitch_um=200.0)
     sdata.attrs["patient"], sdata.attrs["type"] = str(row["patient"]), str(row["type"])
     return sdata
 
 
-def _places(path: Path) -> pd.DataFrame:
+def _spot_table(path: Path) -> pd.DataFrame:
     """Index = spot ids `XxY`; x_px, y_px, array_row, array_col."""
     table = pd.read_csv(path, index_col=0)
     if not {"X", "Y"} <= set(table.columns):
@@ -88,8 +99,8 @@ def _places(path: Path) -> pd.DataFrame:
     odd = ids[array.isna().any(axis=1) | ids.duplicated()].tolist()
     if odd:
         raise ValueError(f"{path}: spots that are named twice, or not as 'XxY': {odd[:5]} ({len(odd)} of {len(ids)}).")
-    places = table[["X", "Y"]].set_axis(["x_px", "y_px"], axis=1).astype(np.float64).set_axis(ids, axis=0)
-    lost = ids[~np.isfinite(places).all(axis=1)].tolist()
+    spot_table = table[["X", "Y"]].set_axis(["x_px", "y_px"], axis=1).astype(np.float64).set_axis(ids, axis=0)
+    lost = ids[~np.isfinite(spot_table).all(axis=1)].tolist()
     if lost:
         raise ValueError(f"{path}: spots without a pixel position: {lost[:5]} ({len(lost)} of {len(ids)}).")
-    return places.join(array.astype(np.int64).set_axis(ids, axis=0))
+    return spot_table.join(array.astype(np.int64).set_axis(ids, axis=0))

@@ -46,17 +46,29 @@ SECTIONS = tuple(sorted({name[:2] for name in REGISTRY}))
 def her2st(sections: str | Iterable[str], *, path: str | Path | None = None) -> list[SpatialData]:
     """Sections of HER2+ breast tumours: H&E, 100-um spots at a pitch of 200 um, raw counts, one object each.
 
-    sections
+    Parameters
+    ----------
+    sections : str | Iterable[str]
         Names such as "C2": the letter is the patient. Without `path`, those whose checksums are known: C2 to C5.
-    path
+    path : str | Path, optional
         Folder with `{section}.jpg`, `{section}.tsv.gz` and `{section}_selection.tsv` of each section. None: the files
         are fetched (about 5 MB a section) into $STPREDICT_DATA_DIR or the user's cache, and checked.
 
-    Returns the sections in the order asked, laid out as by `stpredict.io.read_st`.
+    Returns
+    -------
+    list[SpatialData]
+        The sections in the order asked, laid out as by `stpredict.io.read_st`.
 
-    Raises ValueError for a section without known checksums, FileNotFoundError for files missing in `path`.
+    Raises
+    ------
+    ValueError
+        For a section without known checksums.
+    FileNotFoundError
+        For files missing in `path`.
 
-    Source: Andersson et al., Nature Communications 12 (2021), 6012; files of github.com/almaan/her2st at 85df741. The
+    References
+    ----------
+    Andersson et al., Nature Communications 12 (2021), 6012; files of github.com/almaan/her2st at 85df741. The
     repository states no licence: for research.
     """
     check_arguments(her2st, locals())
@@ -78,7 +90,7 @@ def _read(section: str, folder: Path | None) -> SpatialData:
         return read_st(counts, image, spots, name=section)
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
-        there = sorted(p.name.removesuffix("_selection.tsv") for p in folder.glob("*_selection.tsv"))
-        raise FileNotFoundError(f"section {section!r}: no {missing} in {folder}. Sections there: {there}.")
+        present = sorted(p.name.removesuffix("_selection.tsv") for p in folder.glob("*_selection.tsv"))
+        raise FileNotFoundError(f"section {section!r}: no {missing} in {folder}. Sections there: {present}.")
     counts, image, spots = (folder / file for file in files)
     return read_st(counts, image, spots, name=section)

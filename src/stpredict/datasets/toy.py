@@ -46,36 +46,53 @@ def toy(
     chromatin of the tumour, mucin of the glands, collagen of the stroma); it shows neither the rest of the state nor
     how much RNA one cell holds. So neither zero nor perfect prediction is possible.
 
-    size_um
+    Parameters
+    ----------
+    n_sections : int, default 2
+        How many sections.
+    seed : int, default 0
+        Of all that is drawn; see Notes.
+    size_um : float | tuple[float, float], default 2400.0
         Height and width of the image in micrometres; one number for a square. The tissue covers about three quarters.
-    mpp
+    mpp : float, default 1.0
         Micrometres per pixel of the image, 0.2 to 4. The tissue does not depend on it; memory grows with the number of
         pixels (about 0.1 GB a million).
-    n_genes
+    n_genes : int, default 120
         Genes in all, at least 17: housekeeping genes (80 % of the RNA), markers of the types, then TOY001, TOY002, ...
-    cells_per_mm2
+    cells_per_mm2 : float, default 4500.0
         Cells per square millimetre of tissue, roughly (it depends on the composition), 500 to 8,000.
-    umi_per_spot
+    umi_per_spot : float, default 8000.0
         Counting depth: the median over spots of the expected counts over all genes, at the usual efficiency.
-    efficiency_sd
+    efficiency_sd : float, default 0.35
         Standard deviation of a spot's log capture efficiency (median 1); a spot's counts are Poisson given it.
-    spot_diameter_um, pitch_um
-        Diameter and distance of spots on a hexagonal array; those whose centre is on tissue are kept.
-    field_length_um
+    spot_diameter_um : float, default 55.0
+        Diameter of the spots in micrometres.
+    pitch_um : float, default 100.0
+        Distance of neighbouring spots on a hexagonal array, in micrometres; spots whose centre is on tissue are kept.
+    field_length_um : float, default 300.0
         Length of the states: correlation exp(-d² / (2 length²)) at distance d before they are squeezed into (0, 1).
-    visible
+    visible : float, default 0.5
         Share of a state's variance that the image shows, 0 to 1.
 
-    Each section holds images["image"] (uint8 RGB), shapes["spots"], tables["table"] (raw counts; obs
-    "capture_efficiency"), shapes["tissue"] (one polygon), coordinate systems "global" (pixels) and "micrometers"; and
-    the truth: images["field"] (component, y, x) float32 at 2 um per pixel, RNA in expected counts per square micrometre
-    at efficiency 1, 0 off the tissue, whose components mix the columns of varm["toy_profiles"]. attrs["toy"] keeps the
-    settings and, under "oracle", the score of the truth itself against the spots (see `toy_oracle`).
+    Returns
+    -------
+    list[SpatialData]
+        One object a section, which holds images["image"] (uint8 RGB), shapes["spots"], tables["table"] (raw counts; obs
+        "capture_efficiency"), shapes["tissue"] (one polygon), coordinate systems "global" (pixels) and "micrometers";
+        and the truth: images["field"] (component, y, x) float32 at 2 um per pixel, RNA in expected counts per square
+        micrometre at efficiency 1, 0 off the tissue, whose components mix the columns of varm["toy_profiles"].
+        attrs["toy"] keeps the settings and, under "oracle", the score of the truth itself against the spots (see
+        `toy_oracle`).
 
+    Raises
+    ------
+    ValueError
+        For a setting outside its range, and for a section that holds fewer than two spots.
+
+    Notes
+    -----
     Deterministic: section i depends on `seed` and i alone, not on `n_sections`; profiles on `seed` and `n_genes` alone.
     Depth, efficiency and pitch change neither tissue nor image.
-
-    Raises ValueError for a setting outside its range, and for a section that holds fewer than two spots.
     """
     check_arguments(toy, locals())
     check_number("n_sections", n_sections, low=1, whole=True)
@@ -100,19 +117,29 @@ def toy(
 
 
 def toy_truth(sdata: SpatialData, *, genes: Iterable[str] | None = None, mpp: float = 8.0) -> DataArray:
-    """The truth of a toy section as a map: log1p of the cp10k rate pooled over each pixel, (c, y, x) float32.
+    """The truth of a toy section as a map: log1p of the cp10k rate pooled over each pixel.
 
-    genes
+    Parameters
+    ----------
+    sdata : SpatialData
+        A section of `toy`.
+    genes : Iterable[str], optional
         Which genes, in this order; None: all.
-    mpp
+    mpp : float, default 8.0
         Side of a pixel in micrometres. At 2 um, the grid of the field, it is the rate itself; a coarser pixel holds
-        log1p of the rate pooled over its area, as a spot of that size would measure it without noise. All genes at
-        2 um are about 700 MB for the usual section.
+        log1p of the rate pooled over its area, as a spot of that size would measure it without noise. All genes at 2 um
+        are about 700 MB for the usual section.
 
-    The grid starts at the upper left corner of the image; y and x are pixel centres in micrometres. NaN where a pixel
-    holds no tissue at all.
+    Returns
+    -------
+    DataArray
+        (c, y, x) float32, log1p of the cp10k rate. The grid starts at the upper left corner of the image; y and x are
+        pixel centres in micrometres. NaN where a pixel holds no tissue at all.
 
-    Raises ValueError for an object that is no toy section, genes that it lacks, and an mpp that is not positive.
+    Raises
+    ------
+    ValueError
+        For an object that is no toy section, genes that it lacks, and an mpp that is not positive.
     """
     check_arguments(toy_truth, locals())
     check_number("mpp", mpp, above=0.0)
@@ -135,15 +162,25 @@ def toy_truth_shapes(
 ) -> pd.DataFrame:
     """The truth of a toy section inside shapes: log1p of the cp10k rate pooled over each one, by exact area.
 
-    shapes_key
+    Parameters
+    ----------
+    sdata : SpatialData
+        A section of `toy`.
+    shapes_key : str, default "spots"
         Circles, polygons or multipolygons of any size that share a coordinate system with images["field"].
-    genes
+    genes : Iterable[str], optional
         Which genes, in this order; None: all.
 
-    Returns float32, rows the shapes in element order, columns the genes; NaN where a shape holds no tissue.
+    Returns
+    -------
+    DataFrame
+        Float32, rows the shapes in element order, columns the genes; NaN where a shape holds no tissue.
 
-    Raises ValueError for an object that is no toy section, shapes or genes that it lacks, and shapes that cannot be
-    placed on the field.
+    Raises
+    ------
+    ValueError
+        For an object that is no toy section, shapes or genes that it lacks, and shapes that cannot be placed on the
+        field.
     """
     check_arguments(toy_truth_shapes, locals())
     field, profile, names = _truth(sdata, genes)
@@ -159,13 +196,23 @@ def toy_truth_shapes(
 def toy_oracle(sdata: SpatialData, *, genes: Iterable[str] | None = None) -> pd.Series:
     """The score that the truth itself reaches against the noisy counts of its spots: how difficult the section is.
 
-    genes
+    Parameters
+    ----------
+    sdata : SpatialData
+        A section of `toy`.
+    genes : Iterable[str], optional
         Which genes are scored; None: all.
 
-    Returns the figures of `metrics.summary` (protocol stp-1: usable spots, target from all counts of the table) for
-    the true rate pooled over every spot.
+    Returns
+    -------
+    Series
+        The figures of `metrics.summary` (protocol stp-1: usable spots, target from all counts of the table) for the
+        true rate pooled over every spot.
 
-    Raises ValueError as `toy_truth_shapes` does, and where no spot is usable.
+    Raises
+    ------
+    ValueError
+        Where `toy_truth_shapes` raises it, and where no spot is usable.
     """
     check_arguments(toy_oracle, locals())
     truth = toy_truth_shapes(sdata, "spots", genes=genes)

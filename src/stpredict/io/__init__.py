@@ -1,4 +1,4 @@
-"""Readers: files of the field -> SpatialData."""
+"""Readers of H&E images and spatial transcriptomics into SpatialData objects."""
 
 from __future__ import annotations
 

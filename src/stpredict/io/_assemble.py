@@ -1,4 +1,4 @@
-"""Spots, counts and pixels -> the SpatialData layout that all our readers share."""
+"""Build the SpatialData object that all readers return: image, circles, table, coordinate systems."""
 
 from __future__ import annotations
 
@@ -16,46 +16,48 @@ ARRAY_COLUMNS = ("array_row", "array_col")
 
 
 def assemble(
-    table: AnnData, places: pd.DataFrame, pixels: Pixels, *, mpp: float, spot_diameter_um: float, name: str
+    table: AnnData, spot_table: pd.DataFrame, pixels: Pixels, *, mpp: float, spot_diameter_um: float, name: str
 ) -> SpatialData:
     """One section as SpatialData: images["image"], shapes["spots"], tables["table"], attrs["name"].
 
-    table
-        Raw counts, rows as in `places`.
-    places
+    Parameters
+    ----------
+    table : AnnData
+        Raw counts, rows as in `spot_table`.
+    spot_table : DataFrame
         Index = spot ids; x_px, y_px (pixels of the finest level); array_row and array_col where there is a grid.
-    mpp, spot_diameter_um
+    mpp, spot_diameter_um : float
         Scale of the finest level and diameter of a spot.
     """
     return SpatialData(
         images={"image": image_element(pixels.levels, mpp=mpp)},
-        shapes={"spots": _circles(places, mpp=mpp, radius=spot_diameter_um / mpp / 2)},
-        tables={"table": _annotate(table, places)},
+        shapes={"spots": _circles(spot_table, mpp=mpp, radius=spot_diameter_um / mpp / 2)},
+        tables={"table": _annotate(table, spot_table)},
         attrs={"name": name},
     )
 
 
-def check_on_image(places: pd.DataFrame, shape: tuple[int, int], source: str) -> None:
+def check_on_image(spot_table: pd.DataFrame, shape: tuple[int, int], source: str) -> None:
     """Raise ValueError where no spot's centre lies on an image of `shape` (height, width)."""
     height, width = shape
-    x, y = places["x_px"], places["y_px"]
+    x, y = spot_table["x_px"], spot_table["y_px"]
     if not ((x >= 0) & (y >= 0) & (x < width) & (y < height)).any():
         raise ValueError(
-            f"all {len(places)} spots of {source} lie off the image of {width} x {height} px: x {x.min():.0f} to "
+            f"all {len(spot_table)} spots of {source} lie off the image of {width} x {height} px: x {x.min():.0f} to "
             f"{x.max():.0f}, y {y.min():.0f} to {y.max():.0f}. Positions must be in pixels of this image."
         )
 
 
-def _circles(places: pd.DataFrame, *, mpp: float, radius: float) -> GeoDataFrame:
-    xy = places[["x_px", "y_px"]].to_numpy()
+def _circles(spot_table: pd.DataFrame, *, mpp: float, radius: float) -> GeoDataFrame:
+    xy = spot_table[["x_px", "y_px"]].to_numpy()
     systems = coordinate_systems(mpp)
-    return ShapesModel.parse(xy, geometry=0, radius=radius, index=places.index, transformations=systems)
+    return ShapesModel.parse(xy, geometry=0, radius=radius, index=spot_table.index, transformations=systems)
 
 
-def _annotate(table: AnnData, places: pd.DataFrame) -> AnnData:
-    table.obs["region"] = pd.Categorical(["spots"] * len(places))
-    table.obs["instance_id"] = places.index.to_numpy(dtype=object)
-    for column in places.columns.intersection(ARRAY_COLUMNS):
-        table.obs[column] = places[column].to_numpy()
-    table.obsm["spatial"] = places[["x_px", "y_px"]].to_numpy(dtype=np.float64)
+def _annotate(table: AnnData, spot_table: pd.DataFrame) -> AnnData:
+    table.obs["region"] = pd.Categorical(["spots"] * len(spot_table))
+    table.obs["instance_id"] = spot_table.index.to_numpy(dtype=object)
+    for column in spot_table.columns.intersection(ARRAY_COLUMNS):
+        table.obs[column] = spot_table[column].to_numpy()
+    table.obsm["spatial"] = spot_table[["x_px", "y_px"]].to_numpy(dtype=np.float64)
     return TableModel.parse(table, region="spots", region_key="region", instance_key="instance_id")

@@ -31,11 +31,16 @@ class _Table:
 def read_counts(counts: str | Path | AnnData) -> AnnData:
     """Raw counts, spots x genes, as a new AnnData with CSR float32 in X and empty obs and var.
 
-    counts
+    Parameters
+    ----------
+    counts : str | Path | AnnData
         A text table (.tsv, .csv, .txt, each also .gz; one row a spot, first column its id, header the genes), an .h5ad
         file, or an AnnData whose obs_names are spot ids and var_names genes.
 
-    Raises ValueError for another format, duplicate spots or genes, and values that are not counts.
+    Raises
+    ------
+    ValueError
+        For another format, duplicate spots or genes, and values that are not counts.
     """
     source = "the AnnData" if isinstance(counts, AnnData) else str(counts)
     table = _of_anndata(counts) if isinstance(counts, AnnData) else _read(Path(counts))
@@ -110,11 +115,11 @@ def _numbers(fields: list[str], path: Path, spot: str) -> NDArray[np.float64]:
 
 
 def _check_unique(names: pd.Index, what: str, source: str) -> None:
-    twice = names[names.duplicated()].unique().tolist()
-    if twice:
+    duplicates = names[names.duplicated()].unique().tolist()
+    if duplicates:
         raise ValueError(
-            f"duplicate {what} in {source}: {twice[:5]} ({len(twice)} of {len(names)}). Make them unique first, e.g. "
-            "by summing the counts of equal names."
+            f"duplicate {what} in {source}: {duplicates[:5]} ({len(duplicates)} of {len(names)}). Make them unique, "
+            "e.g. by summing the counts of equal names."
         )
 
 

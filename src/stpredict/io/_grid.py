@@ -15,21 +15,28 @@ def pitch_px(
 ) -> float:
     """The distance between neighbouring spots, in pixels.
 
-    xy
+    Parameters
+    ----------
+    xy : ndarray of float64
         (n, 2) positions of spot centres (x, y) in pixels.
-    grid
+    grid : ndarray | None
         (n, 2) their column and row on the array, or None where they are not known.
-    step
+    step : tuple[float, float], default (1.0, 1.0)
         Distance of neighbouring columns and of neighbouring rows, in pitches: (1, 1) on a square array, (1/2,
         sqrt(3)/2) on Visium's, whose neighbours in a row are two columns apart.
 
+    Raises
+    ------
+    ValueError
+        Where fewer than two neighbours exist or the two axes disagree.
+
+    Notes
+    -----
     With a grid: for every pair of spots in one array row (or column) the displacement per step; the median over pairs,
     per component, is the array's axis vector, and the geometric mean of the two lengths is returned. Legacy arrays are
     printed with a jitter of several per cent of the pitch: it cancels in a median of vectors, while a nearest distance
     is biased low and a mean distance high. Without a grid: the median distance in the first shell of neighbours, right
     for square and hexagonal arrays that are regular (Visium).
-
-    Raises ValueError where fewer than two neighbours exist or the two axes disagree.
     """
     if grid is None:
         return _first_shell(xy)

@@ -1,4 +1,4 @@
-"""RGB pixels -> a multiscale, chunked SpatialData image with its coordinate systems."""
+"""A multiscale, chunked SpatialData image of RGB pixels, with its coordinate systems."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ def coordinate_systems(mpp: float | None) -> dict[str, BaseTransformation]:
 def image_element(levels: Sequence[da.Array], *, mpp: float | None) -> DataTree:
     """A multiscale image element, dims (c, y, x), channels r, g, b, in chunks of 3 x 1024 x 1024.
 
-    levels
-        (3, y, x) uint8, finest first; coarser levels are added by halving, at least one, until one fits
-        into a chunk.
-    mpp
+    Parameters
+    ----------
+    levels : Sequence[da.Array]
+        (3, y, x) uint8, finest first; coarser levels are added by halving, at least one, until one fits into a chunk.
+    mpp : float | None
         Micrometres per pixel of the finest level; None leaves out the micrometre coordinate system.
     """
     pyramid = [level.rechunk(CHUNKS) for level in levels]

@@ -53,9 +53,11 @@ def lazy_array(
 ) -> da.Array:
     """(3, y, x) uint8, computed from `opener(path, *args)`, which is called once, when the first chunk is needed.
 
-    shape
+    Parameters
+    ----------
+    shape : tuple[int, int]
         (height, width) of the image.
-    block
+    block : tuple[int, int], default (CHUNK_PX, CHUNK_PX)
         (height, width) of the file's own tiles or strips: chunks are whole multiples of it, near 1024 x 1024.
     """
     stat = path.stat()

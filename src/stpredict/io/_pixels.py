@@ -1,4 +1,4 @@
-"""An image file -> its pyramid levels as lazy arrays, and the scale that it states."""
+"""Open an image file: its pyramid levels as lazy arrays, and the scale that it states."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ MAX_ANISOTROPY = 1.01
 class Pixels:
     """An image file, opened but not read.
 
-    levels
+    Parameters
+    ----------
+    levels : tuple[da.Array, ...]
         (3, y, x) uint8 dask arrays, finest first; at least one.
-    sides_um
+    sides_um : tuple[float, float] | None
         Width and height of a pixel of the finest level as the file states them, else None.
     """
 

@@ -1,4 +1,4 @@
-"""What counts as an RGB image, and what is done about transparency."""
+"""Checks that an image is RGB, and removes transparency."""
 
 from __future__ import annotations
 

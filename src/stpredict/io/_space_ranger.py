@@ -22,11 +22,13 @@ OWN_IMAGES = ("tissue_hires", "tissue_lowres", "aligned_", "detected_", "cytassi
 class SpaceRanger:
     """Where the files of one section are.
 
-    root
+    Parameters
+    ----------
+    root : Path
         Folder that holds the counts and `spatial/`.
-    prefix
+    prefix : str
         What stands before `_filtered_feature_bc_matrix.h5`; "" for the plain name.
-    positions, scales, hires, image
+    positions, scales, hires, image : Path
         Tissue positions, scale factors, Space Ranger's reduced image (may be absent), the full-resolution image.
     """
 

@@ -50,9 +50,9 @@ def _ids(table: pd.DataFrame, path: Path) -> pd.Index:
 def _check(spots: pd.DataFrame, path: Path) -> None:
     if not len(spots):
         raise ValueError(f"{path}: no spot is selected (column 'selected' is never 1).")
-    twice = spots.index[spots.index.duplicated()].unique().tolist()
-    if twice:
-        raise ValueError(f"duplicate spot ids in {path}: {twice[:5]} ({len(twice)} of {len(spots)}).")
+    duplicates = spots.index[spots.index.duplicated()].unique().tolist()
+    if duplicates:
+        raise ValueError(f"duplicate spot ids in {path}: {duplicates[:5]} ({len(duplicates)} of {len(spots)}).")
     lost = spots.index[~np.isfinite(spots[["x_px", "y_px"]]).all(axis=1)].tolist()
     if lost:
         raise ValueError(f"{path}: spots without a pixel position: {lost[:5]} ({len(lost)} of {len(spots)}).")

@@ -32,28 +32,41 @@ def read_hest(
 ) -> SpatialData:
     """A sample of HEST-1k: H&E image, spots, raw counts.
 
-    path
+    Parameters
+    ----------
+    path : str | Path
         The data set's folder, with `st/{name}.h5ad` (raw counts; obsm["spatial"] = column and row in pixels of the
         full-resolution image), `wsis/{name}.tif` and `metadata/{name}.json`. Its other folders are not read.
-    name
+    name : str, optional
         The sample's id, such as "TENX96"; None where `st/` holds a single one.
-    mpp
+    mpp : float, optional
         Micrometres per pixel of the image's finest level; None: `pixel_size_um_estimated` of the metadata.
-    spot_diameter_um
+    spot_diameter_um : float, optional
         Diameter of a spot; None: `spot_diameter` of the metadata. The pseudo-spots of Xenium and Visium HD samples,
         squares of that side, are read as circles, too.
 
-    Returned is the layout of `read_st`: images["image"] (the pyramid of the file), shapes["spots"] (circles, radius in
-    pixels), tables["table"] (CSR float32; in_tissue, array_row and array_col where the sample has them), coordinate
-    systems "global" (pixels) and "micrometers".
+    Returns
+    -------
+    SpatialData
+        The layout of `read_st`: images["image"] (the pyramid of the file), shapes["spots"] (circles, radius in pixels),
+        tables["table"] (CSR float32; in_tissue, array_row and array_col where the sample has them), coordinate systems
+        "global" (pixels) and "micrometers".
 
+    Raises
+    ------
+    FileNotFoundError
+        Where files are missing; it names them and what is there.
+    ValueError
+        Where the scale or the size of the spots is not known or contradicts the spots, and where `read_st` raises it.
+
+    Notes
+    -----
     Where the metadata state both the pixel size and the distance of the spots (`inter_spot_dist`), the distance that is
     measured has to agree within 10 %, unless `mpp` or `spot_diameter_um` is given.
 
-    Raises FileNotFoundError that names what is missing and what is there, ValueError where the scale or the size of the
-    spots is not known or contradicts the spots, and as `read_st`.
-
-    Source: Jaume et al., NeurIPS 2024 (Datasets and Benchmarks); its licence is CC BY-NC-SA 4.0.
+    References
+    ----------
+    Jaume et al., NeurIPS 2024 (Datasets and Benchmarks); its licence is CC BY-NC-SA 4.0.
     """
     check_arguments(read_hest, locals())
     folder = Path(path)
@@ -63,22 +76,22 @@ def read_hest(
     scale = _length(stated, MPP, mpp, "mpp", metadata)
     diameter = _length(stated, DIAMETER, spot_diameter_um, "spot_diameter_um", metadata)
     source = ad.read_h5ad(counts)
-    places = _places(source, counts)
+    spot_table = _spot_table(source, counts)
     pixels = open_pixels(image)
-    check_on_image(places, pixels.shape, str(counts))
+    check_on_image(spot_table, pixels.shape, str(counts))
     if mpp is None and spot_diameter_um is None and _is_length(stated.get(PITCH)):
-        _check_pitch(places, scale, float(stated[PITCH]), metadata)
+        _check_pitch(spot_table, scale, float(stated[PITCH]), metadata)
     table = read_counts(source)
     if "in_tissue" in source.obs:
         table.obs["in_tissue"] = source.obs["in_tissue"].to_numpy()
-    return assemble(table, places, pixels, mpp=scale, spot_diameter_um=diameter, name=sample)
+    return assemble(table, spot_table, pixels, mpp=scale, spot_diameter_um=diameter, name=sample)
 
 
 def _only_sample(folder: Path) -> str:
-    there = _samples(folder)
-    if len(there) != 1:
-        raise ValueError(f"{folder} holds {len(there)} samples; give name=, one of {there[:10]}.")
-    return there[0]
+    present = _samples(folder)
+    if len(present) != 1:
+        raise ValueError(f"{folder} holds {len(present)} samples; give name=, one of {present[:10]}.")
+    return present[0]
 
 
 def _samples(folder: Path) -> list[str]:
@@ -112,24 +125,24 @@ def _length(stated: dict[str, Any], key: str, given: float | None, argument: str
     return float(stated[key])
 
 
-def _places(source: AnnData, path: Path) -> pd.DataFrame:
+def _spot_table(source: AnnData, path: Path) -> pd.DataFrame:
     if "spatial" not in source.obsm:
         raise ValueError(f'{path}: no obsm["spatial"] (found {list(source.obsm)}), so no positions.')
     xy = np.asarray(source.obsm["spatial"], dtype=np.float64)[:, :2]
-    places = pd.DataFrame(xy, index=source.obs_names.astype(str).rename(None), columns=["x_px", "y_px"])
-    lost = places.index[~np.isfinite(places).all(axis=1)].tolist()
+    spot_table = pd.DataFrame(xy, index=source.obs_names.astype(str).rename(None), columns=["x_px", "y_px"])
+    lost = spot_table.index[~np.isfinite(spot_table).all(axis=1)].tolist()
     if lost:
-        raise ValueError(f"{path}: spots without a pixel position: {lost[:5]} ({len(lost)} of {len(places)}).")
+        raise ValueError(f"{path}: spots without a pixel position: {lost[:5]} ({len(lost)} of {len(spot_table)}).")
     obs: pd.DataFrame = source.obs
     if set(ARRAY_COLUMNS) <= set(obs.columns):
         array = obs[list(ARRAY_COLUMNS)].to_numpy(dtype=np.float64)
         if np.isfinite(array).all():  # pseudo-spots have no array
-            places[list(ARRAY_COLUMNS)] = np.rint(array).astype(np.int64)
-    return places
+            spot_table[list(ARRAY_COLUMNS)] = np.rint(array).astype(np.int64)
+    return spot_table
 
 
-def _check_pitch(places: pd.DataFrame, mpp: float, stated_um: float, source: Path) -> None:
-    measured_um = mpp * pitch_px(places[["x_px", "y_px"]].to_numpy(), None)
+def _check_pitch(spot_table: pd.DataFrame, mpp: float, stated_um: float, source: Path) -> None:
+    measured_um = mpp * pitch_px(spot_table[["x_px", "y_px"]].to_numpy(), None)
     if abs(measured_um - stated_um) > TOLERANCE * stated_um:
         raise ValueError(
             f"{source} states spots {stated_um:g} um apart and {mpp:g} um per pixel, but at that scale they lie "

@@ -15,24 +15,37 @@ logger = logging.getLogger("stpredict")
 
 
 def read_image(path: str | Path, *, mpp: float | None = None, name: str = "slide") -> SpatialData:
-    """An H&E image as SpatialData, read lazily: images["image"], multiscale, in chunks of 3 x 1024 x 1024.
+    """An H&E image as SpatialData, read lazily.
 
-    path
+    Parameters
+    ----------
+    path : str | Path
         8-bit RGB as TIFF or OME-TIFF (tiles and pyramid levels of the file are used as they are; of several images the
         largest is taken), JPG or PNG (no tiles: decoded whole when a pixel is first needed, and kept), or a vendor
         slide (.svs, .ndpi, .mrxs, ...; needs the `wsi` extra). An alpha channel is laid over white.
-    mpp
+    mpp : float, optional
         Micrometres per pixel. None: what the file states, which is the OME metadata (PhysicalSizeX with its unit),
         ImageJ's unit, the vendor's property, or the TIFF resolution tags where they give 0.05 to 10 um (printers and
         screens write into them, too). The log says which.
-    name
+    name : str, default "slide"
         Name of the slide, kept in `sdata.attrs["name"]`.
 
-    The coordinate system "global" is pixels of the finest level, "micrometers" their size; the latter is left out where
-    no mpp is known, and whoever needs one then asks for it.
+    Returns
+    -------
+    SpatialData
+        images["image"], multiscale, in chunks of 3 x 1024 x 1024. The coordinate system "global" is pixels of the
+        finest level, "micrometers" their size; the latter is left out where no mpp is known, and whoever needs one then
+        asks for it.
 
-    Raises FileNotFoundError, ImportError where the extra is missing, and ValueError for an unknown format, pixels that
-    are not 8-bit RGB or not square, a file too large to be decoded whole, and an mpp that is not positive.
+    Raises
+    ------
+    FileNotFoundError
+        Where there is no such file.
+    ImportError
+        Where the extra is missing.
+    ValueError
+        For an unknown format, pixels that are not 8-bit RGB or not square, a file too large to be decoded whole, and an
+        mpp that is not positive.
     """
     check_arguments(read_image, locals())
     pixels = open_pixels(Path(path))

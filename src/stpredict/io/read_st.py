@@ -31,52 +31,64 @@ def read_st(
 ) -> SpatialData:
     """A section measured by spots on an array: H&E image, circles, raw counts.
 
-    counts
+    Parameters
+    ----------
+    counts : str | Path | AnnData
         Spots x genes, raw: a text table (.tsv, .csv, .txt, each also .gz; rows are spots named `XxY`, columns genes),
         an .h5ad file, or an AnnData (obs_names = spot ids, var_names = genes) built from any other format.
-    image
+    image : str | Path
         JPG, PNG, TIFF or OME-TIFF, 8-bit RGB, read lazily (see `read_image`). A JPG or PNG has no tiles: it is decoded
         whole when a pixel is first needed, and kept; write the object and read it back to read it in chunks.
-    spots
+    spots : str | Path
         Table of the spots, .tsv or .csv. Position of the centre in pixels of the image: `pixel_x` (column), `pixel_y`
         (row), or `x_px`, `y_px`. Id: `spot`, `barcode`, or `XxY` from the array coordinates `x` (column), `y` (row).
         Where there is a column `selected`, only rows with 1 are used.
-    name
+    name : str, default "section"
         Name of the section, kept in `sdata.attrs["name"]`.
-    spot_diameter_um, pitch_um
-        Diameter of a spot and distance of neighbouring centres, in micrometres: 100 and 200 for legacy arrays,
-        55 and 100 for Visium. The scale of the image is pitch_um over the pitch in pixels.
+    spot_diameter_um : float, default 100.0
+        Diameter of a spot in micrometres: 100 for legacy arrays, 55 for Visium.
+    pitch_um : float, default 200.0
+        Distance of neighbouring centres in micrometres: 200 for legacy arrays, 100 for Visium. The scale of the image
+        is pitch_um over the pitch in pixels.
 
-    Returns a SpatialData with images["image"], shapes["spots"] (circles, radius in pixels), tables["table"] (CSR
-    float32; spots that are in both files, in the order of the spot file), and the coordinate systems "global" (pixels)
-    and "micrometers".
+    Returns
+    -------
+    SpatialData
+        A SpatialData with images["image"], shapes["spots"] (circles, radius in pixels), tables["table"] (CSR float32;
+        spots that are in both files, in the order of the spot file), and the coordinate systems "global" (pixels) and
+        "micrometers".
 
-    Raises ValueError for duplicate ids or genes, values that are not counts, no common spot, spots
-    all off the image, a pitch that cannot be measured, and an image that is not 8-bit RGB.
+    Raises
+    ------
+    ValueError
+        For duplicate ids or genes, values that are not counts, no common spot, spots all off the image, a pitch that
+        cannot be measured, and an image that is not 8-bit RGB.
     """
     check_arguments(read_st, locals())
     _check_sizes(spot_diameter_um, pitch_um)
-    table, places = _join(read_counts(counts), read_spots(Path(spots)), name)
+    table, spot_table = _join(read_counts(counts), read_spots(Path(spots)), name)
     pixels = open_pixels(Path(image))
-    check_on_image(places, pixels.shape, str(spots))
-    grid = places[["array_col", "array_row"]].to_numpy() if "array_col" in places else None
-    mpp = pitch_um / pitch_px(places[["x_px", "y_px"]].to_numpy(), grid)
-    return assemble(table, places, pixels, mpp=mpp, spot_diameter_um=spot_diameter_um, name=name)
+    check_on_image(spot_table, pixels.shape, str(spots))
+    grid = spot_table[["array_col", "array_row"]].to_numpy() if "array_col" in spot_table else None
+    mpp = pitch_um / pitch_px(spot_table[["x_px", "y_px"]].to_numpy(), grid)
+    return assemble(table, spot_table, pixels, mpp=mpp, spot_diameter_um=spot_diameter_um, name=name)
 
 
-def _join(table: AnnData, places: pd.DataFrame, name: str) -> tuple[AnnData, pd.DataFrame]:
-    common = places.index[places.index.isin(table.obs_names)]
+def _join(table: AnnData, spot_table: pd.DataFrame, name: str) -> tuple[AnnData, pd.DataFrame]:
+    common = spot_table.index[spot_table.index.isin(table.obs_names)]
     if not len(common):
-        hint = " The table holds spots as columns: transpose it." if places.index.isin(table.var_names).any() else ""
+        hint = (
+            " The table holds spots as columns: transpose it." if spot_table.index.isin(table.var_names).any() else ""
+        )
         raise ValueError(
             f"no spot is in both files: the counts name {table.obs_names[:3].tolist()}, the spot file "
-            f"{places.index[:3].tolist()}.{hint}"
+            f"{spot_table.index[:3].tolist()}.{hint}"
         )
     logger.info(
         "%s: %d spots; left out: %d of the counts without a selected position, %d selected without counts",
-        *(name, len(common), table.n_obs - len(common), len(places) - len(common)),
+        *(name, len(common), table.n_obs - len(common), len(spot_table) - len(common)),
     )
-    return table[common].copy(), places.loc[common]
+    return table[common].copy(), spot_table.loc[common]
 
 
 def _check_sizes(spot_diameter_um: float, pitch_um: float) -> None:

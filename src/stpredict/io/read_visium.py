@@ -24,40 +24,53 @@ STEP = (0.5, float(np.sqrt(3) / 2))  # a hexagonal array: neighbours in a row ar
 def read_visium(path: str | Path, *, name: str | None = None, image: str | Path | None = None) -> SpatialData:
     """A Visium section from its Space Ranger folder: full-resolution H&E image, spots, raw counts.
 
-    path
+    Parameters
+    ----------
+    path : str | Path
         Folder with `filtered_feature_bc_matrix.h5` (file names may have a prefix, as those published by 10x have),
         `spatial/` and the full-resolution image that Space Ranger was given; or the folder whose `outs/` holds them.
-    name
+    name : str, optional
         Name of the section, kept in `sdata.attrs["name"]`; None is the folder's name.
-    image
+    image : str | Path, optional
         The full-resolution image, where it lies elsewhere; None looks for it in the folder and in its `image/`. See
         `read_image` for the formats.
 
-    Counts and positions are read by `spatialdata_io.visium` (the `io` extra).
+    Returns
+    -------
+    SpatialData
+        The layout of `read_st`: images["image"], shapes["spots"] (circles of 55 um), tables["table"] (spots under
+        tissue, index = barcodes; in_tissue, array_row, array_col), coordinate systems "global" (pixels) and
+        "micrometers".
 
-    Returned is the layout of `read_st`: images["image"], shapes["spots"] (circles of 55 um), tables["table"] (spots
-    under tissue, index = barcodes; in_tissue, array_row, array_col), coordinate systems "global" (pixels) and
-    "micrometers".
+    Raises
+    ------
+    FileNotFoundError
+        Where files are missing; it names every one.
+    ImportError
+        Without the extra.
+    ValueError
+        Where several images could be meant or the image is not the one that Space Ranger was given.
+
+    Notes
+    -----
+    Counts and positions are read by `spatialdata_io.visium` (the `io` extra).
 
     The scale is 100 um over the pitch of the spots. It is not taken from `spot_diameter_fullres`, which Space Ranger
     draws for 65 um while the spots are 55: it is only checked against it.
-
-    Raises FileNotFoundError that names every file that is missing, ImportError without the extra, and ValueError where
-    several images could be meant or the image is not the one that Space Ranger was given.
     """
     check_arguments(read_visium, locals())
     folder = find(Path(path), None if image is None else Path(image))
     source = _read(folder)
     table = _raw_counts(source)
-    places = _places(source)
+    spot_table = _spot_table(source)
     pixels = open_pixels(folder.image)
     check_image(folder, pixels.shape)
-    check_on_image(places, pixels.shape, str(folder.positions))
-    grid = places[["array_col", "array_row"]].to_numpy()
-    mpp = PITCH_UM / pitch_px(places[["x_px", "y_px"]].to_numpy(), grid, step=STEP)
+    check_on_image(spot_table, pixels.shape, str(folder.positions))
+    grid = spot_table[["array_col", "array_row"]].to_numpy()
+    mpp = PITCH_UM / pitch_px(spot_table[["x_px", "y_px"]].to_numpy(), grid, step=STEP)
     check_scale(folder, mpp)
     label = Path(path).resolve().name if name is None else name
-    return assemble(table, places, pixels, mpp=mpp, spot_diameter_um=SPOT_UM, name=label)
+    return assemble(table, spot_table, pixels, mpp=mpp, spot_diameter_um=SPOT_UM, name=label)
 
 
 def _read(folder: SpaceRanger) -> AnnData:
@@ -81,15 +94,17 @@ def _raw_counts(source: AnnData) -> AnnData:
     return table
 
 
-def _places(source: AnnData) -> pd.DataFrame:
+def _spot_table(source: AnnData) -> pd.DataFrame:
     obs: pd.DataFrame = source.obs
-    places = pd.DataFrame(source.obsm["spatial"], index=source.obs_names, columns=["x_px", "y_px"], dtype=np.float64)
-    lost = places.index[~np.isfinite(places).all(axis=1)].tolist()
+    spot_table = pd.DataFrame(
+        source.obsm["spatial"], index=source.obs_names, columns=["x_px", "y_px"], dtype=np.float64
+    )
+    lost = spot_table.index[~np.isfinite(spot_table).all(axis=1)].tolist()
     if lost:
         raise ValueError(
-            f"barcodes of the counts without a position: {lost[:5]} ({len(lost)} of {len(places)}). The tissue "
+            f"barcodes of the counts without a position: {lost[:5]} ({len(lost)} of {len(spot_table)}). The tissue "
             "positions belong to another section."
         )
     for column in ("array_row", "array_col"):
-        places[column] = obs[column].to_numpy(dtype=np.int64)
-    return places
+        spot_table[column] = obs[column].to_numpy(dtype=np.int64)
+    return spot_table

@@ -18,26 +18,38 @@ if TYPE_CHECKING:
 def ceiling(counts: Any, columns: ArrayLike, *, n_splits: int = 1, seed: int = 0) -> NDArray[np.float64]:
     """The correlation that a perfect predictor of each gene's underlying mean could reach.
 
-    counts
+    Parameters
+    ----------
+    counts : Any
         (n_spots, n_all_genes) raw counts of the scored spots over **all** genes of the table, dense or scipy sparse.
-    columns
+    columns : array_like
         (n_genes,) positions of the scored genes among those columns, or a boolean mask over them.
-    n_splits
+    n_splits : int, default 1
         How many random splits the correlation of the halves is averaged over; the protocol makes 1.
-    seed
+    seed : int, default 0
         Of the splits.
 
+    Returns
+    -------
+    ndarray of float64
+        (n_genes,) in [0, 1]. A gene whose halves do not correlate (r <= 0) shows no signal at this depth: 0, not NaN,
+        for dropping such genes would raise the mean over the rest. NaN where a half is constant, as in `pcc`.
+
+    Raises
+    ------
+    ValueError
+        For counts that are negative, not integer or not finite; for spots too shallow to split; for columns that do not
+        exist; for fewer than 2 spots.
+
+    Notes
+    -----
     Every count is split at random in two halves (binomial, p = 1/2); totals are recomputed per half over all genes, the
     target log1p cp10k per half; r = Pearson correlation of the halves over spots; reliability = 2 r / (1 + r)
     (Spearman-Brown); ceiling = its square root. Counts are overdispersed, so it is an upper bound.
 
-    Returns (n_genes,) in [0, 1]. A gene whose halves do not correlate (r <= 0) shows no signal at this depth: 0, not
-    NaN, for dropping such genes would raise the mean over the rest. NaN where a half is constant, as in `pcc`.
-
-    Raises ValueError for counts that are negative, not integer or not finite; for spots too shallow to split; for
-    columns that do not exist; for fewer than 2 spots.
-
-    Source: protocol stp-1, "Ceiling".
+    References
+    ----------
+    Protocol stp-1, "Ceiling".
     """
     check_arguments(ceiling, locals())
     matrix = _raw(counts)

@@ -17,21 +17,31 @@ if TYPE_CHECKING:
 def morans_i_gap(pred: ArrayLike, true: ArrayLike, graph: Any) -> NDArray[np.float64]:
     """Moran's I of the prediction minus Moran's I of the measurement, for each gene.
 
-    pred, true
+    Parameters
+    ----------
+    pred, true : array_like
         (n_spots, n_genes), finite, the spots of one section.
-    graph
+    graph : Any
         (n_spots, n_spots) scipy sparse weights of neighbours, rows and columns in the order of the spots: what
-        squidpy's graph builders leave in ``obsp["spatial_connectivities"]``. Rows are divided by their sums
-        here, as squidpy does. After spots were dropped, cut the graph too: ``graph[keep][:, keep]``.
+        squidpy's graph builders leave in ``obsp["spatial_connectivities"]``. Rows are divided by their sums here, as
+        squidpy does. After spots were dropped, cut the graph too: ``graph[keep][:, keep]``.
 
-    Returns (n_genes,), the sign kept: above 0 where the prediction is smoother than the measurement (the usual case:
-    counts carry noise that no image shows), below 0 where it is rougher; ``np.abs`` of it is the distance. NaN where a
-    gene is constant in `pred` or `true`, up to rounding, for Moran's I does not exist there.
+    Returns
+    -------
+    ndarray of float64
+        (n_genes,), the sign kept: above 0 where the prediction is smoother than the measurement (the usual case: counts
+        carry noise that no image shows), below 0 where it is rougher; ``np.abs`` of it is the distance. NaN where a
+        gene is constant in `pred` or `true`, up to rounding, for Moran's I does not exist there.
 
-    Raises ValueError for a graph that is not sparse, of another size, without edges, or with weights that are negative
-    or not finite, and as `pcc`.
+    Raises
+    ------
+    ValueError
+        For a graph that is not sparse, of another size, without edges, or with weights that are negative or not finite,
+        and where `pcc` raises it.
 
-    Source: both terms equal ``squidpy.gr.spatial_autocorr(mode="moran", transformation=True)``.
+    References
+    ----------
+    Both terms equal ``squidpy.gr.spatial_autocorr(mode="moran", transformation=True)``.
     """
     check_arguments(morans_i_gap, locals())
     weights = _row_normalised(graph)

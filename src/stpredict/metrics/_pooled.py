@@ -17,17 +17,27 @@ if TYPE_CHECKING:
 def pooled_pcc(preds: Sequence[ArrayLike], trues: Sequence[ArrayLike]) -> NDArray[np.float64]:
     """Pearson correlation of each gene across the spots of all sections together.
 
-    preds, trues
+    Parameters
+    ----------
+    preds, trues : Sequence[array_like]
         One array (n_spots, n_genes) a section, finite, with the same genes in the same order.
 
+    Returns
+    -------
+    ndarray of float64
+        (n_genes,) in [-1, 1]; NaN where a gene is constant over all spots in `preds` or `trues`, up to rounding.
+
+    Raises
+    ------
+    ValueError
+        Where the two name different numbers of sections or none, where sections differ in their number of genes, and as
+        `pcc` for each section.
+
+    Notes
+    -----
     A gene that merely differs between sections correlates here, so this is no substitute for the mean over sections of
     `pcc`: protocol stp-1 prints it beside that, labelled, where a paper used it. A gene that is constant in one section
     but not over all has a value here, and none there.
-
-    Returns (n_genes,) in [-1, 1]; NaN where a gene is constant over all spots in `preds` or `trues`, up to rounding.
-
-    Raises ValueError where the two name different numbers of sections or none, where sections differ in their number of
-    genes, and as `pcc` for each section.
     """
     check_arguments(pooled_pcc, locals())
     if len(preds) != len(trues) or not len(preds):

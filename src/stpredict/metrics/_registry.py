@@ -19,21 +19,23 @@ if TYPE_CHECKING:
 class Metric:
     """A score of every gene, as evaluation, benchmark, tables, plots and command line know it.
 
-    function
+    Parameters
+    ----------
+    function : callable
         Of predicted and measured values (n_spots, n_genes), and of what it `needs` beside them; returns (n_genes,).
-    title
+    title : str
         What tables and axes call it.
-    better
+    better : str
         Which values are better: "higher", "lower", or those nearer to "zero" from both sides.
-    needs
+    needs : str, default "values"
         "values": predicted and measured ones alone; "array": also the row and column (n_spots, 2) of every spot on its
         array; "neighbours": also a sparse graph (n_spots, n_spots).
-    unit
+    unit : str, default ""
         "" where it has none.
-    scale_free
+    scale_free : bool, default False
         Whether it is the same for predictions on another scale, so that it exists for genes that were never seen. Its
         0 means the same for every gene.
-    in_evaluate
+    in_evaluate : bool, default True
         False: `stp.tl.evaluate` leaves it out although it needs values alone. `stp.tl.benchmark` gives all.
     """
 

@@ -23,14 +23,24 @@ BLOCK_VALUES = 2**24  # values in float64 at a time: 128 MB, whatever the number
 def pcc(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
     """Pearson correlation of each gene across spots.
 
-    pred, true
+    Parameters
+    ----------
+    pred, true : array_like
         (n_spots, n_genes), finite, both in the same target space (usually log1p cp10k).
 
-    Returns (n_genes,) in [-1, 1]; NaN where a gene is constant in `pred` or `true`, up to rounding, never 0.
+    Returns
+    -------
+    ndarray of float64
+        (n_genes,) in [-1, 1]; NaN where a gene is constant in `pred` or `true`, up to rounding, never 0.
 
-    Raises ValueError for arrays of unequal shape, not 2-D, with fewer than 2 spots, or with values that are not finite.
+    Raises
+    ------
+    ValueError
+        For arrays of unequal shape, not 2-D, with fewer than 2 spots, or with values that are not finite.
 
-    Source: protocol stp-1, "Correlation"; equals ``scipy.stats.pearsonr`` column by column.
+    References
+    ----------
+    Protocol stp-1, "Correlation"; equals ``scipy.stats.pearsonr`` column by column.
     """
     check_arguments(pcc, locals())
     return per_gene(_pearson, pred, true, min_spots=2)
@@ -39,14 +49,24 @@ def pcc(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
 def spearman(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
     """Spearman correlation of each gene across spots: Pearson of the ranks, ties sharing their mean rank.
 
-    pred, true
+    Parameters
+    ----------
+    pred, true : array_like
         (n_spots, n_genes), finite; only their order matters.
 
-    Returns (n_genes,) in [-1, 1]; NaN where a gene is constant in `pred` or `true`, up to rounding, never 0.
+    Returns
+    -------
+    ndarray of float64
+        (n_genes,) in [-1, 1]; NaN where a gene is constant in `pred` or `true`, up to rounding, never 0.
 
-    Raises ValueError as `pcc`.
+    Raises
+    ------
+    ValueError
+        Where `pcc` raises it.
 
-    Source: equals ``scipy.stats.spearmanr`` column by column.
+    References
+    ----------
+    Equals ``scipy.stats.spearmanr`` column by column.
     """
     check_arguments(spearman, locals())
     return per_gene(_spearman, pred, true, min_spots=2)
@@ -55,12 +75,20 @@ def spearman(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
 def mse(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
     """Mean squared error of each gene across spots.
 
-    pred, true
+    Parameters
+    ----------
+    pred, true : array_like
         (n_spots, n_genes), finite, both in the same target space.
 
-    Returns (n_genes,), at least 0, in squared target units.
+    Returns
+    -------
+    ndarray of float64
+        (n_genes,), at least 0, in squared target units.
 
-    Raises ValueError for arrays of unequal shape, not 2-D, without spots, or with values that are not finite.
+    Raises
+    ------
+    ValueError
+        For arrays of unequal shape, not 2-D, without spots, or with values that are not finite.
     """
     check_arguments(mse, locals())
     return per_gene(lambda p, t: np.square(p - t).mean(axis=0), pred, true, min_spots=1)
@@ -69,12 +97,20 @@ def mse(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
 def mae(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
     """Mean absolute error of each gene across spots.
 
-    pred, true
+    Parameters
+    ----------
+    pred, true : array_like
         (n_spots, n_genes), finite, both in the same target space.
 
-    Returns (n_genes,), at least 0, in target units.
+    Returns
+    -------
+    ndarray of float64
+        (n_genes,), at least 0, in target units.
 
-    Raises ValueError as `mse`.
+    Raises
+    ------
+    ValueError
+        Where `mse` raises it.
     """
     check_arguments(mae, locals())
     return per_gene(lambda p, t: np.abs(p - t).mean(axis=0), pred, true, min_spots=1)

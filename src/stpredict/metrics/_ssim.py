@@ -20,26 +20,38 @@ MOST_CELLS = 2**27  # Visium HD at 2 um has 11 M
 def ssim(pred: ArrayLike, true: ArrayLike, grid: ArrayLike, *, win_size: int = 7) -> NDArray[np.float64]:
     """Structural similarity index of each gene's map, both laid on the array of the spots.
 
-    pred, true
+    Parameters
+    ----------
+    pred, true : array_like
         (n_spots, n_genes), finite, the spots of one section, both in the same target space.
-    grid
+    grid : array_like
         (n_spots, 2) integers: row and column of each spot on its array, such as obs columns array_row and array_col
         (Visium's columns count in steps of two within a row: every other cell is then empty, which changes the size of
         a window, not the rule below).
-    win_size
+    win_size : int, default 7
         Side of the square window in cells of the array, odd and at least 3.
 
+    Returns
+    -------
+    ndarray of float64
+        (n_genes,) in [-1, 1]; NaN where a gene is constant in `true`, up to rounding (the range is 0).
+
+    Raises
+    ------
+    ValueError
+        For a grid of another length, not of integers, or with two spots in one cell, for an impossible `win_size`, for
+        a section where no window counts, and where `pcc` raises it.
+
+    Notes
+    -----
     Means, variances and covariance are those of the spots that are there: a cell without a spot has no weight, in any
     window. A window counts where it lies inside the bounding box of the spots, has a spot in its centre, and holds at
     least `win_size` spots; variances are divided by their number less one. The index is the mean over these windows,
     each weighing the same. Its constants come from the range of `true` over all spots, gene by gene.
 
-    Returns (n_genes,) in [-1, 1]; NaN where a gene is constant in `true`, up to rounding (the range is 0).
-
-    Raises ValueError for a grid of another length, not of integers, or with two spots in one cell, for an impossible
-    `win_size`, for a section where no window counts, and as `pcc`.
-
-    Source: Wang et al., IEEE Transactions on Image Processing 13 (2004), 600; on a full grid it equals
+    References
+    ----------
+    Wang et al., IEEE Transactions on Image Processing 13 (2004), 600; on a full grid it equals
     ``skimage.metrics.structural_similarity(true, pred, win_size=win_size, data_range=np.ptp(true))``.
     """
     check_arguments(ssim, locals())

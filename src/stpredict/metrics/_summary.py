@@ -18,25 +18,37 @@ if TYPE_CHECKING:
 def summary(pred: ArrayLike, true: ArrayLike, *, n_top: int = 50) -> pd.Series:
     """The scores of one section by protocol stp-1.
 
-    pred, true
+    Parameters
+    ----------
+    pred, true : array_like
         (n_spots, n_genes) of the scored spots of one section, finite, both in the same target space.
-    n_top
+    n_top : int, default 50
         How many genes make HEG and HVG; where fewer genes have a correlation, all of them do.
 
-    Returns a float64 Series, ``attrs["protocol"]`` naming the protocol, of
+    Returns
+    -------
+    Series
+        A float64 Series, ``attrs["protocol"]`` naming the protocol, of
 
-    - ``pcc_f``, ``pcc_s``, ``pcc_m``: 25th percentile, median and mean of the Pearson correlations over genes;
-    - ``heg``, ``hvg``: their mean over the `n_top` genes with the highest mean, or population variance, of `true`,
-      chosen after NaN genes are removed; between equals the earlier column wins;
-    - ``mse``, ``mae``: over all spots and genes;
-    - ``n_spots``, ``n_genes``; ``n_nan_genes``: constant in `pred` or `true`, not in the correlations above; ``n_top``:
-      the genes behind ``heg`` and ``hvg``.
+        - ``pcc_f``, ``pcc_s``, ``pcc_m``: 25th percentile, median and mean of the Pearson correlations over genes;
+        - ``heg``, ``hvg``: their mean over the `n_top` genes with the highest mean, or population variance, of `true`,
+          chosen after NaN genes are removed; between equals the earlier column wins;
+        - ``mse``, ``mae``: over all spots and genes;
+        - ``n_spots``, ``n_genes``; ``n_nan_genes``: constant in `pred` or `true`, not in the correlations above;
+          ``n_top``: the genes behind ``heg`` and ``hvg``.
 
+    Raises
+    ------
+    ValueError
+        For `n_top` below 1 or no genes, and where `pcc` raises it.
+
+    Notes
+    -----
     Where no gene has a correlation (the `Mean` null), those figures are NaN and the errors remain.
 
-    Raises ValueError for `n_top` below 1 or no genes, and as `pcc`.
-
-    Source: protocol stp-1, "Correlation".
+    References
+    ----------
+    Protocol stp-1, "Correlation".
     """
     check_arguments(summary, locals())
     r = pcc(pred, true)
@@ -61,10 +73,24 @@ def summary(pred: ArrayLike, true: ArrayLike, *, n_top: int = 50) -> pd.Series:
 def correlation_summary(r: NDArray[np.float64], true: ArrayLike, *, n_top: int = 50) -> dict[str, float]:
     """``pcc_f``, ``pcc_s``, ``pcc_m``, ``heg``, ``hvg`` of `summary`, from correlations (n_genes,) that are known.
 
-    r
+    Parameters
+    ----------
+    r : ndarray of float64
         One a gene; NaN genes are left out.
-    true
+    true : array_like
         (n_spots, n_genes), by which the top genes are chosen.
+    n_top : int, default 50
+        How many genes make HEG and HVG; where fewer genes have a correlation, all of them do.
+
+    Returns
+    -------
+    dict[str, float]
+        The figures by name.
+
+    Raises
+    ------
+    ValueError
+        For `n_top` below 1.
     """
     check_arguments(correlation_summary, locals())
     measured = np.asarray(true)
@@ -75,7 +101,27 @@ def correlation_summary(r: NDArray[np.float64], true: ArrayLike, *, n_top: int =
 def top_correlations(
     r: NDArray[np.float64], *, mean: NDArray[np.float64], variance: NDArray[np.float64], n_top: int = 50
 ) -> dict[str, float]:
-    """As `correlation_summary`, with the mean and population variance (n_genes,) of the measured target known."""
+    """The figures of `correlation_summary`, with the mean and population variance of the measured target known.
+
+    Parameters
+    ----------
+    r : ndarray of float64
+        (n_genes,) correlations; NaN genes are left out.
+    mean, variance : ndarray of float64
+        (n_genes,) mean and population variance of the measured target.
+    n_top : int, default 50
+        How many genes make HEG and HVG; where fewer genes have a correlation, all of them do.
+
+    Returns
+    -------
+    dict[str, float]
+        The figures by name.
+
+    Raises
+    ------
+    ValueError
+        For `n_top` below 1.
+    """
     check_arguments(top_correlations, locals())
     valid = np.isfinite(r)
     n_top = min(n_top, int(valid.sum()))

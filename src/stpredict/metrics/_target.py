@@ -18,14 +18,22 @@ MIN_COUNTS = 500  # spots below it hold noise: her2st has spots of 1 and 2 count
 def log1p_cp10k(counts: ArrayLike, totals: ArrayLike) -> NDArray[np.float64]:
     """The target of protocol stp-1: natural log1p of counts per ten thousand.
 
-    counts
+    Parameters
+    ----------
+    counts : array_like
         (n_spots, n_genes) raw counts of the wanted genes, dense.
-    totals
+    totals : array_like
         (n_spots,) all counts of each spot, over all genes of the table before any subsetting; above 0.
 
-    Returns (n_spots, n_genes) float64, at least 0.
+    Returns
+    -------
+    ndarray of float64
+        (n_spots, n_genes) float64, at least 0.
 
-    Raises ValueError where a spot has no counts at all, or where the two disagree on the number of spots.
+    Raises
+    ------
+    ValueError
+        Where a spot has no counts at all, or where the two disagree on the number of spots.
     """
     check_arguments(log1p_cp10k, locals())
     counts, totals = np.asarray(counts, dtype=np.float64), np.asarray(totals, dtype=np.float64)

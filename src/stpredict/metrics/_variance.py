@@ -18,18 +18,30 @@ EPS = 0.01  # added to the measured variance, in squared target units; papers th
 def rvd(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
     """Relative variance distance of each gene: ((var(pred) - var(true)) / (var(true) + 0.01))^2.
 
-    pred, true
+    Parameters
+    ----------
+    pred, true : array_like
         (n_spots, n_genes), finite, both in the same target space (usually log1p cp10k).
 
+    Returns
+    -------
+    ndarray of float64
+        (n_genes,), at least 0 and never NaN: a constant gene has the variance 0. The mean over genes is the figure of
+        the papers; a gene that hardly varies in `true` can dominate it, for the 0.01 is all that bounds its share.
+
+    Raises
+    ------
+    ValueError
+        Where `mse` raises it.
+
+    Notes
+    -----
     Variances are population variances over spots. A prediction that is constant scores nearly 1, one that varies as
     much as the measurement 0, wherever it varies: read it beside `pcc`, never alone.
 
-    Returns (n_genes,), at least 0 and never NaN: a constant gene has the variance 0. The mean over genes is the figure
-    of the papers; a gene that hardly varies in `true` can dominate it, for the 0.01 is all that bounds its share.
-
-    Raises ValueError as `mse`.
-
-    Source: the evaluation of TRIPLEX (Chung et al., CVPR 2024), as released.
+    References
+    ----------
+    The evaluation of TRIPLEX (Chung et al., CVPR 2024), as released.
     """
     check_arguments(rvd, locals())
     return per_gene(_rvd, pred, true, min_spots=1)

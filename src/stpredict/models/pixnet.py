@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -337,6 +338,12 @@ def _genes_head(c: PixNetConfig, embeddings: GeneEmbeddings | None) -> PanelHead
 def _check_sizes(c: PixNetConfig, encoder: Encoder) -> None:
     if c.turns not in (1, 4, 8):
         raise ValueError(f"turns={c.turns} must be 1, 4 (quarter turns) or 8 (with flips).")
+    strides = encoder.strides
+    if not encoder.is_vit and any(coarse != 2 * fine for fine, coarse in pairwise(strides)):
+        raise ValueError(
+            f"taps={c.taps} of {c.encoder!r} give maps with strides of {strides} px; each must be twice as coarse as "
+            "the one before, since a step of the decoder doubles the resolution. Choose taps of consecutive stages."
+        )
     n_bare = len(c.filters) - len(c.taps)
     coarsest = encoder.strides[0] / 2**n_bare * 2 ** (len(c.filters) - 2)  # stride of the deepest fusion
     unit = int(np.lcm(encoder.block_px, int(coarsest) * c.attention_window))

@@ -85,17 +85,28 @@ def folded_call(net: nn.Module, *given: Tensor, probe: Callable[[nn.Module], Ten
     return functional_call(twin, weights, given)
 
 
-def copied[M: nn.Module](model: M, made: dict[nn.Module, nn.Module] | None = None) -> M:
-    """The model and its parts anew, with the same weights; hooks that are added to one are not in the other."""
-    made = {} if made is None else made  # a part that is used twice stays one
-    twin = made[model] = copy.copy(model)
+def copied[M: nn.Module](model: M, replaced: dict[nn.Module, nn.Module] | None = None) -> M:
+    """The model and its parts anew, with the same weights; hooks that are added to one are not in the other.
+
+    Parameters
+    ----------
+    replaced : dict[nn.Module, nn.Module]
+        Parts that are to be others in the copy, by the part.
+    """
+    replaced = replaced or {}
+    twins = {part: replaced[part] if part in replaced else _bare_copy(part) for part in model.modules()}
+    for part, twin in twins.items():  # a part that is used twice stays one
+        if part not in replaced:
+            twin._modules = {name: child if child is None else twins[child] for name, child in part._modules.items()}
+    return twins[model]  # type: ignore[return-value]
+
+
+def _bare_copy(part: nn.Module) -> nn.Module:
+    """A module with hooks, parameters and buffers of its own, but the children of the original."""
+    twin = copy.copy(part)
     for name in HOOKS:
-        setattr(twin, name, OrderedDict(getattr(model, name)))
-    twin._parameters, twin._buffers = dict(model._parameters), dict(model._buffers)
-    twin._modules = {
-        name: child if child is None else made[child] if child in made else copied(child, made)
-        for name, child in model._modules.items()
-    }
+        setattr(twin, name, OrderedDict(getattr(part, name)))
+    twin._parameters, twin._buffers = dict(part._parameters), dict(part._buffers)
     return twin
 
 

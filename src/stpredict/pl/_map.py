@@ -112,13 +112,18 @@ def read_view(
 ) -> tuple[NDArray, NDArray[np.float64]]:
     """What of an image lies in the view, materialised at display scale.
 
-    levels
+    Parameters
+    ----------
+    levels : Sequence[DataArray]
         Pyramid levels (c, y, x), the finest first: only the window that is seen is read, from the coarsest level that
         still has about `n_px` pixels along the longer side of it, and averaged down by a whole factor (NaN left out).
-    affine
+    affine : ndarray of float64
         3x3 from the finest level's pixels to the coordinate system.
 
-    Returns pixels (c, h, w) and the 3x3 matrix from these pixels to the coordinate system.
+    Returns
+    -------
+    tuple[ndarray, ndarray]
+        Pixels (c, h, w) and the 3x3 matrix from these pixels to the coordinate system.
     """
     height, width = levels[0].sizes["y"], levels[0].sizes["x"]
     x0, y0, x1, y1 = _window(levels[0], affine, view)

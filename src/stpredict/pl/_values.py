@@ -88,11 +88,16 @@ def measured(
 ) -> NDArray[np.float64]:
     """(n_obs,) of one gene as it was measured.
 
-    layer
+    Parameters
+    ----------
+    layer : str | None
         None: log1p cp10k of the raw counts in X, NaN in rows below `min_counts`; else that layer as it stands.
 
-    Raises ValueError for a gene or layer that is not there, for an X that is not raw counts, and where every row is
-    below `min_counts`.
+    Raises
+    ------
+    ValueError
+        For a gene or layer that is not there, for an X that is not raw counts, and where every row is below
+        `min_counts`.
     """
     what = f"table {table_name!r}"
     if layer is not None:

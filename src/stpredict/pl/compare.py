@@ -40,23 +40,43 @@ def compare(
 ) -> NDArray[np.object_]:
     """One gene as it was measured and as it was predicted, on one colour scale, with their Pearson correlation.
 
-    layer
+    Parameters
+    ----------
+    sdata : SpatialData
+        A SpatialData object.
+    layer : str
         Layer of the table with the prediction.
-    measured
+    gene : str
+        Name of the gene.
+    measured : str, optional
         Layer with the measurement in the same target; None: log1p cp10k of the raw counts in X.
-    min_counts
-        Spots with fewer raw counts are noise: they are left out of the measured map and of the correlation.
-    axes
-        Two axes to draw on, measured first; None makes a figure.
-    shapes_key, table_name, image_key, alpha, cmap, vmin, vmax, coordinate_system
+    shapes_key, table_name, image_key : str, optional
         As in `pl.expression`.
+    alpha : float, default 1.0
+        As in `pl.expression`.
+    cmap : str, default "viridis"
+        As in `pl.expression`.
+    vmin, vmax : float, optional
+        As in `pl.expression`.
+    coordinate_system : str, default "global"
+        As in `pl.expression`.
+    min_counts : int, default MIN_COUNTS
+        Spots with fewer raw counts are noise: they are left out of the measured map and of the correlation.
+    axes : Sequence[Axes], optional
+        Two axes to draw on, measured first; None makes a figure.
 
-    Returns the two axes, (2,), measured first. The correlation in the second title is over the spots that protocol
-    stp-1 scores (wholly on the image, on tissue where the table says so, at least `min_counts`) and that were
-    predicted; how many those are stands beside it.
+    Returns
+    -------
+    ndarray of object
+        The two axes, (2,), measured first. The correlation in the second title is over the spots that protocol stp-1
+        scores (wholly on the image, on tissue where the table says so, at least `min_counts`) and that were predicted;
+        how many those are stands beside it.
 
-    Raises ValueError as `pl.expression`; for an X that is not raw counts; for a prediction in another target than the
-    measurement; for `axes` that are not two.
+    Raises
+    ------
+    ValueError
+        Where `pl.expression` raises it; for an X that is not raw counts; for a prediction in another target than the
+        measurement; for `axes` that are not two.
     """
     check_arguments(compare, locals())
     table_name = find_table(sdata, table_name, shapes_key)
@@ -69,13 +89,13 @@ def compare(
         sdata, image_key=image_key, shapes_key=shapes_key, table_name=table_name, measured_layer=measured,
         min_counts=min_counts,
     )  # fmt: skip
-    said = correlation_text(*correlation(true[rows], pred[rows]))
+    text = correlation_text(*correlation(true[rows], pred[rows]))
     maps = [on_shapes(sdata, values, table_name=table_name, shapes_key=shapes_key) for values in (true, pred)]
     colours = colour_scale(*maps, cmap=cmap, vmin=vmin, vmax=vmax)
     two = new_axes(view, n=2) if axes is None else _two(axes)
     image = read_image(sdata, image_key, coordinate_system=coordinate_system, view=view, n_px=display_px(two[0]))
     um = micrometres_per_unit(sdata, image_key or shapes_key, coordinate_system)
-    for ax, values, title in zip(two, maps, (f"{gene}\nmeasured", f"{gene}\n{layer}, {said}"), strict=True):
+    for ax, values, title in zip(two, maps, (f"{gene}\nmeasured", f"{gene}\n{layer}, {text}"), strict=True):
         shapes = with_values(sdata, shapes_key, values, coordinate_system=coordinate_system)
         draw(ax, coordinate_system=coordinate_system, image=image, shapes=shapes, colours=colours, alpha=alpha, um=um)
         frame_map(ax, view, title=title)

@@ -33,29 +33,43 @@ def expression(
 ) -> Axes:
     """One gene's values on the shapes that a table annotates, over the H&E.
 
-    layer
+    Parameters
+    ----------
+    sdata : SpatialData
+        A SpatialData object.
+    layer : str | None
         Layer of the table; None: the measurement, log1p cp10k of the raw counts in X (spots below 500 counts are left
         out, as everywhere by protocol stp-1).
-    table_name
-        None: the only table, or the one that annotates the shapes.
-    shapes_key
+    gene : str
+        Name of the gene.
+    shapes_key : str, optional
         Circles or polygons; None: the ones that the table annotates. Rows find their shape by instance id. A shape
         without a value (no row, or NaN: no image or tissue under it) is not drawn.
-    image_key
+    table_name : str, optional
+        None: the only table, or the one that annotates the shapes.
+    image_key : str, optional
         The H&E beneath; None: the object's only one, or none where it has none.
-    ax
+    ax : Axes, optional
         Where to draw; None makes a figure.
-    alpha
+    alpha : float, default 1.0
         Opacity of the shapes in [0, 1].
-    vmin, vmax
+    cmap : str, default "viridis"
+        Name of a colour map of matplotlib.
+    vmin, vmax : float, optional
         Ends of the colour scale in the layer's unit; None: the range of what is shown.
-    coordinate_system
+    coordinate_system : str, default "global"
         In which shapes and H&E are laid over each other; both must have a transformation to it.
 
-    Returns the axes. The colour bar names the transform of the values.
+    Returns
+    -------
+    Axes
+        The axes. The colour bar names the transform of the values.
 
-    Raises ValueError for a table, layer, gene, shapes, image or coordinate system that is not there (with the closest
-    names), for several and no key, and for a gene that is NaN throughout.
+    Raises
+    ------
+    ValueError
+        For a table, layer, gene, shapes, image or coordinate system that is not there (with the closest names), for
+        several and no key, and for a gene that is NaN throughout.
     """
     check_arguments(expression, locals())
     table_name = find_table(sdata, table_name, shapes_key)

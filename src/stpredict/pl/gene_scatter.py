@@ -36,16 +36,36 @@ def gene_scatter(
 ) -> Axes:
     """Every scored spot's measured (x) and predicted (y) value of one gene, with the line of equality.
 
-    layer, measured, min_counts, shapes_key, table_name
+    Parameters
+    ----------
+    sdata : SpatialData
+        A SpatialData object.
+    layer : str
         As in `pl.compare`; only the spots that protocol stp-1 scores are drawn, those of the correlation in the title.
-    image_key
+    gene : str
+        Name of the gene.
+    measured : str, optional
+        As in `pl.compare`.
+    min_counts : int, default MIN_COUNTS
+        As in `pl.compare`.
+    shapes_key, table_name : str, optional
+        As in `pl.compare`.
+    image_key : str, optional
         The H&E by which spots on the image are told; None: the object's only one.
-    ax
+    ax : Axes, optional
         Where to draw; None makes a figure.
+    color : str, default "C0"
+        Colour of the points.
 
-    Returns the axes, with one range for both directions.
+    Returns
+    -------
+    Axes
+        The axes, with one range for both directions.
 
-    Raises ValueError as `pl.compare`, and where no spot has both values.
+    Raises
+    ------
+    ValueError
+        Where `pl.compare` raises it, and where no spot has both values.
     """
     check_arguments(gene_scatter, locals())
     table_name = find_table(sdata, table_name, shapes_key)

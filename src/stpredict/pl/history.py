@@ -20,15 +20,23 @@ LOSSES = {"train_loss": ("training loss", "C0"), "val_loss": ("validation loss",
 def history(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Losses by epoch, and beside them the validation correlation and the learning rate where they were logged.
 
-    history
+    Parameters
+    ----------
+    history : DataFrame
         What `tl.train` returns: columns `epoch`, `train_loss` and `val_loss` (either may be absent), and optionally
         `val_pcc` (drawn on the right) and `lr` (the grey ground; its peak is in the legend). NaN rows are skipped.
-    ax
+    ax : Axes, optional
         Where to draw the losses; None makes a figure.
 
-    Returns the axes of the losses. The epoch with the lowest validation loss is marked.
+    Returns
+    -------
+    Axes
+        The axes of the losses. The epoch with the lowest validation loss is marked.
 
-    Raises ValueError where `epoch` or both losses are missing.
+    Raises
+    ------
+    ValueError
+        Where `epoch` or both losses are missing.
     """
     check_arguments(globals()["history"], locals())  # the argument has the name of the function
     losses = [column for column in LOSSES if _logged(history, column)]

@@ -44,29 +44,52 @@ def latent(
 ) -> Axes:
     """What a model sees, before any gene is asked: Leiden clusters of its latent, on the tissue or as UMAP.
 
-    key
+    Parameters
+    ----------
+    sdata : SpatialData
+        A SpatialData object.
+    key : str
         Entry of obsm, as `stp.tl.embed` writes it. Rows with NaN are left out.
-    table_name
+    table_name : str, optional
         None: the only table that has the entry.
-    basis
+    basis : {"tissue", "umap"}, default "tissue"
         "tissue": the shapes over the H&E; "umap": every row as a point.
-    color
+    color : str, optional
         Column of obs to colour by, names or whole numbers; None: the clusters. Rows without a name are not drawn.
-    resolution, n_neighbors, seed
-        Of scanpy's Leiden clusters (igraph, two iterations); of the nearest neighbours, Euclidean, of the latent as it
-        is; and of all that is random.
-    labels
+    resolution : float, default 1.0
+        Of scanpy's Leiden clusters (igraph, two iterations).
+    n_neighbors : int, default 15
+        Number of nearest neighbours, Euclidean, of the latent as it is; at least 2.
+    seed : int, default 0
+        Of all that is random.
+    labels : str, optional
         Column of obs with labels to compare the clusters with, such as a pathologist's: the title gives the adjusted
         Rand index over the rows that have a label and a value, and how many those are.
-    shapes_key, image_key, ax, alpha, coordinate_system
+    shapes_key, image_key : str, optional
+        As in `pl.expression`.
+    ax : Axes, optional
+        As in `pl.expression`.
+    alpha : float, default 1.0
+        As in `pl.expression`.
+    coordinate_system : str, default "global"
         As in `pl.expression`.
 
-    Returns the axes. The object stays as it is: clusters are in the figure alone.
+    Returns
+    -------
+    Axes
+        The axes. The object stays as it is: clusters are in the figure alone.
 
-    Raises ValueError for an entry, table, column, shapes or image that is not there (with the closest names), for fewer
-    rows than neighbours, and for more groups than can be told apart by colour; ImportError without scanpy.
+    Raises
+    ------
+    ValueError
+        For an entry, table, column, shapes or image that is not there (with the closest names), for fewer rows than
+        neighbours, and for more groups than can be told apart by colour.
+    ImportError
+        Without scanpy.
 
-    Source: "From Spots to Pixels" (arXiv 2503.01347), section 4.7.
+    References
+    ----------
+    "From Spots to Pixels" (arXiv 2503.01347), section 4.7.
     """
     check_arguments(latent, locals())
     table_name = _table_name(sdata, key, table_name)

@@ -49,24 +49,38 @@ def raster(
 ) -> Axes:
     """The continuous map of one gene, over the H&E.
 
-    raster_key
+    Parameters
+    ----------
+    sdata : SpatialData
+        A SpatialData object.
+    raster_key : str
         Image of predicted expression, gene names on `c`; only the channel of `gene` is read, at display scale. Pixels
         that are NaN (off the tissue) stay transparent.
-    image_key
+    gene : str
+        Name of the gene.
+    image_key : str, optional
         The H&E beneath; None: the object's only one, or none where it has none.
-    ax
+    ax : Axes, optional
         Where to draw; None makes a figure.
-    alpha
+    alpha : float, default 0.6
         Opacity of the map in [0, 1]; 1 hides the H&E.
-    vmin, vmax
+    cmap : str, default "viridis"
+        Name of a colour map of matplotlib.
+    vmin, vmax : float, optional
         Ends of the colour scale in the raster's unit; None: the range of what is shown.
-    coordinate_system
+    coordinate_system : str, default "global"
         In which raster and H&E are laid over each other; both must have a transformation to it.
 
-    Returns the axes. The colour bar names the transform of the values as the raster's provenance gives it.
+    Returns
+    -------
+    Axes
+        The axes. The colour bar names the transform of the values as the raster's provenance gives it.
 
-    Raises ValueError for a raster, gene, image or coordinate system that is not there (with the closest names), for
-    several images and no key, and for a raster that is NaN throughout.
+    Raises
+    ------
+    ValueError
+        For a raster, gene, image or coordinate system that is not there (with the closest names), for several images
+        and no key, and for a raster that is NaN throughout.
     """
     check_arguments(raster, locals())
     if raster_key not in sdata.images:

@@ -32,23 +32,31 @@ def scores(
 ) -> Axes:
     """The distribution of a score over genes, a box a model, with every gene as a point.
 
-    result
+    Parameters
+    ----------
+    result : DataFrame
         What `stp.tl.benchmark` returns.
-    metric
-        A column `metric` of it: "pcc", "spearman", "mse", "mae", "rvd", "ssim", "morans_i_gap".
-    models
+    metric : str, default "pcc"
+        A name in its column `metric`, such as "pcc", "mse" or "ssim".
+    models : Sequence[str], optional
         Which, and in which order; None: all that have the metric, log depth and ceiling last.
-    section
+    section : str, optional
         One section; None: the mean over sections (and seeds) for each gene that all shown models have.
-    paired
+    paired : bool, default True
         Draw a line from each gene of a model to the same gene of the next one.
-    ax
+    ax : Axes, optional
         Where to draw; None makes a figure.
 
-    Returns the axes. A box spans the quartiles, its line is the median, the whiskers end at percentiles 5 and 95; the
-    diamond is the mean. Genes without the score (constant in prediction or truth) are left out.
+    Returns
+    -------
+    Axes
+        The axes. A box spans the quartiles, its line is the median, the whiskers end at percentiles 5 and 95; the
+        diamond is the mean. Genes without the score (constant in prediction or truth) are left out.
 
-    Raises ValueError for a metric, model or section that the result does not have.
+    Raises
+    ------
+    ValueError
+        For a metric, model or section that the result does not have.
     """
     check_arguments(scores, locals())
     table = _by_gene(result, metric, models, section)

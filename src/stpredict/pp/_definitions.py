@@ -53,16 +53,18 @@ def read_definitions(table: pd.DataFrame | str | Path) -> dict[str, Definition]:
         )
     sources = frame["source"] if "source" in frame else [source] * len(frame)
     found: dict[str, Definition] = {}
-    twice = []
+    duplicates = []
     for gene, text, origin in zip(frame["gene"], frame["definition"], sources, strict=True):
         name, definition = clean(gene), Definition(clean(text), clean(origin) or source, clean(gene))
         if not name or not definition.text:
             continue
         if name in found and found[name].text != definition.text:
-            twice.append(name)
+            duplicates.append(name)
         found[name] = definition
-    if twice:
-        raise ValueError(f"{what} has two definitions of {twice[:5]} ({len(twice)} genes). Keep one row for each gene.")
+    if duplicates:
+        raise ValueError(
+            f"{what} has two definitions of {duplicates[:5]} ({len(duplicates)} genes). Keep one row for each gene."
+        )
     return found
 
 
@@ -84,10 +86,17 @@ class DefinitionCache:
     Columns gene, definition, source, prompt; a row is one line. A last line that was torn by an interruption is cut
     off. Rows count for the prompt they were made with alone.
 
-    path
+    Parameters
+    ----------
+    path : str | Path | None
         None: nothing is kept.
 
-    Raises FileNotFoundError where the folder is not there, ValueError where the file is something else.
+    Raises
+    ------
+    FileNotFoundError
+        Where the folder is not there.
+    ValueError
+        Where the file is something else.
     """
 
     def __init__(self, path: str | Path | None) -> None:

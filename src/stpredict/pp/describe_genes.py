@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from stpredict._arguments import check_arguments
-from stpredict._spatialdata._genes import ENSEMBL
+from stpredict._spatialdata._tables import ENSEMBL
 from stpredict.pp._definitions import Definition, DefinitionCache, clean, read_definitions
 from stpredict.pp._text_sources import PLACEHOLDER, Found, from_generator, from_ncbi, from_table, plain_id
 
@@ -33,33 +33,53 @@ def describe_genes(
 ) -> pd.DataFrame:
     """A definition of each gene, from a table, from NCBI, from a text generator, or the symbol alone.
 
-    genes
+    Parameters
+    ----------
+    genes : Sequence[str]
         Names, each once: symbols or Ensembl ids.
-    source
+    source : str | Path | DataFrame | Callable[[str], str]
         "symbol": the name is the text. A table with columns gene and definition: a DataFrame, or the path of a .tsv or
         .csv file. "ncbi": gene summaries of NCBI through MyGene.info (extra ``text``; asks the network). A function
         from a prompt to a text, such as `openai_source` makes, called once a gene.
-    cache
+    cache : str | Path, optional
         For "ncbi" and functions: a .tsv to which every definition is appended as it comes. A call that was interrupted
         goes on from there, and a later call asks only for what is new.
-    template
+    template : str, default TEMPLATE
         The prompt for a function, GENE_NAME standing for the gene. The default is that of GeneQuery.
-    synonyms
+    synonyms : Mapping[str, str] | Series, optional
         Other names of the genes: gene -> name, a dict or a column of `var` (``adata.var["gene_name"]``). Used where a
         table lacks the gene itself; asked in its place of NCBI, of a function, and by "symbol".
-    species
+    species : str, default "human"
         For "ncbi": "human", "mouse", or a taxonomy id.
+    progress : bool, default True
+        Show progress bars.
 
-    Returns one row a gene in the order asked, columns gene, definition and source ("table" or the file's name, "ncbi",
-    the function's name, "symbol"). A gene without a definition gets its symbol, or its synonym, as the text; one
-    warning counts and names them. ``attrs["report"]`` has n_genes; sources (source -> number of genes); symbol_only
-    (genes); synonyms and case (gene -> the name under which it was found); ambiguous (gene -> the symbols it may stand
-    for); ensembl (genes that are Ensembl ids).
+    Returns
+    -------
+    DataFrame
+        One row a gene in the order asked, columns gene, definition and source ("table" or the file's name, "ncbi", the
+        function's name, "symbol"). A gene without a definition gets its symbol, or its synonym, as the text; one
+        warning counts and names them. ``attrs["report"]`` has n_genes; sources (source -> number of genes); symbol_only
+        (genes); synonyms and case (gene -> the name under which it was found); ambiguous (gene -> the symbols it may
+        stand for); ensembl (genes that are Ensembl ids).
 
-    Raises ValueError for genes that occur twice, a source, table, cache or template that is not understood, and a cache
-    made with other prompts; FileNotFoundError for a table that is not there; ImportError for a missing extra;
-    ConnectionError where NCBI does not answer and RuntimeError where a function fails, both saying what is kept.
-    Source: the template is that of GeneQuery (arXiv 2411.18391).
+    Raises
+    ------
+    ValueError
+        For genes that occur twice, a source, table, cache or template that is not understood, and a cache made with
+        other prompts.
+    FileNotFoundError
+        For a table that is not there.
+    ImportError
+        For a missing extra.
+    ConnectionError
+        Where NCBI does not answer; it says what is kept.
+    RuntimeError
+        Where a function fails; it says what is kept.
+
+    References
+    ----------
+    The template is that of GeneQuery (arXiv 2411.18391).
     """
     check_arguments(describe_genes, locals())
     genes = _checked(genes, template)
@@ -70,13 +90,13 @@ def describe_genes(
     found: Found = {}
     ambiguous: dict[str, list[str]] = {}
     if callable(source):
-        kept = DefinitionCache(cache)
-        found = from_generator(source, genes, aliases, template=template, cache=kept, progress=progress)
+        cached = DefinitionCache(cache)
+        found = from_generator(source, genes, aliases, template=template, cache=cached, progress=progress)
     elif named is None:
         found = from_table(read_definitions(source), genes, aliases)
     elif named == "ncbi":
-        kept = DefinitionCache(cache)
-        found, ambiguous = from_ncbi(genes, aliases, species=species, cache=kept, progress=progress)
+        cached = DefinitionCache(cache)
+        found, ambiguous = from_ncbi(genes, aliases, species=species, cache=cached, progress=progress)
     names = {gene: aliases.get(gene, gene) for gene in genes}
     rows = {gene: found.get(gene) or Definition(names[gene], "symbol", names[gene]) for gene in genes}
     frame = pd.DataFrame(
@@ -91,9 +111,11 @@ def _checked(genes: Sequence[str], template: str) -> list[str]:
     if len(genes) == 0:
         raise ValueError(f"describe_genes takes a list of gene names, got {genes!r}. Pass [gene, ...].")
     names = [str(gene) for gene in genes]
-    twice = [name for name, n in Counter(names).items() if n > 1]
-    if twice:
-        raise ValueError(f"genes occur more than once: {twice[:5]} ({len(twice)} names). Pass each gene once.")
+    duplicates = [name for name, n in Counter(names).items() if n > 1]
+    if duplicates:
+        raise ValueError(
+            f"genes occur more than once: {duplicates[:5]} ({len(duplicates)} names). Pass each gene once."
+        )
     blank = [i for i, name in enumerate(names) if not name.strip()]
     if blank:
         raise ValueError(f"{len(blank)} genes have no name, at positions {blank[:5]}.")
@@ -107,8 +129,8 @@ def _aliases(synonyms: Mapping[str, str] | pd.Series | None, genes: list[str]) -
     if synonyms is None:
         return {}
     if isinstance(synonyms, pd.Series) and not synonyms.index.is_unique:
-        twice = synonyms.index[synonyms.index.duplicated()].unique().tolist()
-        raise ValueError(f"synonyms= names genes more than once: {twice[:5]} ({len(twice)} names).")
+        duplicates = synonyms.index[synonyms.index.duplicated()].unique().tolist()
+        raise ValueError(f"synonyms= names genes more than once: {duplicates[:5]} ({len(duplicates)} names).")
     other = {str(gene): clean(name) for gene, name in synonyms.items()}
     return {gene: other[gene] for gene in genes if other.get(gene) and other[gene] != gene}
 
@@ -135,20 +157,22 @@ def _tell(report: Mapping[str, Any], *, wanted: bool) -> None:
     )  # fmt: skip
     alone = report["symbol_only"]
     bare = [gene for gene in report["ensembl"] if gene in set(alone) - set(report["synonyms"])]
-    said = []
+    messages = []
     if wanted and alone:
-        said.append(
+        messages.append(
             f"{len(alone)} of {report['n_genes']} genes have no definition; the text is their symbol: {_some(alone)}."
         )
     if report["ambiguous"]:
-        said.append(f"{len(report['ambiguous'])} of them are aliases of several genes: {_some(report['ambiguous'])}.")
+        messages.append(
+            f"{len(report['ambiguous'])} of them are aliases of several genes: {_some(report['ambiguous'])}."
+        )
     if bare:
-        said.append(
+        messages.append(
             f"{len(bare)} texts are Ensembl ids, which mean nothing to a language model: {_some(bare)}. Pass synonyms= "
             "(id -> symbol, such as adata.var['gene_name'])."
         )
-    if said:
-        warnings.warn(" ".join(said) + " attrs['report'] lists all.", UserWarning, stacklevel=3)
+    if messages:
+        warnings.warn(" ".join(messages) + " attrs['report'] lists all.", UserWarning, stacklevel=3)
 
 
 def _some(names: Sequence[str] | Mapping[str, Any]) -> str:

@@ -38,24 +38,45 @@ def gene_panel(
 ) -> list[str]:
     """The ordered genes of a panel, chosen from the usable spots of training sections by the rule of protocol stp-1.
 
-    sdatas
+    Parameters
+    ----------
+    sdatas : Sequence[SpatialData | str | Path]
         Training sections only (objects, or paths of stores): a panel that has seen the test section makes a score too
         good.
-    n_genes
-        For "mean" the number of genes; for "hvg_union" the number that each section contributes to the union.
-    by
+    n_genes : int
+        Size of the panel. For "mean" the number of genes; for "hvg_union" the number that each section contributes to
+        the union.
+    by : {"mean", "hvg_union"}, default "mean"
         "mean": the genes with the highest mean of the target, the average of the sections' means. "hvg_union": the
-        union of each section's genes with the highest population variance of the target, ordered by the average of
-        the sections' variances. Only genes that all sections have are candidates; ties go by gene name.
-    min_spots
+        union of each section's genes with the highest population variance of the target, ordered by the average of the
+        sections' variances. Only genes that all sections have are candidates; ties go by gene name.
+    min_spots : int, optional
         For "hvg_union": keep genes with a count in at least this many usable spots of all sections; None: all.
-    among
+    among : Collection[str], optional
         Candidates, such as the genes that the test sections have; None: every gene.
-    table_name, layer, target, image_key, shapes_key, tissue_key, min_counts
+    table_name : str, default "table"
+        What was measured, and which spots are usable, as in `tl.train`.
+    layer : str, optional
+        What was measured, and which spots are usable, as in `tl.train`.
+    target : {"log1p_cp10k", "as_is"}, default "log1p_cp10k"
+        What was measured, and which spots are usable, as in `tl.train`.
+    image_key, shapes_key, tissue_key : str, optional
+        What was measured, and which spots are usable, as in `tl.train`.
+    min_counts : float, default MIN_COUNTS
         What was measured, and which spots are usable, as in `tl.train`.
 
-    Raises ValueError for no sections, no common genes, an empty panel, fewer genes than asked, and input that
-    `tl.train` would refuse; FileNotFoundError for a store that is not there.
+    Returns
+    -------
+    list[str]
+        The names of the genes, in the order of the panel.
+
+    Raises
+    ------
+    ValueError
+        For no sections, no common genes, an empty panel, fewer genes than asked, and input that `tl.train` would
+        refuse.
+    FileNotFoundError
+        For a store that is not there.
     """
     check_arguments(gene_panel, locals())
     _check(by, min_spots)
@@ -95,8 +116,10 @@ def _statistics(sdata: SpatialData, spec: SectionSpec) -> pd.DataFrame:
     table = sdata.tables[spec.table_name]
     what = f"table {spec.table_name!r}"
     if not table.var_names.is_unique:
-        twice = table.var_names[table.var_names.duplicated()].unique().tolist()
-        raise ValueError(f"the genes of {what} are not unique: {twice[:5]} ({len(twice)} names occur more than once).")
+        duplicates = table.var_names[table.var_names.duplicated()].unique().tolist()
+        raise ValueError(
+            f"the genes of {what} are not unique: {duplicates[:5]} ({len(duplicates)} names occur more than once)."
+        )
     values = sparse_target(matrix_of(table, spec.layer, what=what)[rows], target=spec.target, what=what)
     mean = np.asarray(values.sum(axis=0)).ravel() / len(rows)
     squares = np.asarray(values.multiply(values).sum(axis=0)).ravel() / len(rows)
@@ -128,10 +151,10 @@ def _with(among: Collection[str] | None) -> str:
 
 def _check_common(common: list[str], sections: list[pd.DataFrame], n_genes: int, among: Collection[str] | None) -> None:
     if not common:
-        said = "; ".join(str(table.index[:3].tolist()) for table in sections[:4])
+        message = "; ".join(str(table.index[:3].tolist()) for table in sections[:4])
         raise ValueError(
             f"the panel is empty: the {len(sections)} sections have no gene in common{_with(among)}. They begin with "
-            f"{said}. Bring them to one kind of identifier and one species."
+            f"{message}. Bring them to one kind of identifier and one species."
         )
     if len(common) < n_genes:
         raise ValueError(

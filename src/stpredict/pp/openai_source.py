@@ -28,24 +28,38 @@ def openai_source(
 ) -> Callable[[str], str]:
     """A function from a prompt to a text, for `describe_genes`, that asks a chat model (extra ``llm``).
 
-    model
+    Parameters
+    ----------
+    model : str
         Name of the model at the endpoint; also the `source` of the definitions.
-    base_url
+    base_url : str, optional
         Address of the endpoint, such as ``http://localhost:8000/v1``; None: $OPENAI_BASE_URL, else OpenAI's.
-    api_key
+    api_key : str, optional
         None: $OPENAI_API_KEY for OpenAI's own address; none is sent to another one, so that a key never goes to a
         server that it was not made for.
-    instruction
+    instruction : str, default INSTRUCTION
         The system message; "" sends none.
-    temperature
+    temperature : float | None, default 0.0
         0 for the likeliest answer; None: not sent, for models that refuse it.
-    timeout_s, max_retries
-        Seconds until a request is given up, and how often one that failed is tried again.
-    options
+    timeout_s : float, default 60.0
+        Seconds until a request is given up.
+    max_retries : int, default 2
+        How often a request that failed is tried again.
+    options : Mapping[str, Any], optional
         More fields of the request, as they are: ``{"max_completion_tokens": 200, "seed": 0}``.
 
-    Raises ImportError without openai, ValueError where a key is needed and there is none. The function raises what
-    openai raises for an endpoint that does not answer, and ValueError for an answer that was cut off.
+    Returns
+    -------
+    Callable[[str], str]
+        The function. It raises what openai raises for an endpoint that does not answer, and ValueError for an answer
+        that was cut off.
+
+    Raises
+    ------
+    ImportError
+        Without openai.
+    ValueError
+        Where a key is needed and there is none.
     """
     check_arguments(openai_source, locals())
     try:

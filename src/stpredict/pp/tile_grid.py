@@ -13,8 +13,8 @@ from spatialdata.transformations import get_transformation
 from stpredict._arguments import check_arguments
 from stpredict._spatialdata import (
     DIAMETER_COLUMN,
+    NewNames,
     add_shapes,
-    check_element_key,
     image_mpp,
     raster_size,
     resolve_image,
@@ -39,25 +39,40 @@ def tile_grid(
 ) -> None:
     """Write shapes in a square grid over an image, for prediction where nothing was measured.
 
-    diameter_um
+    Parameters
+    ----------
+    sdata : SpatialData
+        A SpatialData object with an image.
+    diameter_um : float
         Diameter of a circle, or side of a square, in micrometres.
-    pitch_um
+    pitch_um : float, optional
         Distance of neighbouring centres along x and y; None: the diameter, so that neighbours touch.
-    mpp
+    shape : {"circle", "square"}, default "circle"
+        Circles or squares.
+    image_key : str, optional
+        Which image; None: the only one.
+    mpp : float, optional
         Micrometres per pixel of the full-resolution image; None: found as in `tl.predict`.
-    key_added
+    key_added : str, default "tiles"
         Name of the new shapes; it must not be taken.
 
+    Raises
+    ------
+    ValueError
+        For sizes that are not positive, a name that is taken or not allowed, an image that holds no shape of that size
+        or too many, and where no mpp is found.
+
+    Notes
+    -----
     The first shape touches the upper left corner of the image; only shapes that lie wholly on it are written, row by
     row, numbered from 0. They carry the image's transformation to every one of its coordinate systems. A backed object
     is changed in its store as well.
-
-    Raises ValueError for sizes that are not positive, a name that is taken or not allowed, an image that holds no
-    shape of that size or too many, and where no mpp is found.
     """
     check_arguments(tile_grid, locals())
     pitch_um = diameter_um if pitch_um is None else pitch_um
-    check_element_key(sdata, key_added, kind="shapes", overwrite=False)
+    names = NewNames(sdata, overwrite=False)
+    names.element("shapes", key_added)
+    names.check()
     image_key = resolve_image(sdata, image_key)
     own = image_mpp(sdata, image_key, mpp=mpp)
     height, width = raster_size(sdata, image_key)

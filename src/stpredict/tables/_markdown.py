@@ -12,8 +12,22 @@ from stpredict._arguments import check_arguments
 def markdown(table: pd.DataFrame, *, digits: int = 3) -> str:
     """A pipe table; columns (score, "mean") and (score, "sd") become one, mean ± sd.
 
-    digits
+    Parameters
+    ----------
+    table : DataFrame
+        What a function of `stp.tables` returned.
+    digits : int, default 3
         Decimals of what is no whole number. What is not defined is a dash.
+
+    Returns
+    -------
+    str
+        The table in Markdown.
+
+    Raises
+    ------
+    ValueError
+        For `digits` that are negative or more than 20.
     """
     check_arguments(markdown, locals())
     cells = pd.DataFrame(index=table.index)

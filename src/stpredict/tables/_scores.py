@@ -23,14 +23,27 @@ KEYS = ["model", "seed", "fold", "section"]
 def sections(result: pd.DataFrame, *, n_top: int = 50) -> pd.DataFrame:
     """The scores of every section: what all other tables average.
 
-    result
+    Parameters
+    ----------
+    result : DataFrame
         What `stp.tl.benchmark` returns.
-    n_top
+    n_top : int, default 50
         Genes behind HEG and HVG: those with the highest mean and variance of the measured target in that section.
 
-    Returns one row per model, seed, fold and section: pcc_f, pcc_s, pcc_m (over genes; NaN genes left out), heg, hvg,
-    and the mean over genes of every other metric; diameter_um, n_genes, n_nan_genes (no pcc).
-    Source: protocol stp-1, Correlation.
+    Returns
+    -------
+    DataFrame
+        One row per model, seed, fold and section: pcc_f, pcc_s, pcc_m (over genes; NaN genes left out), heg, hvg, and
+        the mean over genes of every other metric; diameter_um, n_genes, n_nan_genes (no pcc).
+
+    Raises
+    ------
+    ValueError
+        For a frame that `stp.tl.benchmark` did not return, and for one of which every run failed.
+
+    References
+    ----------
+    Protocol stp-1, Correlation.
     """
     check_arguments(sections, locals())
     _check_result(result)
@@ -73,15 +86,28 @@ def scores(
 ) -> pd.DataFrame:
     """Mean and standard deviation over sections: Table 2 of GeneQuery (HEG, HVG, ALL), F / S / M, MSE and MAE of EGN.
 
-    columns
+    Parameters
+    ----------
+    result : DataFrame
+        What `stp.tl.benchmark` returns.
+    columns : Sequence[str], default SHOWN
         Scores of `sections`, in the order in which they are shown.
-    by
+    n_top : int, default 50
+        Genes behind HEG and HVG, see `sections`.
+    by : Sequence[str], default ("model",)
         What a row is: "model", with "fold" for a row a model and fold.
 
-    Returns a row a model in the order of the benchmark, then log depth and ceiling; columns (score, "mean") and
-    (score, "sd"). Seeds of a section are averaged first, so the standard deviation (n - 1) is that over sections; NaN
-    for one section. A model that failed in some fold is NaN: a mean over the folds it survived is another score.
-    Raises ValueError for scores that there are not.
+    Returns
+    -------
+    DataFrame
+        A row a model in the order of the benchmark, then log depth and ceiling; columns (score, "mean") and (score,
+        "sd"). Seeds of a section are averaged first, so the standard deviation (n - 1) is that over sections; NaN for
+        one section. A model that failed in some fold is NaN: a mean over the folds it survived is another score.
+
+    Raises
+    ------
+    ValueError
+        For scores that there are not, and where `sections` raises it.
     """
     check_arguments(scores, locals())
     frame, titles = sections(result, n_top=n_top), _titles()
@@ -107,7 +133,21 @@ def pooled(result: pd.DataFrame) -> pd.DataFrame:
 
     A gene that merely differs between sections correlates here; protocol stp-1 scores section by section.
 
-    Returns a row a model, the column "pooled PCC" (mean over seeds); NaN for a model that failed in some fold.
+    Parameters
+    ----------
+    result : DataFrame
+        What `stp.tl.benchmark` returns.
+
+    Returns
+    -------
+    DataFrame
+        A row a model, the column "pooled PCC" (mean over seeds); NaN for a model that failed in some fold.
+
+    Raises
+    ------
+    ValueError
+        For a frame that `stp.tl.benchmark` did not return, and for one of an earlier version, which has no moments to
+        pool.
     """
     check_arguments(pooled, locals())
     _check_result(result)
@@ -148,8 +188,23 @@ def _whole(result: pd.DataFrame, n_found: pd.Series, keys: list[str]) -> pd.Seri
 def cost(result: pd.DataFrame) -> pd.DataFrame:
     """What every model cost: median seconds of training a fold, largest memory in MB, parameters; and failed runs.
 
-    Features of a frozen encoder that two models share are computed by the first that asks and remembered, so seconds
-    of later ones lack that; memory is what the process took beyond what it had when the run began.
+    Features of a frozen encoder that two models share are computed by the first that asks and remembered, so seconds of
+    later ones lack that; memory is what the process took beyond what it had when the run began.
+
+    Parameters
+    ----------
+    result : DataFrame
+        What `stp.tl.benchmark` returns.
+
+    Returns
+    -------
+    DataFrame
+        A row a model.
+
+    Raises
+    ------
+    ValueError
+        For a frame that `stp.tl.benchmark` did not return.
     """
     check_arguments(cost, locals())
     _check_result(result)

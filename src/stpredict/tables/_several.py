@@ -19,17 +19,35 @@ def differences(
 ) -> pd.DataFrame:
     """Every model's score minus that of the first-named one, fold by fold.
 
-    first
+    Parameters
+    ----------
+    result : DataFrame
+        What `stp.tl.benchmark` returns.
+    score : str, default "pcc_m"
+        A score of `sections`.
+    first : str, optional
         The model that others are compared with; None: the first of the benchmark.
-    n_draws, seed
+    n_draws : int, default 10000
+        Draws of the bootstrap.
+    seed : int, default 0
         Of the bootstrap.
 
-    Returns a row a model: a column a tested section (named with its fold where it is tested in several), and their
-    mean, NaN for a model that failed in one. From eight sections up, also `low` and `high`: the 95 % interval of the
-    mean by a bootstrap over sections (never over spots or blocks, which are neighbours). With fewer, the differences
-    themselves are all that can be said.
-    Raises ValueError where the first-named model has no score.
-    Source: protocol stp-1, "Differences between models".
+    Returns
+    -------
+    DataFrame
+        A row a model: a column a tested section (named with its fold where it is tested in several), and their mean,
+        NaN for a model that failed in one. From eight sections up, also `low` and `high`: the 95 % interval of the mean
+        by a bootstrap over sections (never over spots or blocks, which are neighbours). With fewer, the differences
+        themselves are all that can be said.
+
+    Raises
+    ------
+    ValueError
+        For a model that is not in the result, where the first-named model has no score, and where `sections` raises it.
+
+    References
+    ----------
+    Protocol stp-1, "Differences between models".
     """
     check_arguments(differences, locals())
     frame = sections(result)
@@ -67,8 +85,20 @@ def _first(result: pd.DataFrame) -> str:
 def transfer(result: pd.DataFrame) -> pd.DataFrame:
     """HEG, HVG and ALL a model and fold, for folds that train on one data set and test on another (Table 4).
 
-    result
+    Parameters
+    ----------
+    result : DataFrame
         Of `stp.tl.benchmark(cv={"a to b": (sections of a, sections of b)})`.
+
+    Returns
+    -------
+    DataFrame
+        A row a model and fold.
+
+    Raises
+    ------
+    ValueError
+        Where `scores` raises it.
     """
     check_arguments(transfer, locals())
     return scores(result, columns=MAIN, by=("fold", "model"))
@@ -77,8 +107,22 @@ def transfer(result: pd.DataFrame) -> pd.DataFrame:
 def scales(result: pd.DataFrame, *, score: str = "pcc_m") -> pd.DataFrame:
     """A score a model (rows) and diameter of the tested shapes in micrometres (columns): one map at many scales.
 
-    result
+    Parameters
+    ----------
+    result : DataFrame
         Of `stp.tl.benchmark` with folds that train at one spot size and test at others.
+    score : str, default "pcc_m"
+        A score of `sections`.
+
+    Returns
+    -------
+    DataFrame
+        A row a model, a column a diameter.
+
+    Raises
+    ------
+    ValueError
+        Where `sections` raises it.
     """
     check_arguments(scales, locals())
     frame = sections(result)
@@ -92,8 +136,20 @@ def scales(result: pd.DataFrame, *, score: str = "pcc_m") -> pd.DataFrame:
 def text(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """HEG, HVG and ALL a kind of text and model (Table 5).
 
-    results
+    Parameters
+    ----------
+    results : Mapping[str, DataFrame]
         {kind of text ("definitions", "symbols", the name of an encoder): what `stp.tl.benchmark` returned with it}.
+
+    Returns
+    -------
+    DataFrame
+        A row a kind of text and model.
+
+    Raises
+    ------
+    ValueError
+        Where `scores` raises it.
     """
     check_arguments(text, locals())
     frames = {kind: scores(result, columns=MAIN) for kind, result in results.items()}
@@ -104,12 +160,22 @@ def text(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def unseen(frame: pd.DataFrame, *, genes: str = "unseen") -> pd.DataFrame:
     """HEG, HVG and ALL a share of seen genes, model and predictor, the nulls among them (Table 3).
 
-    frame
+    Parameters
+    ----------
+    frame : DataFrame
         What `stp.tl.unseen_genes` returns.
-    genes
+    genes : str, default "unseen"
         "seen", "unseen" or "all".
 
-    Returns columns (score, "mean") and (score, "sd") over seeds; sections of a seed are averaged first.
+    Returns
+    -------
+    DataFrame
+        Columns (score, "mean") and (score, "sd") over seeds; sections of a seed are averaged first.
+
+    Raises
+    ------
+    ValueError
+        For a frame that `stp.tl.unseen_genes` did not return, and for `genes` that it does not have.
     """
     check_arguments(unseen, locals())
     if "predictor" not in frame:

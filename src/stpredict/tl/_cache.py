@@ -28,7 +28,9 @@ def stable_hash(*values: Any) -> str:
 def cached_json(file: Path | None, of: str, make: Callable[[], dict[str, Any]], *, what: str) -> dict[str, Any]:
     """What `make` returns, from its file if there is one; without a file, made anew.
 
-    of
+    Parameters
+    ----------
+    of : str
         A hash of all that decides the result. Raises ValueError for a file of another, with `what` it is.
     """
     if file is None:

@@ -51,15 +51,23 @@ def read_inside(
 
     Which cells lie inside is worked out once for these shapes on this grid, and kept for the next call.
 
-    channels
+    Parameters
+    ----------
+    channels : ndarray of int64
         (g,) positions on the raster's `c`.
-    stat
+    stat : {"mean", "sum"}
         "mean": the area-weighted mean; "sum": the integral, values x square pixels of the raster. Pixels that are NaN
         count as not covered.
 
-    Returns values (n, g) float32, NaN where nothing is covered, and the covered share (n,) of each area in [0, 1].
+    Returns
+    -------
+    tuple[ndarray, ndarray]
+        Values (n, g) float32, NaN where nothing is covered, and the covered share (n,) of each area in [0, 1].
 
-    Raises ValueError for shapes that all lie off the raster.
+    Raises
+    ------
+    ValueError
+        For shapes that all lie off the raster.
     """
     raster = find_raster(sdata, raster_key)
     geometry, radius, area, _ = _spatialdata.shapes_in_pixels(sdata, raster_key, shapes_key)
@@ -174,7 +182,9 @@ KEPT_BYTES = 2**28  # of shapes and weights that stay in memory after a call, al
 class Blocks:
     """The weights of some shapes on the blocks of one grid.
 
-    height, width, rows, columns
+    Parameters
+    ----------
+    height, width, rows, columns : int
         The grid, and how many of its rows and columns make a block.
     """
 
@@ -220,7 +230,9 @@ def blocks_of(
 ) -> Iterator[Blocks]:
     """The blocks of shapes on a grid, with the weights that an earlier call with the same has left.
 
-    grid, block
+    Parameters
+    ----------
+    grid, block : tuple[int, int]
         (height, width) of the grid and of its blocks.
     """
     key = (*grid, *block, shapes_digest(geometry, radius))

@@ -1,4 +1,4 @@
-"""Reading a raster inside shapes."""
+"""Read a raster inside any shapes, and write the values into a table."""
 
 from __future__ import annotations
 
@@ -32,28 +32,38 @@ def aggregate(
 ) -> None:
     """Read a raster inside any shapes, every pixel weighted by the exact area that a shape covers of it.
 
-    sdata
+    Writes a layer of the table that annotates the shapes, or a new table ``{shapes_key}_{key}``, with the covered share
+    of each shape in ``obs[f"{key}_coverage"]``; shapes without any covered pixel are NaN. Where the raster's provenance
+    names a link (see `PixNetConfig.link`), it is applied to means, once, after pooling.
+
+    Parameters
+    ----------
+    sdata : SpatialData | str | Path
         A SpatialData object, or the path of a .zarr store.
-    raster_key
+    raster_key : str
         An image of gene maps: one that `stp.tl.predict` wrote, or any other (gene, y, x) image.
-    shapes_key
+    shapes_key : str
         Circles, polygons, multipolygons; overlapping ones and those below a pixel too; or labels, every one of which is
         a shape of whole pixels. They may lie in another frame: any affine that both share a coordinate system for is
         honoured.
-    stat
+    stat : {"mean", "sum"}, default "mean"
         "mean": the area-weighted mean; "sum": the integral, values x square pixels of the raster. Pixels that are NaN
         count as not covered.
-    genes
+    genes : str | Sequence[str], optional
         Which channels, in this order; None: all.
-    table_name, table_added, key_added, overwrite
-        As for `stp.tl.predict`; `key_added` defaults to `raster_key`.
+    table_name, table_added : str, optional
+        As for `stp.tl.predict`.
+    key_added : str, optional
+        Name of the layer; None: `raster_key`.
+    overwrite : bool, default False
+        As for `stp.tl.predict`.
 
-    Writes a layer of the table that annotates the shapes, or a new table ``{shapes_key}_{key}``, with the covered share
-    of each shape in ``obs[f"{key}_coverage"]``; shapes without any covered pixel are NaN. Where the raster's
-    provenance names a link (see `PixNetConfig.link`), it is applied to means, once, after pooling.
-
-    Raises ValueError for keys that are not there or taken, unknown genes, and shapes that all lie off the raster;
-    FileNotFoundError for a store that is not there.
+    Raises
+    ------
+    ValueError
+        For keys that are not there or taken, unknown genes, and shapes that all lie off the raster.
+    FileNotFoundError
+        For a store that is not there.
     """
     check_arguments(aggregate, locals())
     sdata = _spatialdata.opened(sdata)
@@ -64,15 +74,16 @@ def aggregate(
     if missing:
         raise ValueError(f"raster {raster_key!r} lacks {len(missing)} of {len(wanted)} genes: {missing[:5]}.")
     key = key_added or raster_key
-    place = resolve_destination(
-        sdata, wanted, key=key, shapes_key=shapes_key, table_name=table_name, table_added=table_added, tissue_key=None,
-        overwrite=overwrite,
-    )  # fmt: skip
+    names = _spatialdata.NewNames(sdata, overwrite=overwrite)
+    destination = resolve_destination(
+        names, wanted, key=key, shapes_key=shapes_key, table_name=table_name, table_added=table_added, tissue_key=None
+    )
+    names.check()
     record = dict(sdata.attrs.get("stpredict", {}).get(f"images/{raster_key}", {}))
     values, share = read_inside(sdata, raster_key, shapes_key, positions, stat=stat)
     give_back()  # the shapes in pixels
     if stat == "mean" and record.get("link") == "log1p" and not record.get("latent"):  # genes alone have a link
         np.log1p(values, out=values)
     record |= {"genes": wanted, "raster": raster_key, "stat": stat}
-    change = table_change(sdata, place, values, share, wanted, None, record)
+    change = table_change(sdata, destination, values, share, wanted, None, record)
     _spatialdata.commit(sdata, [change], overwrite=overwrite)

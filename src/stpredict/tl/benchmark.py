@@ -58,49 +58,79 @@ def benchmark(
 ) -> pd.DataFrame:
     """Train and score models on sections that they have not seen, all under the same stated protocol.
 
-    sdatas
+    Parameters
+    ----------
+    sdatas : Sequence[SpatialData | str | Path]
         Sections (objects, or paths of stores) with raw counts, each with a name of its own.
-    models
+    models : Mapping[str, Callable[[Sequence[str]], Model]]
         Name -> function of the fold's panel that returns a fresh model. The first one is what others are compared with.
-    cv
+    cv : {"leave-one-section-out", "blocks"} | int | Mapping[str, tuple[Sequence[str], Sequence[str]]]
         "leave-one-section-out" (leave one group out, where groups have several sections); a number of folds; "blocks":
         three folds of spatial blocks within every section; or {fold: (names to train on, names to test on)}, such as
         two data sets for transfer.
-    groups, groups_reason
-        The patient of every section: a patient's sections stay together. None, with the reason, which the result
-        keeps: sections are told apart by nothing else. Blocks need no groups.
-    n_genes, by, genes
-        The panel of every fold, chosen on its training part (`stp.pp.gene_panel`); or a published panel, which was
-        chosen elsewhere, perhaps on the test sections.
-    target, mpp, image_key, shapes_key, table_name, layer, tissue_key
+    groups : Sequence[str], optional
+        The patient of every section: a patient's sections stay together. None, with the reason in `groups_reason`:
+        sections are told apart by nothing else. Blocks need no groups.
+    groups_reason : str, optional
+        Why there are no groups; the result keeps it.
+    n_genes : int, default 250
+        Size of the panel of every fold, chosen on its training part (`stp.pp.gene_panel`).
+    by : {"mean", "hvg_union"}, default "mean"
+        How the panel is chosen, see `stp.pp.gene_panel`.
+    genes : Sequence[str], optional
+        A published panel, which was chosen elsewhere, perhaps on the test sections; None: `n_genes` genes chosen on the
+        training part of every fold.
+    target : {"log1p_cp10k", "as_is"}, default "log1p_cp10k"
         As for `stp.tl.train`, the same for all sections.
-    raw_counts
+    mpp : float, optional
+        As for `stp.tl.train`, the same for all sections.
+    image_key, shapes_key : str, optional
+        As for `stp.tl.train`, the same for all sections.
+    table_name : str, default "table"
+        As for `stp.tl.train`, the same for all sections.
+    layer, tissue_key : str, optional
+        As for `stp.tl.train`, the same for all sections.
+    raw_counts : bool, default True
         False for counts that are integers but not raw (normalised, then rounded): they have no noise ceiling.
-    seeds
+    seeds : Sequence[int] | Mapping[str, Sequence[int]], default (0,)
         Of training; for all models, or {model: seeds}.
-    val
+    val : float, default 0.0
         Share of every training section that is held out, as blocks, to choose the epoch. 0: all epochs of the recipe.
-    margin_um
+    margin_um : float, default 300.0
         For blocks: training spots nearer than this (between centres) to a test spot are left out. The default is more
         than a patch of 256 um and a spot, so that no model sees a test patch in training.
-    max_epochs
-        The same for all models; None: each model's own recipe.
-    path
+    max_epochs : int, optional
+        Number of epochs, the same for all models; None: each model's own recipe.
+    path : str | Path, optional
         Folder where every finished run is kept at once (a model, fold and seed), `protocol.json`, and in the end
         `made.json` (configurations, seeds, versions, devices): an interrupted benchmark goes on where it was, and a
         failed run is tried again, with a warning where versions differ.
+    device, precision : str, default "auto"
+        As for `stp.tl.train`.
+    progress : bool, default True
+        Show progress bars.
 
-    Returns a tidy DataFrame, one row per model, seed, fold, section, gene and metric: value, diameter_um (of the
-    shapes), seconds (training), peak_mb, n_parameters, error. Metrics are pcc, spearman, mse, mae, rvd, ssim (NaN where
-    shapes are no array of spots) and morans_i_gap. Three models are none: "ceiling" and "log depth" (their pcc by
-    protocol stp-1; raw counts only), and "measured" (mean and variance of the target, by which HEG and HVG are told). A
-    run that failed has one row, which says why in `error`. ``attrs["protocol"]`` says everything that was decided.
-    `stp.tables` makes tables of it.
+    Returns
+    -------
+    DataFrame
+        A tidy DataFrame, one row per model, seed, fold, section, gene and metric: value, diameter_um (of the shapes),
+        seconds (training), peak_mb, n_parameters, error. Metrics are those of `stp.metrics.METRICS` (ssim is NaN where
+        shapes are no array of spots). Three models are none: "ceiling" and "log depth" (their pcc by protocol stp-1;
+        raw counts only), and "measured" (mean and variance of the target, by which HEG and HVG are told). A run that
+        failed has one row, which says why in `error`. ``attrs["protocol"]`` says everything that was decided.
+        `stp.tables` makes tables of it.
 
-    Raises ValueError for names that are not unique, groups that do not cover the sections, too few sections or groups
-    for `cv`, a panel larger than the common genes, and a folder of another protocol; FileNotFoundError
-    for a store that is not there.
-    Source: protocol stp-1.
+    Raises
+    ------
+    ValueError
+        For names that are not unique, groups that do not cover the sections, too few sections or groups for `cv`, a
+        panel larger than the common genes, and a folder of another protocol.
+    FileNotFoundError
+        For a store that is not there.
+
+    References
+    ----------
+    Protocol stp-1.
     """
     check_arguments(benchmark, locals())
     spec = _spatialdata.SectionSpec(

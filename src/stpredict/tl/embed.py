@@ -1,4 +1,4 @@
-"""The latent image space of a model, on SpatialData objects."""
+"""Write a model's latent features of every shape into obsm."""
 
 from __future__ import annotations
 
@@ -37,23 +37,44 @@ def embed(
 ) -> None:
     """Write what a model sees of each shape before any gene is asked: its latent, pooled inside the shape.
 
-    sdata
-        A SpatialData object, or the path of a .zarr store.
-    model
-        A trained model, the name of a shipped one, or the folder of a saved one.
-    image_key, shapes_key, table_name, mpp, tissue_key, overwrite, device, precision, batch_size
-        As for `stp.tl.predict`.
-    key_added
-        Name of the obsm entry; None: ``X_`` and the model class in lower case, as in ``X_pixnet``.
-
     Writes ``tables[table].obsm[key]`` float32 (n_obs, d), in the table that annotates the shapes; rows whose shape has
     nothing on image or tissue are NaN, and so are rows of other shapes. The constant channel of a dense model is left
     out. scanpy goes on with use_rep=key once NaN rows are dropped; `stp.pl.latent` shows it as it is.
 
-    When it raises, nothing has changed.
+    Parameters
+    ----------
+    sdata : SpatialData | str | Path
+        A SpatialData object, or the path of a .zarr store.
+    model : Model | str | Path
+        A trained model, the name of a shipped one, or the folder of a saved one.
+    image_key, shapes_key, table_name : str, optional
+        As for `stp.tl.predict`.
+    mpp : float, optional
+        As for `stp.tl.predict`.
+    tissue_key : str, optional
+        As for `stp.tl.predict`.
+    overwrite : bool, default False
+        As for `stp.tl.predict`.
+    device, precision : str, default "auto"
+        As for `stp.tl.predict`.
+    batch_size : int | {"auto"}, default "auto"
+        As for `stp.tl.predict`.
+    key_added : str, optional
+        Name of the obsm entry; None: ``X_`` and the model class in lower case, as in ``X_pixnet``.
+    progress : bool, default True
+        Show progress bars.
 
-    Raises ValueError where no table annotates the shapes, for a key that is taken, and for image, shapes, table and mpp
-    as `stp.tl.predict` does; FileNotFoundError for an unknown model or store.
+    Raises
+    ------
+    ValueError
+        Where no table annotates the shapes, for a key that is taken, and for image, shapes, table and mpp as
+        `stp.tl.predict` does.
+    FileNotFoundError
+        For an unknown model or store.
+
+    Notes
+    -----
+    When it raises, nothing has changed.
     """
     check_arguments(embed, locals())
     sdata = _spatialdata.opened(sdata)
@@ -65,7 +86,9 @@ def embed(
     shapes_key = _spatialdata.resolve_shapes(sdata, shapes_key, table_name=table_name, tissue_key=tissue_key)
     table_name = _table(sdata, table_name, shapes_key)
     rows, positions = _spatialdata.table_rows(sdata, table_name, shapes_key)
-    _spatialdata.check_obsm(sdata, table_name, key, overwrite=overwrite)
+    names = _spatialdata.NewNames(sdata, overwrite=overwrite)
+    names.entry(table_name, key, group="obsm")
+    names.check()
     spec = _spatialdata.SectionSpec(image_key=image_key, shapes_key=shapes_key, mpp=mpp, tissue_key=tissue_key)
     section = _spatialdata.section(sdata, spec, at_mpp=model.mpp)
     runtime = _inference.RuntimeOptions(device=device, precision=precision, batch_size=batch_size, progress=progress)

@@ -36,30 +36,48 @@ def embed_genes(
 ) -> GeneEmbeddings:
     """One vector for each gene from its text; kept in a file, so that prediction needs no text model.
 
-    texts
+    Parameters
+    ----------
+    texts : DataFrame | Mapping[str, str]
         What `pp.describe_genes` returns (columns gene and definition), or a dict: gene -> text.
-    encoder, revision
-        Hub id of a text model and its commit, branch or tag, such as ``emilyalsentzer/Bio_ClinicalBERT`` or
-        ``medicalai/ClinicalBERT``; or a local folder. Needs the extra ``text``.
-    pooling
+    encoder : str | Path
+        Hub id of a text model, such as ``emilyalsentzer/Bio_ClinicalBERT`` or ``medicalai/ClinicalBERT``; or a local
+        folder. Needs the extra ``text``.
+    revision : str, optional
+        Commit, branch or tag of a hub id.
+    pooling : {"mean", "first"}, default "mean"
         "mean" over the tokens of a text, or its "first" token (BERT's summary).
-    max_tokens
+    max_tokens : int, optional
         Longer texts are cut there; one warning counts them. None: as many as the encoder can take.
-    batch_size
+    batch_size : int, default 32
         Texts at once; the vectors do not depend on it.
-    path
+    path : str | Path, optional
         A .safetensors file. Where it is there and was made of these genes and texts (in any order), in this way, it is
         read and the text model is not run; ``revision=None`` takes the commit that it was made with.
-    overwrite
+    overwrite : bool, default False
         Replace a file that holds something else; otherwise it raises.
-    device
+    device : str, default "auto"
         "auto", "cpu", "cuda", ...
+    progress : bool, default True
+        Show progress bars.
 
-    Returns the vectors, each of length 1, in the order of the texts.
+    Returns
+    -------
+    GeneEmbeddings
+        The vectors, each of length 1, in the order of the texts.
 
-    Raises ValueError for genes that occur twice, genes without a text, a file with other content or a damaged one;
-    FileNotFoundError for a folder that is not there; ImportError, ConnectionError and OSError where the text model
-    cannot be had, saying how to give a local path.
+    Raises
+    ------
+    ValueError
+        For genes that occur twice, genes without a text, a file with other content or a damaged one.
+    FileNotFoundError
+        For a folder that is not there.
+    ImportError
+        Where the text model cannot be had, saying how to give a local path.
+    ConnectionError
+        Where the text model cannot be had, saying how to give a local path.
+    OSError
+        Where the text model cannot be had, saying how to give a local path.
     """
     check_arguments(embed_genes, locals())
     definitions, n_symbol_only = _texts(texts)
@@ -69,9 +87,9 @@ def embed_genes(
         raise FileNotFoundError(f"path={str(path)!r}: there is no folder {target.parent}. Make it first.")
     if target is not None and target.exists():
         wanted = {"pooling": pooling, "max_tokens": max_tokens, "text_sha256": text_hash}
-        kept = _kept(target, wanted, encoder, revision, overwrite=overwrite)
-        if kept is not None:
-            return dataclasses.replace(kept, genes=tuple(definitions), vectors=kept.take(list(definitions)))
+        saved = _saved(target, wanted, encoder, revision, overwrite=overwrite)
+        if saved is not None:
+            return dataclasses.replace(saved, genes=tuple(definitions), vectors=saved.take(list(definitions)))
     model = TextEncoder(encoder, revision=revision, pooling=pooling, max_tokens=max_tokens, device=device)
     vectors, n_truncated = model.encode(list(definitions.values()), batch_size=batch_size, progress=progress)
     if n_truncated:
@@ -111,9 +129,11 @@ def _texts(texts: pd.DataFrame | Mapping[str, str]) -> tuple[dict[str, str], int
         )
     if not genes:
         raise ValueError("there are no texts to embed. stp.pp.describe_genes(genes, source=...) makes them.")
-    twice = [gene for gene, n in Counter(genes).items() if n > 1]
-    if twice:
-        raise ValueError(f"genes occur more than once: {twice[:5]} ({len(twice)} in all). Keep one text for each gene.")
+    duplicates = [gene for gene, n in Counter(genes).items() if n > 1]
+    if duplicates:
+        raise ValueError(
+            f"genes occur more than once: {duplicates[:5]} ({len(duplicates)} in all). Keep one text for each gene."
+        )
     pairs = list(zip(genes, values, strict=True))
     empty = [gene for gene, text in pairs if not isinstance(text, str) or not text.strip()]
     if empty:
@@ -130,7 +150,7 @@ def _hash(definitions: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(sorted(definitions.items())).encode()).hexdigest()
 
 
-def _kept(
+def _saved(
     target: Path, wanted: dict[str, Any], encoder: str | Path, revision: str | None, *, overwrite: bool
 ) -> GeneEmbeddings | None:
     """What the file holds, where that is what is wanted; None where it is to be replaced."""
@@ -139,19 +159,19 @@ def _kept(
     if revision is not None or Path(encoder).expanduser().is_dir():
         wanted["revision"] = known or revision
     try:
-        kept = GeneEmbeddings.load(target)
+        saved = GeneEmbeddings.load(target)
     except ValueError:
         if overwrite:
             return None
         raise
-    differs = {key: (getattr(kept, key), value) for key, value in wanted.items() if getattr(kept, key) != value}
+    differs = {key: (getattr(saved, key), value) for key, value in wanted.items() if getattr(saved, key) != value}
     if not differs:
-        logger.info("%s holds these texts; the text model is not run (%r).", target, kept)
-        return kept
+        logger.info("%s holds these texts; the text model is not run (%r).", target, saved)
+        return saved
     if overwrite:
         return None
-    said = "; ".join(f"{key} is {there!r}, asked {request!r}" for key, (there, request) in differs.items())
+    message = "; ".join(f"{key} is {known!r}, asked {wanted_value!r}" for key, (known, wanted_value) in differs.items())
     raise ValueError(
-        f"path={str(target)!r} holds other embeddings ({len(kept.genes)} genes): {said}. Pass another path, or "
+        f"path={str(target)!r} holds other embeddings ({len(saved.genes)} genes): {message}. Pass another path, or "
         "overwrite=True to replace them; stp.tl.GeneEmbeddings.load(path) reads them."
     )

@@ -34,29 +34,45 @@ def evaluate(
 ) -> pd.DataFrame:
     """Per-gene scores of a predicted layer by protocol stp-1, with two of the nulls beside them.
 
-    sdatas
+    Parameters
+    ----------
+    sdatas : SpatialData | str | Path | Sequence[SpatialData | str | Path]
         Sections (objects, or paths of stores) that hold raw counts and the predicted layer `key` of table `table_name`.
-    layer
-        Where raw counts are; None: X.
-    groups
+    key : str
+        Name of the predicted layer.
+    layer : str, optional
+        Layer of the table that holds raw counts; None: X.
+    table_name : str, default "table"
+        Table that holds the counts and the predicted layer.
+    groups : Sequence[str], optional
         One name a section (its patient); adds the column `group`.
-    image_key, shapes_key, tissue_key
+    image_key, shapes_key, tissue_key : str, optional
         As for `stp.tl.predict`: spots are scored that lie wholly on the image, under tissue, with at least 500 counts.
+    scores : Sequence[str], optional
+        Which metrics, by their names in `stp.metrics.METRICS`, of those that need values alone. None: all that apply.
 
-    scores
-        Which of "pcc", "spearman", "mse", "mae"; None: all that apply.
+    Returns
+    -------
+    DataFrame
+        One row per section and predicted gene: section, gene, seen (whether its counts were trained on), pcc, spearman,
+        mse, mae (over spots, in target units), pcc_log_depth (a null: the truth against the log of the spot's total
+        count), ceiling (the correlation that a perfect predictor could reach; NaN where counts are no raw counts).
+        ``attrs["summary"]`` holds, a row a section, what `stp.metrics.summary` says (PCC@F / S / M, HEG, HVG, MSE, MAE,
+        counts of spots and genes), plus n_dropped; where some genes were never trained on, ``attrs["summary_unseen"]``
+        and ``attrs["summary_seen"]`` the same for either kind. An unseen gene has no scale of its own, so its mse and
+        mae are NaN, and count in no mean.
 
-    Returns one row per section and predicted gene: section, gene, seen (whether its counts were trained on), pcc,
-    spearman, mse, mae (over spots, in target units), pcc_log_depth (a null: the truth against the log of the spot's
-    total count), ceiling (the correlation that a perfect predictor could reach; NaN where counts are no raw counts).
-    ``attrs["summary"]`` holds, a row a section, what `stp.metrics.summary` says (PCC@F / S / M, HEG, HVG, MSE, MAE,
-    counts of spots and genes), plus n_dropped; where some genes were never trained on, ``attrs["summary_unseen"]`` and
-    ``attrs["summary_seen"]`` the same for either kind. An unseen gene has no scale of its own, so its mse and mae are
-    NaN, and count in no mean.
+    Raises
+    ------
+    ValueError
+        For a layer that is not there, for sections without usable spots, and for mse or mae of genes that the model
+        never saw.
+    FileNotFoundError
+        For a store that is not there.
 
-    Raises ValueError for a layer that is not there, for sections without usable spots, and for mse or mae of genes that
-    the model never saw; FileNotFoundError for a store that is not there.
-    Source: protocol stp-1; for genes never seen its section "Unseen genes".
+    References
+    ----------
+    Protocol stp-1; for genes never seen its section "Unseen genes".
     """
     check_arguments(evaluate, locals())
     sections = _spatialdata.all_opened(sdatas)
@@ -175,9 +191,14 @@ def nulls(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(g,) correlation of the measured target with the log of the spot's total, and ceiling; NaN without raw counts.
 
+    Parameters
+    ----------
     matrix, columns, true
         Counts of the scored spots over all genes; positions of the scored genes; their target (n, g).
-    Source: protocol stp-1, Nulls and Ceiling.
+
+    References
+    ----------
+    Protocol stp-1, Nulls and Ceiling.
     """
     nothing = np.full(len(columns), np.nan)
     if target != "log1p_cp10k":

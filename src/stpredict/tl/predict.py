@@ -1,4 +1,4 @@
-"""Prediction on SpatialData objects."""
+"""Predict expression from the H&E image into an object, a store, or many."""
 
 from __future__ import annotations
 
@@ -50,51 +50,6 @@ def predict(
 ) -> None:
     """Predict expression from the H&E image, and write it into the object (and its store, if it has one).
 
-    sdata
-        A SpatialData object, the path of a .zarr store, or a list of either.
-    model
-        A trained model, the name of a shipped one, or the folder of a saved one.
-    image_key, shapes_key, table_name
-        Which image, shapes (spots, bins, cells; or labels, every one of which is a shape) and table; None: the only
-        ones, or those that belong together.
-    genes
-        Which genes, in this order; None: the model's panel. A model that answers by text takes any gene that it has an
-        embedding of.
-    mpp
-        Micrometres per pixel of the full-resolution image; None: from a coordinate system in micrometres, or from
-        known spot geometry.
-    tissue_key
-        Shapes or labels that outline the tissue: what lies outside is not read out, and tiles of a raster without any
-        stay NaN. None: the whole image.
-    output
-        "layer": values inside shapes; "raster": the map itself (dense models); "both"; "latent": the map of the
-        model's last features, for more genes later.
-    raster_mpp
-        Micrometres per raster pixel: the model's own step (None) or a multiple of it.
-    key_added
-        Name of layer and image; None: the model class in lower case.
-    table_added
-        Write a new table of the predicted genes with this name, instead of a layer of an existing one.
-    overwrite
-        Replace results of the same name; otherwise they raise.
-    device, precision, batch_size
-        "auto" takes CUDA if it is there and bf16 where the processor has it, and logs both; precision="32" computes in
-        float32. `batch_size` is in tiles (dense models) or patches.
-    compile
-        Dense models: let `torch.compile` compile encoder and decoder first. Results differ by rounding. Whether it pays
-        for the time that compiling takes depends on device, model and number of tiles: try it on one slide.
-    embeddings
-        Of further genes, for a model that answers by text: what `stp.tl.embed_genes` returns, or its file.
-    resume
-        Go on with an interrupted prediction of the same name into the same store: what it had finished is not done
-        again, and the result is the same to the bit (with `compile`, to rounding). Another model, other genes or other
-        shapes are refused. Stores that have the result already are left as they are, and refused where it was made of
-        something else.
-    client
-        A `dask.distributed.Client`: pieces of slides (tiles, or rows of shapes) go to its workers, which must see the
-        stores and the folder of the model under the same paths. Workers that offer a resource "GPU" take one piece of
-        work a GPU.
-
     Writes, in target units (the card says which; usually natural log1p of counts per 10,000):
 
     - ``tables[table].layers[key]`` float32 (n_obs, n_vars), NaN outside the panel and for shapes off image or tissue;
@@ -102,15 +57,84 @@ def predict(
     - ``images[key]`` float16 (gene, y, x) with the image's transformations, before the model's link; in a store, with
       coarser levels where it is large.
 
+    Parameters
+    ----------
+    sdata : SpatialData | str | Path | Sequence[SpatialData | str | Path]
+        A SpatialData object, the path of a .zarr store, or a list of either.
+    model : Model | str | Path
+        A trained model, the name of a shipped one, or the folder of a saved one.
+    image_key : str, optional
+        Which image; None: the only one.
+    shapes_key : str, optional
+        Which shapes (spots, bins, cells), or labels, every one of which is a shape; None: the only ones, or those that
+        the table annotates.
+    table_name : str, optional
+        Which table gets the layer; None: the only one, or the one that annotates the shapes.
+    genes : str | Sequence[str], optional
+        Which genes, in this order; None: the model's panel. A model that answers by text takes any gene that it has an
+        embedding of.
+    mpp : float, optional
+        Micrometres per pixel of the full-resolution image; None: from a coordinate system in micrometres, or from known
+        spot geometry.
+    tissue_key : str, optional
+        Shapes or labels that outline the tissue: what lies outside is not read out, and tiles of a raster without any
+        stay NaN. None: the whole image.
+    output : {"layer", "raster", "both", "latent"}, default "layer"
+        "layer": values inside shapes; "raster": the map itself (dense models); "both"; "latent": the map of the model's
+        last features, for more genes later.
+    raster_mpp : float, optional
+        Micrometres per raster pixel, a multiple of the model's own step; None: that step.
+    key_added : str, optional
+        Name of layer and image; None: the model class in lower case.
+    table_added : str, optional
+        Write a new table of the predicted genes with this name, instead of a layer of an existing one.
+    overwrite : bool, default False
+        Replace results of the same name; otherwise they raise.
+    device : str, default "auto"
+        "auto", "cpu", "cuda", "cuda:1", "mps". "auto" takes CUDA if it is there, and logs what it took; a device that
+        is named is never replaced by another.
+    precision : str, default "auto"
+        "auto" (bf16 where the processor has it; it is logged), "32" (float32), "bf16", "16".
+    batch_size : int | {"auto"}, default "auto"
+        Tiles (dense models) or patches at a time.
+    compile : bool, default False
+        Dense models: let `torch.compile` compile encoder and decoder first. Results differ by rounding. Whether it pays
+        for the time that compiling takes depends on device, model and number of tiles: try it on one slide.
+    embeddings : GeneEmbeddings | str | Path, optional
+        Embeddings of further genes, for a model that answers by text: what `stp.tl.embed_genes` returns, or its
+        .safetensors file.
+    resume : bool, default False
+        Go on with an interrupted prediction of the same name into the same store: what it had finished is not done
+        again, and the result is the same to the bit (with `compile`, to rounding). Another model, other genes or other
+        shapes are refused. Stores that have the result already are left as they are, and refused where it was made of
+        something else.
+    client : Client, optional
+        A `dask.distributed.Client`: pieces of slides (tiles, or rows of shapes) go to its workers, which must see the
+        stores and the folder of the model under the same paths. Workers that offer a resource "GPU" take one piece of
+        work a GPU.
+    progress : bool, default True
+        Show progress bars.
+
+    Raises
+    ------
+    ValueError
+        For an empty list, a store that is named twice, keys that are missing, not unique or taken, no mpp, an image too
+        coarse or not RGB, shapes that all lie off image or tissue, genes the model or the table lacks, results too
+        large (with the ways out), and an interrupted run of something else, and where image, shapes or table were
+        changed under the run.
+    FileNotFoundError
+        For an unknown model or store.
+    OSError
+        Where a chunk of the image cannot be read, the disk is full or the store is read-only.
+    MemoryError
+        Where one tile does not fit into memory.
+    RuntimeError
+        Where another process is predicting the same name, and where workers fail or run out of memory.
+
+    Notes
+    -----
     When it raises, nothing of that object has changed; the objects of a list are done one after the other. For an
     object in a store, finished pieces are kept beside it after an interrupt or a fault, and the message says where.
-
-    Raises ValueError for an empty list, a store that is named twice, keys that are missing, not unique or taken, no
-    mpp, an image too coarse or not RGB, shapes that all lie off image or tissue, genes the model or the table lacks,
-    results too large (with the ways out), and an interrupted run of something else, and where image, shapes or table
-    were changed under the run; FileNotFoundError for an unknown model or store; OSError where a chunk of the image
-    cannot be read, the disk is full or the store is read-only; MemoryError where one tile does not fit into memory;
-    RuntimeError where another process is predicting the same name, and where workers fail or run out of memory.
     """
     check_arguments(predict, locals())
     model = load(model) if isinstance(model, str | Path) else model
@@ -145,7 +169,10 @@ def predict(
         return
     for k, each in enumerate(tqdm(many, desc="sections", disable=not progress or len(many) == 1)):
         try:
-            _predict_one(_spatialdata.opened(each), request)
+            opened = _spatialdata.opened(each)
+            if not has_finished_result(opened, request):
+                with PredictionJob(opened, request) as job:
+                    job.finish()
         except BaseException as error:
             if len(many) > 1:
                 go_on = "The same call with resume=True leaves what is done as it is."
@@ -155,13 +182,6 @@ def predict(
                     f"done. {go_on}"
                 )
             raise
-
-
-def _predict_one(sdata: SpatialData, request: PredictRequest) -> None:
-    if has_finished_result(sdata, request):
-        return
-    with PredictionJob(sdata, request) as job:
-        job.finish()
 
 
 def _listed(sdata: SpatialData | str | Path | Sequence[SpatialData | str | Path]) -> list[SpatialData | str | Path]:

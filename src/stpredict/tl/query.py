@@ -1,4 +1,4 @@
-"""More genes from a stored latent raster."""
+"""Predict more genes from a stored latent raster, without the image or the network."""
 
 from __future__ import annotations
 
@@ -50,30 +50,42 @@ def query(
 ) -> None:
     """More genes from a latent raster that was stored before; the image and the backbone are not touched.
 
-    sdata
-        A SpatialData object, or the path of a .zarr store.
-    latent_key
-        An image that `stp.tl.predict` wrote with output="latent".
-    genes
-        Which genes, in this order: of the model's panel or, where it answers by text, any gene that it has a text of.
-    model
-        The model that made the latent raster: trained, a shipped name, or the folder of a saved one. None: the one that
-        the raster's provenance names. Either way its weights must have the hash that the provenance says.
-    output
-        "layer": values inside shapes; "raster": the map itself, at the latent raster's own step; "both".
-    shapes_key, table_name, table_added, key_added, overwrite
-        As for `stp.tl.predict`; `key_added` defaults to the model class in lower case.
-    embeddings
-        Texts of further genes: what `stp.tl.embed_genes` returned, or the file it wrote.
-
     Writes what `stp.tl.predict` writes: its values up to the float16 of the stored latent. Shapes are cut at the border
     of the raster, whose last row and column of pixels may reach over the image.
 
-    When it raises, nothing has changed.
+    Parameters
+    ----------
+    sdata : SpatialData | str | Path
+        A SpatialData object, or the path of a .zarr store.
+    latent_key : str
+        An image that `stp.tl.predict` wrote with output="latent".
+    genes : str | Sequence[str]
+        Which genes, in this order: of the model's panel or, where it answers by text, any gene that it has a text of.
+    model : Model | str | Path, optional
+        The model that made the latent raster: trained, a shipped name, or the folder of a saved one. None: the one that
+        the raster's provenance names. Either way its weights must have the hash that the provenance says.
+    shapes_key, table_name, table_added : str, optional
+        As for `stp.tl.predict`.
+    output : {"layer", "raster", "both"}, default "layer"
+        "layer": values inside shapes; "raster": the map itself, at the latent raster's own step; "both".
+    key_added : str, optional
+        Name of layer and image; None: the model class in lower case.
+    overwrite : bool, default False
+        As for `stp.tl.predict`.
+    embeddings : GeneEmbeddings | str | Path, optional
+        Texts of further genes: what `stp.tl.embed_genes` returned, or the file it wrote.
 
-    Raises ValueError for an image that is not there or no latent raster, a model whose weights are not those that made
-    it, genes without an answer, and keys, tables and shapes as `stp.tl.predict` does; FileNotFoundError for a store,
-    a model or embeddings that are not there.
+    Raises
+    ------
+    ValueError
+        For an image that is not there or no latent raster, a model whose weights are not those that made it, genes
+        without an answer, and keys, tables and shapes as `stp.tl.predict` does.
+    FileNotFoundError
+        For a store, a model or embeddings that are not there.
+
+    Notes
+    -----
+    When it raises, nothing has changed.
     """
     check_arguments(query, locals())
     sdata = _spatialdata.opened(sdata)
@@ -84,11 +96,15 @@ def query(
     reader = _Reader(model, wanted, raster, latent_key)
     record = _record(model, wanted, made) | {"raster": latent_key}
     with ExitStack() as stack:
+        names = _spatialdata.NewNames(sdata, overwrite=overwrite)
         place = None if output == "raster" else resolve_destination(
-            sdata, wanted, key=key, shapes_key=shapes_key, table_name=table_name, table_added=table_added,
-            tissue_key=None, overwrite=overwrite,
+            names, wanted, key=key, shapes_key=shapes_key, table_name=table_name, table_added=table_added,
+            tissue_key=None,
         )  # fmt: skip
-        target = None if output == "layer" else stack.enter_context(_target(sdata, latent_key, key, wanted, overwrite))
+        target = None if output == "layer" else _target(names, latent_key, key, wanted)
+        names.check()
+        if target is not None:
+            stack.enter_context(target)
         changes: list[Any] = []
         if place is not None:
             values, share = reader.inside(sdata, place.shapes_key, made)
@@ -157,20 +173,19 @@ def _warn_of_empty(values: NDArray[np.float32], latent_key: str, key: str) -> No
     warn_of_empty(n_empty, len(values), where=f"raster {latent_key!r}", drop=drop, stacklevel=3)
 
 
-def _target(
-    sdata: SpatialData, latent_key: str, key: str, genes: Sequence[str], overwrite: bool
-) -> _spatialdata.RasterTarget:
-    raster = _spatialdata.finest(sdata.images[latent_key])
+def _target(names: _spatialdata.NewNames, latent_key: str, key: str, genes: Sequence[str]) -> _spatialdata.RasterTarget:
+    raster = _spatialdata.finest(names.sdata.images[latent_key])
     if key == latent_key:
         raise ValueError(
             f"the new raster would take the name of the latent raster {latent_key!r}, which it is read from. Pass "
             "another key_added=."
         )
+    names.element("images", key)
     n_channels, side = raster.sizes["c"] + len(genes), CHUNK_PX
     while side > SMALLEST_CHUNK_PX and 4 * n_channels * side**2 > REGION_BYTES:
         side //= 2
     return _spatialdata.RasterTarget(
-        sdata, key, genes=genes, shape=(raster.sizes["y"], raster.sizes["x"]), chunk_px=side, overwrite=overwrite,
+        names.store, key, genes=genes, shape=(raster.sizes["y"], raster.sizes["x"]), chunk_px=side,
         transformations=get_transformation(raster, get_all=True),
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Training on SpatialData objects."""
+"""Train a model on measured sections."""
 
 from __future__ import annotations
 
@@ -50,37 +50,72 @@ def train(
 ) -> pd.DataFrame:
     """Train a model in place on measured sections.
 
-    sdatas
+    Parameters
+    ----------
+    sdatas : SpatialData | str | Path | Sequence[SpatialData | str | Path]
         Training sections (objects, or paths of .zarr stores), each with an H&E image, shapes, and a table of raw counts
         that annotates them.
-    model
+    model : Model
         A model of `stp.models`, fresh or loaded (then its weights are trained on).
-    val
+    val : Sequence[SpatialData | str | Path] | float, optional
         Where validation loss, early stopping and the per-gene reliability of the card come from: other sections; a
         share in (0, 1) of each training section, held out as spatial blocks; None: 0.15. 0 trains on everything, with
         no early stopping and no reliability.
-    image_key, shapes_key, table_name, layer, mpp, tissue_key
-        Which elements, where raw counts are, micrometres per pixel of the full image, outline of tissue; one name for
-        all sections. None: the only one there is, X, found from the object, the whole image.
-    target
+    image_key : str, optional
+        Which image, one name for all sections; None: the only one there is.
+    shapes_key : str, optional
+        Which shapes, one name for all sections; None: the only ones there are.
+    table_name : str, default "table"
+        Which table, one name for all sections.
+    layer : str, optional
+        Layer of the table that holds raw counts, one name for all sections; None: X.
+    target : {"log1p_cp10k", "as_is"}, default "log1p_cp10k"
         "log1p_cp10k": natural log1p of counts per 10,000 over all genes of the table; "as_is": values as they are.
-    max_epochs, batch_size, lr
-        None: the model's own recipe (`model.recipe`).
-    device, precision, devices, strategy, num_nodes
-        Passed to Lightning; "auto" takes CUDA if it is there, and bf16 where the processor has it, and logs both.
-        Several `devices` of one machine are processes that hand the trained model back (outside a notebook "auto" is
-        "ddp_spawn": guard a script with ``if __name__ == "__main__"``); `batch_size` is that of all together.
-    checkpoint_dir, resume
-        Folder for `last.ckpt` and `log/metrics.csv`; resume=True goes on from there, to the same result.
-    licence
-        Written into the card: under which terms the trained weights may be used.
+    mpp : float, optional
+        Micrometres per pixel of the full-resolution image, one number for all sections; None: found from the object.
+    tissue_key : str, optional
+        Shapes or labels that outline the tissue, one name for all sections; None: the whole image.
+    max_epochs : int, optional
+        Number of epochs; None: the model's own recipe (`model.recipe`).
+    batch_size : int, optional
+        Samples a step, of all `devices` together; None: the model's own recipe.
+    lr : float, optional
+        Peak learning rate; None: the model's own recipe.
+    seed : int, default 0
+        Of the training windows and the held-out blocks.
+    device : str, default "auto"
+        Passed to Lightning; "auto" takes CUDA if it is there, and logs it.
+    precision : str, default "auto"
+        Passed to Lightning; "auto" takes bf16 where the processor has it, and logs it.
+    devices : int, default 1
+        How many devices of one machine. Several are processes that hand the trained model back.
+    strategy : str, default "auto"
+        Lightning's strategy, such as "ddp". With several devices and outside a notebook, "auto" is "ddp_spawn": guard a
+        script with ``if __name__ == "__main__"``.
+    num_nodes : int, default 1
+        How many machines.
+    checkpoint_dir : str | Path, optional
+        Folder for `last.ckpt` and `log/metrics.csv`.
+    resume : bool, default False
+        Go on from the checkpoint in `checkpoint_dir`, to the same result.
+    progress : bool, default True
+        Show progress bars.
+    licence : str, default "not stated"
+        Terms under which the trained weights may be used; written into the card.
 
-    Returns the history, one row an epoch: epoch, train_loss, val_loss (with validation), lr.
+    Returns
+    -------
+    DataFrame
+        The history, one row an epoch: epoch, train_loss, val_loss (with validation), lr.
 
-    Raises ValueError, before any work, for settings with which nothing could be trained, for what is no section and for
-    one that is given twice; for sections that cannot be used (see `stp.pp.gene_panel` for a panel that all have); and
-    for a training that diverged, after which the model has no card.
-    Raises FileNotFoundError for a store that is not there, and for `resume` without a checkpoint.
+    Raises
+    ------
+    ValueError
+        Before any work, for settings with which nothing could be trained, for what is no section and for one that is
+        given twice; for sections that cannot be used (see `stp.pp.gene_panel` for a panel that all have); and for a
+        training that diverged, after which the model has no card.
+    FileNotFoundError
+        For a store that is not there, and for `resume` without a checkpoint.
     """
     check_arguments(train, locals())
     plan = _training.TrainOptions(

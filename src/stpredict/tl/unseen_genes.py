@@ -50,31 +50,59 @@ def unseen_genes(
 ) -> pd.DataFrame:
     """Score text-queried models on genes whose counts they never saw.
 
-    train, test
+    Parameters
+    ----------
+    train, test : Sequence[SpatialData | str | Path]
         Sections to train on, and others to score on.
-    models
+    models : Mapping[str, Callable[[Sequence[str]], Model]]
         Name -> function of the seen genes that returns a fresh model, which must have an embedding of all `genes`.
-    genes
+    genes : Sequence[str]
         The panel that is split.
-    shares, seeds
-        Which shares of the panel are seen, and the seeds of the random splits, of first weights and of training.
-    chromosomes
+    shares : Sequence[float], default (0.2, 0.4, 0.6)
+        Which shares of the panel are seen, each above 0 and below 1.
+    seeds : Sequence[int], default (0, 1, 2)
+        Seeds of the random splits, of first weights and of training.
+    chromosomes : Mapping[str, str], optional
         Gene -> chromosome: whole chromosomes are seen or unseen, in an order drawn by the seed. None: random genes.
-    max_epochs
-        The same for all models; None: each model's own recipe.
-    path
-        Folder for one file a (model, share, seed), so that an interrupted run goes on where it was. The files of
-        other genes, counts, settings or first weights of the model are refused.
+    path : str | Path, optional
+        Folder for one file a (model, share, seed), so that an interrupted run goes on where it was. The files of other
+        genes, counts, settings or first weights of the model are refused.
+    image_key, shapes_key : str, optional
+        As for `stp.tl.train`, the same for all sections.
+    table_name : str, default "table"
+        As for `stp.tl.train`, the same for all sections.
+    layer : str, optional
+        As for `stp.tl.train`, the same for all sections.
+    target : {"log1p_cp10k", "as_is"}, default "log1p_cp10k"
+        As for `stp.tl.train`, the same for all sections.
+    mpp : float, optional
+        As for `stp.tl.train`, the same for all sections.
+    max_epochs : int, optional
+        Number of epochs, the same for all models; None: each model's own recipe.
+    device : str, default "auto"
+        As for `stp.tl.train`.
+    progress : bool, default True
+        Show progress bars.
 
-    Returns one row per model, share, seed, section, predictor and kind of genes ("seen", "unseen", "all"): pcc_f,
-    pcc_s, pcc_m (ALL), heg, hvg, spearman (mean over genes), n_genes. Predictors are the model itself and, for unseen
-    genes, the nulls of protocol stp-1: "mean of seen" predictions; "nearest text", the prediction of the seen gene
-    whose embedding is nearest (cosine); "permuted", the model asked with the text of another unseen gene, averaged over
-    all others; "log depth" of the spot. MSE is not given: an unseen gene has no scale.
+    Returns
+    -------
+    DataFrame
+        One row per model, share, seed, section, predictor and kind of genes ("seen", "unseen", "all"): pcc_f, pcc_s,
+        pcc_m (ALL), heg, hvg, spearman (mean over genes), n_genes. Predictors are the model itself and, for unseen
+        genes, the nulls of protocol stp-1: "mean of seen" predictions; "nearest text", the prediction of the seen gene
+        whose embedding is nearest (cosine); "permuted", the model asked with the text of another unseen gene, averaged
+        over all others; "log depth" of the spot. MSE is not given: an unseen gene has no scale.
 
-    Raises ValueError for a share that leaves no gene on one side, a model that does not answer by text, and a section
-    on both sides; FileNotFoundError for a store that is not there.
-    Source: protocol stp-1, "Unseen genes"; the shares of GeneQuery (arXiv 2411.18391, Table 3).
+    Raises
+    ------
+    ValueError
+        For a share that leaves no gene on one side, a model that does not answer by text, and a section on both sides.
+    FileNotFoundError
+        For a store that is not there.
+
+    References
+    ----------
+    Protocol stp-1, "Unseen genes"; the shares of GeneQuery (arXiv 2411.18391, Table 3).
     """
     check_arguments(unseen_genes, locals())
     to_train, to_test = _spatialdata.all_opened(train, "train"), _spatialdata.all_opened(test, "test")

@@ -1,1 +1,1 @@
-"""Writing into stores: elements are built aside, and come into view by one transaction."""
+"""Writing into stores: results are built in a scratch folder, and become visible in one transaction."""

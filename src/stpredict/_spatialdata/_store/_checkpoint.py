@@ -1,4 +1,4 @@
-"""A run that can be gone on with: a folder beside the store that keeps what finished pieces have left."""
+"""Checkpoint of an interrupted prediction: partial results of finished chunks, in a folder next to the store."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any, Self
 from stpredict._partial import PartialFiles
 from stpredict._spatialdata._store._lock import Lock
 from stpredict._spatialdata._store._scratch import remove
-from stpredict._spatialdata._store._transaction import Store, open_store
+from stpredict._spatialdata._store._transaction import Store
 
 if TYPE_CHECKING:
-    from spatialdata import SpatialData
+    pass
 
 _log = logging.getLogger("stpredict")
 MANIFEST = "manifest.json"
 
 
-def checkpoint_folder(sdata: SpatialData, key: str) -> Path:
-    """Where the run of a name into the store of an object is kept, if there is one."""
-    real = Path(str(sdata.path)).resolve()
+def checkpoint_folder(path: str | Path, key: str) -> Path:
+    """The folder of the checkpoint of a result of this name in the store at `path`, if there is one."""
+    real = Path(path).resolve()
     return real.parent / f".{real.name}.stpredict-run-{key}"
 
 
@@ -36,27 +36,33 @@ class Checkpoint:
     It is deleted on success, and where the call itself was wrong (ValueError, TypeError); after any other error, an
     interrupt or the end of the process it stays, and `resume` goes on from its finished pieces.
 
-    key
+    Parameters
+    ----------
+    key : str
         Name of the result; one run a name at a time.
-    made_of
+    inputs : Mapping[str, Any]
         Plain values that decide the result; a run that was made of others is not gone on with.
-    resume
+    resume : bool
         Whether to go on with an earlier one; otherwise that is deleted.
 
+    Raises
+    ------
+    ValueError
+        For a run of something else.
+    RuntimeError
+        Where another process or thread is at work on the same name, whose lock it holds until then; see `Lock` for one
+        that has ended.
+
+    Notes
+    -----
     `work`, within the folder, is where parts and raster are built. Its name is that of the run, so that what a worker
     still writes for a run that was given up does not get into the next.
-
-    Raises ValueError for a run of something else, RuntimeError where another process or thread is at work on the same
-    name, whose lock it holds until then; see `Lock` for one that has ended.
     """
 
-    def __init__(self, sdata: SpatialData, key: str, inputs: Mapping[str, Any], *, resume: bool) -> None:
-        store = open_store(sdata)
-        if store is None:
-            raise ValueError("resume= needs an object in a store; write it with sdata.write(...) first.")
+    def __init__(self, store: Store, key: str, inputs: Mapping[str, Any], *, resume: bool) -> None:
         self.store, self.key, self.resume = store, key, resume
         self.inputs = json.loads(json.dumps(dict(inputs)))
-        self.folder = checkpoint_folder(sdata, key)
+        self.folder = checkpoint_folder(store.path, key)
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""What a commit puts into a store, built in a folder beside it: whole elements, changed tables, and the metadata."""
+"""A commit on disk: the journal of renames that makes new elements visible, rolled forward or back after a kill."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ _INDEX = {"kind": "inline", "must_understand": False}
 class Plan:
     """The folder of a commit while it is made; see `_store_commit`.
 
-    store
+    Parameters
+    ----------
+    store : Path
         The folder of the store.
-    folder
+    folder : Path
         A new one, on the same file system.
     """
 

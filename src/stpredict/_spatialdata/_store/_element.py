@@ -1,4 +1,4 @@
-"""Results that are elements of their own: images and whole tables."""
+"""New elements of a store: images, tables and shapes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from spatialdata import SpatialData, get_dask_backing_files, read_zarr
 from spatialdata.models import get_table_keys
 from xarray import DataArray, DataTree
 
+from stpredict._spatialdata._store._names import NewNames
 from stpredict._spatialdata._store._scratch import InlineStore
-from stpredict._spatialdata._store._transaction import Store, Transaction, check_element_key, open_store
+from stpredict._spatialdata._store._transaction import Store, Transaction
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -47,9 +48,12 @@ class ImageElement:
         """What changes in the provenance, by place."""
         return {f"images/{self.key}": dict(self.record)}
 
-    def check(self, sdata: SpatialData, store: Store | None, *, overwrite: bool) -> None:
+    def register(self, names: NewNames) -> None:
+        """Add the name of the image to those that are checked."""
+        names.element(self.kind, self.key)
+
+    def check(self, sdata: SpatialData, store: Store | None) -> None:
         """Raise ValueError where the image cannot go into the object or its store."""
-        check_element_key(sdata, self.key, kind=self.kind, overwrite=overwrite)
         if (self.element is None) == (self.built is None) or (self.built is not None and store is None):
             raise ValueError("an image is given as an element, or for a backed object as the folder it was built in.")
         if store is not None and store.has(self.kind, self.key):
@@ -85,9 +89,12 @@ class TableElement:
         old = {place: None for place in known if place.startswith(f"tables/{self.table_name}/")}
         return {**old, f"tables/{self.table_name}/layers/{self.key}": dict(self.record)}
 
-    def check(self, sdata: SpatialData, store: Store | None, *, overwrite: bool) -> None:
-        """Raise ValueError where the table cannot go into the object or its store."""
-        check_element_key(sdata, self.table_name, kind=self.kind, overwrite=overwrite)
+    def register(self, names: NewNames) -> None:
+        """Add the name of the table to those that are checked."""
+        names.element(self.kind, self.table_name)
+
+    def check(self, sdata: SpatialData, store: Store | None) -> None:
+        """A new table fits everywhere."""
 
     def build(self, folder: Path) -> None:
         """Write the table aside, as spatialdata writes it."""
@@ -156,11 +163,12 @@ def add_shapes(sdata: SpatialData, key: str, element: GeoDataFrame) -> None:
 
     Raises ValueError for a name that is taken or cannot be kept apart. Where anything raises, nothing has changed.
     """
-    check_element_key(sdata, key, kind="shapes", overwrite=False)
-    store = open_store(sdata)
+    names = NewNames(sdata, overwrite=False)
+    store = names.store
     with nullcontext() if store is None else store.locked(), Transaction(store) as transaction:
+        names.element("shapes", key)
+        names.check()
         if store is not None and transaction.folder is not None:
-            check_element_key(sdata, key, kind="shapes", overwrite=False)  # another process may have been faster
             write_aside(transaction.folder / "built", shapes={key: element})
             plan = transaction.plan()
             plan.put("shapes", key, transaction.folder / "built")

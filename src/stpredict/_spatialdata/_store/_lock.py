@@ -55,13 +55,17 @@ class Holder:
 class Lock:
     """A file that says who is at work, a context manager; the holder touches it every `BEAT_S` seconds.
 
-    path
+    Parameters
+    ----------
+    path : Path
         The file, in a folder in which one may write.
-    what
+    what : str
         What is done under the lock, as messages call it.
-    wait
+    wait : bool
         Whether to wait for another holder; otherwise entering raises RuntimeError, which names the holder.
 
+    Notes
+    -----
     The lock of a process of this machine that has ended is taken over at once, and one of any machine that was not
     touched for `STALE_S` seconds; the log says from whom. Threads exclude each other as processes do.
     """
@@ -100,7 +104,7 @@ class Lock:
             )
 
     def _acquire(self) -> None:
-        told = False
+        warned = False
         while not self._create():
             holder = read_holder(self.path)
             if holder is None and not self._is_stale():
@@ -112,9 +116,9 @@ class Lock:
                     f"{holder} is {self.what} (its lock is {self.path}). Wait for it, or pass another key_added."
                 )
             else:
-                if not told:
+                if not warned:
                     _log.info("waiting for %s, which is %s", holder, self.what)
-                told = True
+                warned = True
                 time.sleep(POLL_S)
 
     def _create(self) -> bool:

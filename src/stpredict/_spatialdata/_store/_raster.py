@@ -1,4 +1,4 @@
-"""Rasters of predicted genes: how large they may be, where they lie, and how they are written region by region."""
+"""Rasters of predicted genes: size check, transformation, and writing region by region with coarser levels."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ from spatialdata.transformations import Sequence as Chain
 
 from stpredict._spatialdata._store._element import ImageElement, write_aside
 from stpredict._spatialdata._store._scratch import remove
-from stpredict._spatialdata._store._transaction import check_element_key, open_store
+from stpredict._spatialdata._store._transaction import Store
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
-    from spatialdata import SpatialData
     from spatialdata.transformations import BaseTransformation
     from xarray import DataArray, DataTree
 
@@ -34,7 +33,7 @@ BUILT = "raster"  # the store within the folder
 
 
 def check_raster_size(
-    sdata: SpatialData,
+    store: Store | None,
     n_genes: int,
     shape: tuple[int, int],
     *,
@@ -42,15 +41,16 @@ def check_raster_size(
     chunk_px: int = 128,
     done: int = 0,
 ) -> None:
-    """Raise ValueError if a raster does not fit into memory or, for a backed object, onto the disk of its store.
+    """Raise ValueError if a raster does not fit into memory (`store` is None), or onto the disk of the store.
 
+    Parameters
+    ----------
     n_genes, shape, chunk_px
         Channels, (height, width) in raster pixels, and the side of a chunk, on which depends how many coarser levels a
         raster in a store has. Nothing is reckoned for compression.
-    done
+    done : int, default 0
         Bytes of it that an interrupted run has written.
     """
-    store = open_store(sdata)
     levels = 1 if store is None else n_levels(shape, chunk_px)
     need = n_genes * sum((shape[0] >> k) * (shape[1] >> k) for k in range(levels)) * np.dtype(dtype).itemsize - done
     free = psutil.virtual_memory().available if store is None else shutil.disk_usage(store.path).free
@@ -70,7 +70,9 @@ def _size(n_bytes: float) -> str:
 def raster_transformations(image: DataArray | DataTree, *, scale: tuple[float, float]) -> dict[str, BaseTransformation]:
     """For every coordinate system of `image`, the transformation of a raster on top of it.
 
-    scale
+    Parameters
+    ----------
+    scale : tuple[float, float]
         Height and width (y, x) of a raster pixel in intrinsic pixels of the image (of its largest scale).
     """
     zoom = Scale([float(scale[1]), float(scale[0])], axes=("x", "y"))
@@ -84,30 +86,36 @@ class RasterTarget:
     A context manager: `write` every region, take `image` to `commit`, then leave. What was built and not committed is
     gone afterwards. Pixels that are never written are NaN.
 
-    genes
+    Parameters
+    ----------
+    store : Store | None
+        Of a backed object; None: the raster is built in memory.
+    genes : Sequence[str]
         Unique names, the channels in order.
-    shape
+    shape : tuple[int, int]
         (height, width) in raster pixels.
-    transformations
+    transformations : Mapping[str, BaseTransformation]
         From `raster_transformations`.
-    dtype
+    dtype : DTypeLike, default "float16"
         A float type; NaN must have a place.
-    chunk_px
+    chunk_px : int, default 128
         Side of a stored chunk. Regions consist of whole chunks (smaller at the lower and right border alone), so that
         each chunk is written once, on every level of the pyramid that a large raster of a backed object has.
-    folder
+    folder : Path, optional
         An existing folder on the store's file system, whose owner keeps it: what an earlier target built there is gone
         on with. None: a scratch folder that is deleted in the end.
 
-    Raises ValueError for a key that cannot be written, duplicate genes, and a size that does not fit.
+    Raises
+    ------
+    ValueError
+        For duplicate genes, and a size that does not fit. `NewNames` judges the key.
     """
 
     def __init__(
-        self, sdata: SpatialData, key: str, *, genes: Sequence[str], shape: tuple[int, int],
+        self, store: Store | None, key: str, *, genes: Sequence[str], shape: tuple[int, int],
         transformations: Mapping[str, BaseTransformation], dtype: DTypeLike = "float16", chunk_px: int = 128,
-        overwrite: bool = False, folder: Path | None = None,
+        folder: Path | None = None,
     ) -> None:  # fmt: skip
-        check_element_key(sdata, key, kind="images", overwrite=overwrite)
         twins = sorted({gene for gene in genes if list(genes).count(gene) > 1}) if len(set(genes)) < len(genes) else []
         if twins or not len(genes):
             raise ValueError(f"the genes of a raster must be unique and at least one; twice there: {twins[:5]}.")
@@ -115,10 +123,10 @@ class RasterTarget:
             raise ValueError(f"a raster has a float dtype, chunks and pixels; got {dtype}, {chunk_px} and {shape}.")
         built = [] if folder is None else (folder / BUILT).rglob("*")
         done = sum(path.stat().st_size for path in built if path.is_file())
-        check_raster_size(sdata, len(genes), shape, dtype=dtype, chunk_px=chunk_px, done=done)
+        check_raster_size(store, len(genes), shape, dtype=dtype, chunk_px=chunk_px, done=done)
         self.key, self.genes, self.shape, self.chunk_px = key, [str(gene) for gene in genes], shape, chunk_px
         self.dtype, self._transformations = np.dtype(dtype), dict(transformations)
-        self._store = open_store(sdata)
+        self._store = store
         self._home, self._scratch = folder, folder
         self._values: Any = None
         self._levels: Levels | None = None

@@ -1,4 +1,4 @@
-"""Results as SpatialData keeps them: layers, tables and images, committed together or not at all."""
+"""Commit results (layers, obsm entries, tables, images) into an object and its store, all or none."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from anndata import AnnData
 from spatialdata.models import TableModel
 
 from stpredict._spatialdata._store._element import ImageElement, TableElement
-from stpredict._spatialdata._store._table import NAMESPACE, TableEntry, check_entry, keep_others
-from stpredict._spatialdata._store._transaction import Store, Transaction, open_store
+from stpredict._spatialdata._store._names import NewNames
+from stpredict._spatialdata._store._table import NAMESPACE, TableEntry, keep_others
+from stpredict._spatialdata._store._transaction import Store, Transaction
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,24 +38,37 @@ _writing = threading.Lock()  # the setting of anndata is that of the whole proce
 def commit(sdata: SpatialData, changes: Sequence[Change], *, overwrite: bool = False, run: Path | None = None) -> None:
     """Make all changes in memory and, for a backed object, in its store; where anything raises, none of them.
 
-    changes
+    Parameters
+    ----------
+    changes : Sequence[Change]
         Any mix of `TableEntry` (a layer or obsm entry of an existing table), `TableElement` and `ImageElement`.
-    overwrite
+    overwrite : bool, default False
         Whether what is there under the same names is replaced. The old is deleted after everything has succeeded.
-    run
+    run : Path, optional
         The folder of the run that made them, which is deleted with the commit.
 
+    Raises
+    ------
+    ValueError
+        For names that cannot be written or are taken, for values of a wrong shape, and for a table that differs between
+        memory and store.
+    PermissionError
+        For a store that may only be read. Nothing has changed then.
+
+    Notes
+    -----
     In a store everything becomes visible in one step, and other writers wait. A process that is killed on the way
     leaves what was there before, or everything new; the next call that opens the store clears up (`_store_commit`).
-
-    Raises ValueError for names that cannot be written or are taken, for values of a wrong shape, and for a table that
-    differs between memory and store; PermissionError for a store that may only be read. Nothing has changed then.
     """
-    store = open_store(sdata)
+    names = NewNames(sdata, overwrite=overwrite)
+    store = names.store
     with nullcontext() if store is None else store.locked():
         for change in changes:
             plain(change.record)
-            change.check(sdata, store, overwrite=overwrite)
+            change.register(names)
+        names.check()
+        for change in changes:
+            change.check(sdata, store)
         _check_distinct(changes)
         with Transaction(store) as transaction:
             if store is not None:
@@ -89,20 +103,6 @@ def _write(transaction: Transaction, store: Store, changes: Sequence[Change], ru
     transaction.carry_out(plan, run)
 
 
-def check_layer(sdata: SpatialData, table_name: str, key: str, *, overwrite: bool) -> None:
-    """Raise, before any work is done, where `layer` and `commit` would refuse this key in this table."""
-    store = open_store(sdata)
-    entry = TableEntry(table_name, key, np.empty((0, 0), np.float32))
-    names = {"var": (key, f"{key}_val_pcc"), "obs": (f"{key}_coverage",)}
-    check_entry(sdata.tables[table_name], store, entry, names, overwrite=overwrite)
-
-
-def check_obsm(sdata: SpatialData, table_name: str, key: str, *, overwrite: bool) -> None:
-    """Raise, before any work is done, where `commit` would refuse this key in the obsm of this table."""
-    entry = TableEntry(table_name, key, np.empty((0, 0), np.float32), place="obsm")
-    check_entry(sdata.tables[table_name], open_store(sdata), entry, {"var": (), "obs": ()}, overwrite=overwrite)
-
-
 def check_layer_size(n_obs: int, n_vars: int, n_panel: int, *, limit_bytes: int = LAYER_LIMIT_BYTES) -> None:
     """Raise ValueError if a float32 layer as wide as the table is larger than `limit_bytes`."""
     wide, narrow = 4 * n_obs * n_vars, 4 * n_obs * n_panel
@@ -134,18 +134,20 @@ def layer(
 ) -> TableEntry:  # fmt: skip
     """A layer of an existing table from values in element order.
 
-    values
+    Parameters
+    ----------
+    values : ndarray[Any]
         (n, g), one row per shape and one column per predicted gene.
-    join
+    join : tuple[ndarray[Any], ndarray[Any]]
         What `table_rows` returns: (m,) rows of the table, and for each the position (m,) of its shape in the element.
         All other rows of the table keep what an earlier call of the same model and genes has put there under this key
         for other shapes, and are NaN otherwise.
-    columns
+    columns : ndarray[Any]
         (g,) column of the table of each gene.
-    coverage, val_pcc
+    coverage, val_pcc : ndarray[Any], optional
         (n,) covered share of each shape's area; (g,) the model's own reliability of each gene. None: no such column,
         and one of an earlier result is taken away.
-    record
+    record : Mapping[str, Any], optional
         Plain values; see `plain`.
     """
     n_obs, n_vars = sdata.tables[table_name].shape
@@ -174,13 +176,15 @@ def new_table(
 ) -> AnnData:  # fmt: skip
     """A table of predicted values that annotates shapes, rows in element order.
 
-    values
+    Parameters
+    ----------
+    values : ndarray[Any]
         (n, g): ``X``, which takes float32 over as it is, and, as a copy of its own, ``layers[key]``.
-    genes
+    genes : Sequence[str]
         (g,) unique names.
     region, instance_ids
         Name of the shapes, and their (n,) unique index values, of their own dtype.
-    centroids
+    centroids : ndarray[Any]
         (n, 2) in (x, y), for ``obsm["spatial"]``.
     coverage, val_pcc, record
         As in `layer`.

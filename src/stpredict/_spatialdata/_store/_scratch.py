@@ -1,4 +1,4 @@
-"""Scratch folders next to a store: where elements are built, and what becomes of those of killed processes."""
+"""Scratch folders next to a store, in which elements are built before they become visible."""
 
 from __future__ import annotations
 

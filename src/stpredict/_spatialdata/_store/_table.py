@@ -1,4 +1,4 @@
-"""Results that go into an existing table: layers and obsm entries, with the columns and the record beside them."""
+"""New entries of an existing table: a layer or obsm entry with its columns and record."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from anndata import ImplicitModificationWarning
 from anndata.io import read_elem, write_elem
 
 from stpredict._spatialdata._store._scratch import InlineStore
-from stpredict._spatialdata._store._transaction import Store, Transaction, check_key
+from stpredict._spatialdata._store._transaction import Store, Transaction
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from stpredict._spatialdata._store._commit import Members
+    from stpredict._spatialdata._store._names import NewNames
 
 
 NAMESPACE = "stpredict"  # of uns and of sdata.attrs
@@ -33,13 +34,15 @@ NAMESPACE = "stpredict"  # of uns and of sdata.attrs
 class TableEntry:
     """A layer or an obsm entry of a table, and what belongs to it.
 
-    table_name, key
+    Parameters
+    ----------
+    table_name, key : str
         Where it goes; `place` is ``layers`` for (n_obs, n_vars) or ``obsm`` for (n_obs, d).
-    values
-        float32, rows and columns as in the table; NaN where nothing was predicted.
-    var, obs
+    values : ndarray of float32
+        Float32, rows and columns as in the table; NaN where nothing was predicted.
+    var, obs : Mapping[str, ndarray[Any] | None], optional
         Columns by their full names, (n_vars,) and (n_obs,), numbers or bool. None takes a column of that name away.
-    record
+    record : Mapping[str, Any], optional
         What ``uns["stpredict"][key]`` and ``sdata.attrs["stpredict"]`` say of it.
     """
 
@@ -55,11 +58,13 @@ class TableEntry:
         """What changes in the provenance, by place."""
         return {f"tables/{self.table_name}/{self.place}/{self.key}": dict(self.record)}
 
-    def check(self, sdata: SpatialData, store: Store | None, *, overwrite: bool) -> None:
-        """Raise ValueError where the entry cannot go into the object or its store; see `check_entry`."""
+    def register(self, names: NewNames) -> None:
+        """Add the names of the entry and its columns to those that are checked."""
+        names.entry(self.table_name, self.key, group=self.place, var=self.var, obs=self.obs)
+
+    def check(self, sdata: SpatialData, store: Store | None) -> None:
+        """Raise ValueError for values that do not fit the table."""
         table = sdata.tables[self.table_name]
-        names = {"var": tuple(self.var), "obs": tuple(self.obs)}
-        check_entry(table, store, self, names, overwrite=overwrite)
         n_obs, n_vars = table.shape
         form = (n_obs, n_vars) if self.place == "layers" else (n_obs, *self.values.shape[1:2])
         if self.values.shape != form or self.values.dtype != np.float32:
@@ -111,23 +116,6 @@ class TableEntry:
     @property
     def _aside(self) -> str:
         return f"{self.table_name}-{self.place}-{self.key}"
-
-
-def check_entry(
-    table: AnnData, store: Store | None, entry: TableEntry, names: Mapping[str, tuple[str, ...]], *, overwrite: bool
-) -> None:
-    """Raise ValueError unless the entry's key and the names of its columns may be written."""
-    base = ("tables", entry.table_name)
-    if store is not None:
-        store.check_agrees(entry.table_name, table)
-    existing = {*getattr(table, entry.place), *(store.members(*base, entry.place) if store else ())}
-    kind = "layer" if entry.place == "layers" else "obsm entry"
-    check_key(entry.key, existing, overwrite=overwrite, what=f"{kind} of table {entry.table_name!r}")
-    for axis in ("var", "obs"):
-        seen = {*getattr(table, axis).columns, *(store.columns(entry.table_name, axis) if store else ())}
-        for name in names[axis]:
-            what = f"column of {axis} of table {entry.table_name!r}"
-            check_key(name, map(str, seen), overwrite=overwrite, what=what)
 
 
 def _json(content: dict[str, Any]) -> bytes:
@@ -183,11 +171,15 @@ def keep_others(
 ) -> None:  # fmt: skip
     """Fill in the rows of other shapes, as an earlier call has left them in the layer of this name.
 
-    rows
+    Parameters
+    ----------
+    rows : ndarray of int64
         (m,) of the table, which are written now.
     values, coverage
         (n_obs, n_vars) and (n_obs,), changed in place: rows that were not written now and have earlier values.
 
+    Notes
+    -----
     Values of another model, other genes or settings are not mixed in: those rows stay NaN, which a warning says.
     """
     old, covered, made = _earlier(sdata, table_name, key)

@@ -1,4 +1,4 @@
-"""Stores: keys that they can keep apart, one writer at a time, and changes that are all made or all undone."""
+"""The store of an object as files, and a transaction: steps that are all made or all undone."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import glob
 import json
 import logging
 import os
-import re
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,66 +30,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 _log = logging.getLogger("stpredict")
-_NAME = re.compile(r"[A-Za-z0-9_.-]+")
-KINDS = ("images", "labels", "points", "shapes", "tables")
 _held = threading.local()  # stores that this thread has locked
-
-
-def check_key(key: str, existing: Iterable[str], *, overwrite: bool, what: str) -> None:
-    """Raise ValueError unless `key` may be written where the names `existing` are.
-
-    key
-        A name of letters, digits, ``_``, ``.`` and ``-`` that does not start with two underscores: what spatialdata
-        keeps apart on every file system.
-    existing
-        The names in that place, in memory and in the store.
-    overwrite
-        Whether a name that is there already may be replaced; a name that differs by case alone never may.
-    what
-        The place, as the message calls it (``layer of table 'table'``).
-    """
-    if not isinstance(key, str) or not _NAME.fullmatch(key) or key in {".", "..", "_index"} or key.startswith("__"):
-        raise ValueError(
-            f"{key!r} cannot be the name of a {what}: names are made of A-Z, a-z, 0-9, '_', '.' and '-', and do not "
-            "start with '__'. Pass another name."
-        )
-    names = {name for name in existing if name is not None}  # list(adata.layers) contains None in anndata 0.13
-    if key in names and not overwrite:
-        raise ValueError(f"there is a {what} called {key!r} already. Pass another name, or overwrite=True.")
-    twins = sorted(name for name in names if name != key and name.lower() == key.lower())
-    if twins:
-        raise ValueError(
-            f"{key!r} differs from the existing {what} {twins[0]!r} by case alone, and not every file system can keep "
-            "the two apart. Pass another name."
-        )
-
-
-def check_element_key(sdata: SpatialData, key: str, *, kind: str, overwrite: bool) -> None:
-    """Raise ValueError unless `key` may name an element of `kind` (``images``, ``tables``) in the object and its store.
-
-    An element's name is unique over all kinds; what is in the store but not in the object counts too.
-    """
-    store = open_store(sdata)
-    names = {each: set(getattr(sdata, each)) | set(store.members(each) if store else ()) for each in KINDS}
-    what = kind.removesuffix("s")
-    check_key(key, names[kind], overwrite=overwrite, what=what)
-    for other in KINDS:
-        twins = sorted(name for name in names[other] if other != kind and name.lower() == key.lower())
-        if twins:
-            raise ValueError(
-                f"{key!r} cannot be the name of the new {what}: there is {twins[0]!r} in {other}, and element names "
-                "are unique over all kinds, whatever their case. Pass another name."
-            )
-
-
-def check_stored(sdata: SpatialData, shapes_key: str) -> None:
-    """Raise ValueError where the object has a store, which lacks these shapes: a table there would annotate nothing."""
-    store = open_store(sdata)
-    if store is not None and not any(store.has(kind, shapes_key) for kind in ("shapes", "labels")):
-        raise ValueError(
-            f"the shapes {shapes_key!r} are in memory only, and the new table would go into the store {store.path}, "
-            f"where it would annotate nothing. Call sdata.write_element({shapes_key!r}) first."
-        )
 
 
 @dataclass(frozen=True)

@@ -41,12 +41,17 @@ class Fold:
 def section_folds(names: Sequence[str], cv: str | int | Explicit, groups: Mapping[str, str] | None) -> list[Fold]:
     """Folds over whole sections; those of a group stay together.
 
-    cv
+    Parameters
+    ----------
+    cv : str | int | Mapping[str, tuple[Sequence[str], Sequence[str]]]
         "leave-one-section-out", a number of folds, or {fold: (names to train on, names to test on)}.
-    groups
+    groups : Mapping[str, str] | None
         Group of every section; None: every section is its own.
 
-    Raises ValueError for too few sections or groups, unknown names, and explicit folds that part a group.
+    Raises
+    ------
+    ValueError
+        For too few sections or groups, unknown names, and explicit folds that part a group.
     """
     own = dict(zip(names, names, strict=True)) if groups is None else dict(groups)
     if isinstance(cv, Mapping):

@@ -31,14 +31,25 @@ def cached_run(
 ) -> dict[str, Any]:
     """What `measure` says of a fresh model, from the file if there is one.
 
-    build, seed
-        The model, whose first weights are of the seed.
-    key_of
+    Parameters
+    ----------
+    build : callable
+        Returns the model.
+    seed : int
+        Of its first weights.
+    file : Path, optional
+        Where the result is kept.
+    key_of : callable
         The hash of all that decides the result, the model's first weights among it.
-    name
+    measure : callable
+        Trains and scores the model.
+    name : str
         Of the model, as the user gave it.
 
-    Raises ValueError for a file of another hash.
+    Raises
+    ------
+    ValueError
+        For a file of another hash.
     """
     with first_seed(seed):
         model = build()

@@ -1,1 +1,1 @@
-"""What `tl.predict` does, in the order in which data flow: request, destination, job, provenance."""
+"""The prediction pipeline, in the order in which data flow: request, destination, job, provenance."""

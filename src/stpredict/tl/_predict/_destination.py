@@ -1,4 +1,4 @@
-"""Where values inside shapes go: a layer of an existing table, or a new table."""
+"""Where predicted values are written: a layer of an existing table, or a new table."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Destination:
 
 
 def resolve_destination(
-    sdata: SpatialData,
+    names: _spatialdata.NewNames,
     genes: Sequence[str],
     *,
     key: str,
@@ -35,13 +35,13 @@ def resolve_destination(
     table_name: str | None,
     table_added: str | None,
     tissue_key: str | None,
-    overwrite: bool,
 ) -> Destination:
-    """Decide, and check everything that can be checked before the work is done.
+    """Decide, register the names that are added, and check everything else that can be checked before the work.
 
     Raises ValueError for tables that do not annotate the shapes or are several, keys that are taken, genes the table
     lacks, layers that are too large, and a new table in a store that lacks the shapes.
     """
+    sdata = names.sdata
     shapes_key = _spatialdata.resolve_shapes(sdata, shapes_key, table_name=table_name, tissue_key=tissue_key)
     if table_name is not None and table_added is not None:
         raise ValueError(
@@ -51,12 +51,12 @@ def resolve_destination(
     existing = None if table_added else existing_table(sdata, shapes_key, table_name)
     if existing is None:
         new = table_added or f"{shapes_key}_{key}"
-        _spatialdata.check_stored(sdata, shapes_key)
-        _spatialdata.check_element_key(sdata, new, kind="tables", overwrite=overwrite)
+        names.check_stored(shapes_key)
+        names.element("tables", new)
         _spatialdata.check_table_size(len(_spatialdata.shapes_element(sdata, shapes_key)), len(genes))
         return Destination(shapes_key, new, key, None)
     _spatialdata.table_rows(sdata, existing, shapes_key)
-    _spatialdata.check_layer(sdata, existing, key, overwrite=overwrite)
+    names.layer(existing, key)
     table = sdata.tables[existing]
     columns, missing = _spatialdata.match_genes(genes, list(table.var_names), what=f"table {existing!r}", var=table.var)
     if missing:

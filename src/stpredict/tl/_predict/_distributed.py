@@ -1,4 +1,4 @@
-"""Prediction on the workers of a dask cluster: chunks of slides as tasks, whose results are exchanged through files."""
+"""Prediction on a dask cluster: chunks of slides as tasks that exchange results through files."""
 
 from __future__ import annotations
 
@@ -42,9 +42,11 @@ _submitted_futures: list[Future] = []  # of all slides, to be cancelled by an in
 class WorkItem:
     """Chunks of one slide for a worker: the inputs by path, and the numbers of the chunks.
 
-    store, model, folder
+    Parameters
+    ----------
+    store, model, folder : str
         The slide, the saved model, and the folder where parts and chunks go.
-    request
+    request : PredictRequest, optional
         The arguments of `predict`, without the model.
     image_and_shapes, weights, texts
         What slide and model must still be.
@@ -137,9 +139,9 @@ def _predict_slide(
 def run_work_item(item: WorkItem) -> None:
     """Compute the chunks of a work item, on a worker. Results are files, so that work done twice counts once."""
     model, sdata, section = _load_inputs(replace(item, which=()))
-    request = replace(item.request, model=model, overwrite=True)
+    request, store = replace(item.request, model=model), _spatialdata.open_store(sdata)
     with ExitStack() as stack:
-        raster = open_raster_writer(sdata, section, request, stack, Path(item.folder))
+        raster = open_raster_writer(sdata, store, section, request, stack, Path(item.folder))
         _inference.run_chunks(
             model, section, request.inferred_genes, item.which, runtime=replace(request.runtime, progress=False),
             parts=PartialFiles(Path(item.folder) / "parts"), raster=raster,

@@ -1,4 +1,4 @@
-"""One prediction into one object: checked before the work, done chunk by chunk, and written whole."""
+"""A prediction into one object: checks before the work, inference, and one commit."""
 
 from __future__ import annotations
 
@@ -39,16 +39,18 @@ class PredictionJob:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             request = self.request
-            self.destination = _destination(self.sdata, request)
+            names = _spatialdata.NewNames(self.sdata, overwrite=request.overwrite)
+            self.destination = _destination(names, request)
+            names.check()
             self.section = request.section(
                 self.sdata, None if self.destination is None else self.destination.shapes_key
             )
             self._image = image_digest(self.section)
             self.fingerprint = fingerprint(self.section, self._image)
             self.record = provenance(request, self.fingerprint)
-            self.checkpoint = self._checkpoint(stack)
+            self.checkpoint = self._checkpoint(stack, names.store)
             folder = None if self.checkpoint is None else self.checkpoint.work
-            self.raster = open_raster_writer(self.sdata, self.section, request, stack, folder)
+            self.raster = open_raster_writer(self.sdata, names.store, self.section, request, stack, folder)
             self._stack = stack.pop_all()
         return self
 
@@ -96,9 +98,9 @@ class PredictionJob:
                 "written; read the object again, and predict when nothing else writes there."
             )
 
-    def _checkpoint(self, stack: ExitStack) -> _spatialdata.Checkpoint | None:
+    def _checkpoint(self, stack: ExitStack, store: _spatialdata.Store | None) -> _spatialdata.Checkpoint | None:
         request = self.request
-        if self.sdata.path is None:
+        if store is None:
             if request.resume:
                 raise ValueError("resume=True needs an object in a store; write it first, with sdata.write(...).")
             return None
@@ -106,7 +108,7 @@ class PredictionJob:
             **self.record, "batch_size": request.runtime.batch_size, "compile": request.runtime.compile,
             "output": request.output.name, "raster_mpp": request.raster_mpp,
         }  # fmt: skip
-        return stack.enter_context(_spatialdata.Checkpoint(self.sdata, request.key, inputs, resume=request.resume))
+        return stack.enter_context(_spatialdata.Checkpoint(store, request.key, inputs, resume=request.resume))
 
 
 def path_of(sdata: SpatialData | str | Path) -> Path | None:
@@ -115,14 +117,15 @@ def path_of(sdata: SpatialData | str | Path) -> Path | None:
     return None if path is None else Path(path)
 
 
-def _destination(sdata: SpatialData, request: PredictRequest) -> Destination | None:
-    """Where a table result goes, checked before any work is done; None where only a raster is requested."""
+def _destination(names: _spatialdata.NewNames, request: PredictRequest) -> Destination | None:
+    """Where a table result goes, None where only a raster is requested; registers the names of both."""
+    if request.output.raster is not None:
+        names.element("images", request.key)
     if not request.output.layer:
-        _spatialdata.check_element_key(sdata, request.key, kind="images", overwrite=request.overwrite)
         return None
     return resolve_destination(
-        sdata, request.genes, key=request.key, shapes_key=request.spec.shapes_key, table_name=request.table_name,
-        table_added=request.table_added, tissue_key=request.spec.tissue_key, overwrite=request.overwrite,
+        names, request.genes, key=request.key, shapes_key=request.spec.shapes_key, table_name=request.table_name,
+        table_added=request.table_added, tissue_key=request.spec.tissue_key,
     )  # fmt: skip
 
 
@@ -143,11 +146,18 @@ class RasterWriter:
 
 
 def open_raster_writer(
-    sdata: SpatialData, section: Section, request: PredictRequest, stack: ExitStack, folder: Path | None
+    sdata: SpatialData,
+    store: _spatialdata.Store | None,
+    section: Section,
+    request: PredictRequest,
+    stack: ExitStack,
+    folder: Path | None,
 ) -> RasterWriter | None:
     """The writer of the raster, if one is requested; entered into `stack`.
 
-    folder
+    Parameters
+    ----------
+    folder : Path | None
         Where it is built, next to the store; None: in memory, or in a scratch folder.
     """
     if request.output.raster is None:
@@ -159,13 +169,12 @@ def open_raster_writer(
     pixel = step * factor / _spatialdata.image_mpp(sdata, image_key, spec.shapes_key, spec.mpp)
     n_latent = model.query(request.genes[:1]).shape[1]
     target = _spatialdata.RasterTarget(
-        sdata,
+        store,
         request.key,
         genes=[f"latent{i}" for i in range(n_latent)] if request.output.raster == "latent" else request.genes,
         shape=(-(-height // factor), -(-width // factor)),
         transformations=_spatialdata.raster_transformations(sdata.images[image_key], scale=(pixel, pixel)),
         chunk_px=round(model.config.core_px / model.stride) // factor,
-        overwrite=request.overwrite,
         folder=folder,
     )
     return RasterWriter(stack.enter_context(target), factor, step * factor)

@@ -1,4 +1,4 @@
-"""Provenance of a prediction: what made it, its hashes, and whether a store holds the same result already."""
+"""Provenance of a prediction: its record and digests, and whether a store already holds the same result."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def has_finished_result(sdata: SpatialData, request: PredictRequest) -> bool:
     if not request.resume or sdata.path is None:
         return False
     _spatialdata.recover(sdata.path)
-    if _spatialdata.checkpoint_folder(sdata, request.key).is_dir():
+    if _spatialdata.checkpoint_folder(sdata.path, request.key).is_dir():
         return False
     shapes_key = None
     if request.output.layer:

@@ -1,4 +1,4 @@
-"""What a call of `tl.predict` asks for: the arguments once checked and resolved, the same for every object."""
+"""The arguments of `tl.predict` as one typed request, checked and resolved."""
 
 from __future__ import annotations
 
