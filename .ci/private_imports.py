@@ -24,7 +24,6 @@ ALLOWED = {
     ("stpredict._training", "stpredict.models._samples"),
     ("stpredict.tl", "stpredict.models._base"),
     ("stpredict.tl", "stpredict.models._patches"),
-    ("stpredict.pp", "stpredict._spatialdata._tables"),
 }
 
 
