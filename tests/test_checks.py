@@ -17,6 +17,7 @@ STEPS = {
     "format": "ruff format",
     "floors": "lint-imports",
     "sizes": "sizes.py",
+    "private imports": "private_imports.py",
     "types": "mypy",
     "docs and tutorials": "sphinx-build",
 }
@@ -68,6 +69,54 @@ def test_without_an_environment_nothing_is_green(ci):
     done = ci("sync")
     assert done.returncode != 0
     assert "all green" not in done.stdout
+
+
+@pytest.fixture
+def private_imports():
+    return runpy.run_path(str(ROOT / ".ci" / "private_imports.py"))["problems"]
+
+
+def test_no_package_reaches_into_another(private_imports):
+    assert list(private_imports(ROOT / "src" / "stpredict")) == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "private"),
+    [
+        ("from stpredict.io._grid import pitch_px", "stpredict.io._grid"),
+        ("from stpredict.io import _grid", "stpredict.io._grid"),
+        ("import stpredict.io._grid as grid", "stpredict.io._grid"),
+        ("from stpredict.io.read_st import _check", "stpredict.io.read_st._check"),
+        ("from stpredict._store._table import write", "stpredict._store._table"),
+        ("from stpredict._store import _table", "stpredict._store._table"),
+        ("from stpredict._store import public", "stpredict._store.public"),
+        ("from stpredict._card import _read", "stpredict._card._read"),
+        ("def f():\n    from stpredict.io._grid import pitch_px", "stpredict.io._grid"),
+        ("from stpredict.tl._cache import stable_hash", None),
+        ("from stpredict.io import pitch_px", None),
+        ("from stpredict.io.read_st import read_st", None),
+        ("from stpredict import _store, __version__", None),
+        ("from stpredict._store import write", None),
+        ("from stpredict._card import Card", None),
+        ("import stpredict as stp", None),
+        ("from numpy._core import _x", None),
+    ],
+)
+def test_what_is_private_to_a_package_is_told_apart(private_imports, tmp_path, statement, private):
+    root = tmp_path / "stpredict"
+    for folder in ("io", "_store", "tl"):
+        (root / folder).mkdir(parents=True)
+    for file in ("io/_grid", "io/read_st", "_store/_table", "_store/public", "_card", "tl/_cache"):
+        (root / f"{file}.py").touch()
+    (root / "tl" / "verb.py").write_text(statement + "\n")
+    found = list(private_imports(root, set()))
+    assert [line.split(": ")[1] for line in found] == (
+        [] if private is None else [f"stpredict.tl imports {private}, which is private to its package"]
+    )
+    if private is not None:
+        assert list(private_imports(root, {("stpredict.tl", private)})) == []
+    unused = list(private_imports(root, {("stpredict.pl", "stpredict.io._grid")}))
+    assert unused[-1].endswith("take the entry out")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ STEPS = [
     "import stpredict, stpredict as stp; stp.__version__; dir(stp)",
     "stp.metrics; stp.tables",
     "stp.io; stp.datasets; stp.pp; stp.pl",
+    "stp.tl.evaluate; stp.tl.GeneEmbeddings; dir(stp.tl); import stpredict.tl.evaluate, stpredict.tl._cache",
 ]
 
 
@@ -50,6 +51,10 @@ def test_data_and_plots_load_no_torch(loaded):
     assert not loaded[2] & {"lightning", "timm", "torch"}
 
 
+def test_scoring_loads_no_torch(loaded):
+    assert not loaded[3] & {"lightning", "timm", "torch"}
+
+
 def test_the_probe_sees_what_is_loaded(loaded):
     assert "spatialdata" in loaded[2]
 
@@ -74,7 +79,27 @@ def test_namespaces_resolve_and_say_what_they_offer(stp, namespace: str):
 
 
 def test_dir_lists_the_namespaces(stp):
-    assert {*NAMESPACES, "__version__"} <= set(dir(stp))
+    assert {*NAMESPACES, "__version__", "clear_caches"} <= set(dir(stp))
+
+
+@pytest.mark.parametrize(
+    "first", ["stp.tl.evaluate", "import stpredict.tl.evaluate", "from stpredict.tl import evaluate"]
+)
+def test_a_verb_is_a_function_whoever_imports_its_file_first(first: str):
+    code = f"""
+import stpredict as stp
+{first}
+from stpredict.tl.evaluate import nulls
+import pickle
+assert pickle.loads(pickle.dumps(stp.tl.evaluate)) is stp.tl.evaluate
+print(type(stp.tl.evaluate).__name__, stp.tl.evaluate.__module__, sorted(set(stp.tl.__all__) - set(dir(stp.tl))))
+"""
+    assert python(code).stdout.strip() == "function stpredict.tl.evaluate []"
+
+
+def test_an_unknown_verb_names_those_that_there_are(stp):
+    with pytest.raises(AttributeError, match=r"'stpredict.tl' has no attribute 'fit'; it has .*\btrain\b"):
+        stp.tl.fit  # noqa: B018
 
 
 def test_unknown_attribute_names_what_exists(stp):

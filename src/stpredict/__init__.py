@@ -10,6 +10,8 @@ import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
+from stpredict._caches import clear_all
+
 if TYPE_CHECKING:
     from stpredict import datasets as datasets
     from stpredict import io as io
@@ -23,9 +25,23 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["__version__", "datasets", "io", "metrics", "models", "nn", "pl", "pp", "tables", "tl"]
+__all__ = ["__version__", "clear_caches", "datasets", "io", "metrics", "models", "nn", "pl", "pp", "tables", "tl"]
 
 logging.getLogger("stpredict").addHandler(logging.NullHandler())
+
+
+def clear_caches() -> dict[str, int | None]:
+    """Let go of what this process keeps from one call to the next, such as features of frozen encoders.
+
+    Results stay the same, and the next calls take longer. What lies on disk is not touched.
+
+    Returns
+    -------
+    dict of str to int or None
+        The bytes that each cache held by its name; None where they are not known. Caches of modules that were not used
+        are not among them.
+    """
+    return clear_all()
 
 
 def __getattr__(name: str) -> Any:

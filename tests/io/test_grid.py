@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stpredict.io._grid import pitch_px
+from stpredict.io import pitch_px
 from stpredict.io.read_visium import STEP
 
 

@@ -148,7 +148,7 @@ def test_what_lies_inside_is_worked_out_once(raster_sdata, monkeypatch):
     from stpredict.tl import _readout as _blocks
 
     sdata, _, cells = raster_sdata
-    _blocks.forget()
+    _blocks.clear()
     calls = []
     true = _coverage.coverage
     monkeypatch.setattr(_coverage, "coverage", lambda *args, **kwargs: (calls.append(1), true(*args, **kwargs))[1])
@@ -165,7 +165,7 @@ def test_what_lies_inside_is_worked_out_once(raster_sdata, monkeypatch):
     assert len(calls) == 2 * first
     assert (other[0] != one[0]).all()
     monkeypatch.setattr(_blocks, "KEPT_BYTES", 0)
-    _blocks.forget()
+    _blocks.clear()
     _aggregate(sdata, key_added="unkept")
     _aggregate(sdata, key_added="unkept2")
     assert len(calls) == 4 * first

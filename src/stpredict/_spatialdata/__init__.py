@@ -41,7 +41,7 @@ from stpredict._spatialdata._store._results import (
     new_table,
 )
 from stpredict._spatialdata._store._transaction import Store, open_store
-from stpredict._spatialdata._tables import match_genes, table_rows
+from stpredict._spatialdata._tables import ENSEMBL, match_genes, table_rows
 from stpredict._spatialdata._target import Target, check_counts, check_target, sparse_target, target, totals, usable
 from stpredict._spatialdata._transformations import (
     DIAMETER_COLUMN,
@@ -54,6 +54,7 @@ from stpredict._spatialdata._transformations import (
 )
 
 __all__ = [
+    "ENSEMBL",
     "Change",
     "Checkpoint",
     "DIAMETER_COLUMN",

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import shapely
 
-from stpredict import _coverage
+from stpredict import _caches, _coverage
 from stpredict._spatialdata._elements import finest, missing_key, raster_size
 from stpredict._spatialdata._outline import outline, outlines
 from stpredict._spatialdata._transformations import relative_affine, scaling
@@ -232,3 +232,11 @@ def _valid(geometry: NDArray[np.object_], key: str, index: pd.Index) -> NDArray[
 
 def _examples(index: pd.Index) -> list:
     return index[:5].tolist()
+
+
+def _forget() -> None:
+    global _last
+    _last = None
+
+
+_caches.register("outlines of labels", _forget)

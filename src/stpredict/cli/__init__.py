@@ -37,7 +37,13 @@ app = App(
 )
 COMMANDS: tuple[Callable[..., Any], ...] = (demo, train, predict, evaluate, benchmark, models, doctor)
 for position, command in enumerate(COMMANDS):
-    app.command(command, sort_key=position)
+    # by its path: what an option may be is looked up (and may load libraries) only when this command is asked for
+    app.command(
+        f"{command.__module__}:{command.__name__}",
+        name=command.__name__,
+        help=inspect.getdoc(command),
+        sort_key=position,
+    )
 
 
 @app.meta.default

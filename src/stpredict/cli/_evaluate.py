@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+def score_names() -> tuple[str, ...]:
+    """What `--scores` may be; looked up when the options are shown or read, for it loads the metrics."""
+    return tuple(name for name, metric in stp.metrics.METRICS.items() if metric.scores_layers)
+
+
 def evaluate(
     stores: Stores,
     /,
@@ -40,7 +45,7 @@ def evaluate(
     shapes_key: ShapesKey = None,
     tissue_key: TissueKey = None,
     scores: Annotated[
-        list[Literal["pcc", "spearman", "mse", "mae"]] | None,
+        list[Literal[*score_names()]] | None,  # type: ignore[valid-type]
         of_verb("tl.evaluate", "scores", group=RESULT, consume_multiple=True, negative=()),
     ] = None,
     out: Annotated[Path | None, Parameter(group=RESULT, help="A CSV file for the scores of every gene.")] = None,

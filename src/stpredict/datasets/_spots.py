@@ -9,9 +9,7 @@ import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData
 
-from stpredict.io._assemble import assemble, check_on_image
-from stpredict.io._grid import pitch_px
-from stpredict.io._pixels import open_pixels
+from stpredict.io import assemble, check_on_image, open_pixels, pitch_px
 
 logger = logging.getLogger("stpredict")
 

@@ -23,7 +23,7 @@ from stpredict.datasets._toy_field import components, owners
 from stpredict.datasets._toy_genes import COMPONENTS, N_GENES_MIN, gene_names, profiles
 from stpredict.datasets._toy_image import draw, draw_stain
 from stpredict.datasets._toy_tissue import FIELD_MPP, build_tissue
-from stpredict.io._image import MICROMETERS, coordinate_systems, image_element
+from stpredict.io import MICROMETERS, coordinate_systems, image_element
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -15,7 +15,7 @@ from spatialdata import SpatialData
 
 from stpredict._arguments import check_arguments
 from stpredict.datasets._spots import section
-from stpredict.io._counts import read_counts
+from stpredict.io import read_counts
 from stpredict.io.read_visium import PITCH_UM, SPOT_UM, STEP
 
 URL = "https://www.ncbi.nlm.nih.gov/geo/query/acc.cgi?acc=GSE240429"

@@ -11,7 +11,7 @@ from spatialdata import SpatialData
 
 from stpredict._arguments import check_arguments
 from stpredict.datasets._spots import section
-from stpredict.io._counts import read_counts
+from stpredict.io import read_counts
 
 URL = "https://data.mendeley.com/datasets/29ntw7sh4r/5"
 INDEX = "metadata.csv"

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from stpredict._arguments import check_arguments
-from stpredict.metrics._scores import _constant, _per_gene
+from stpredict.metrics._scores import is_constant, per_gene
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -54,12 +54,12 @@ def morans_i_gap(pred: ArrayLike, true: ArrayLike, graph: Any) -> NDArray[np.flo
             )
         return _morans_i(pred, weights) - _morans_i(true, weights)
 
-    return _per_gene(gap, pred, true, min_spots=2)
+    return per_gene(gap, pred, true, min_spots=2)
 
 
 def _morans_i(values: NDArray[np.float64], weights: sparse.csr_array) -> NDArray[np.float64]:
     """Moran's I of each column of `values` (n_spots, n_genes); NaN where it is constant."""
-    constant = _constant(values)
+    constant = is_constant(values)
     centred = values - values[0]  # first, so that a large offset costs no digits
     centred -= centred.mean(axis=0)
     squares = np.einsum("sg,sg->g", centred, centred)

@@ -43,7 +43,7 @@ def pcc(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
     Protocol stp-1, "Correlation"; equals ``scipy.stats.pearsonr`` column by column.
     """
     check_arguments(pcc, locals())
-    return _per_gene(_pearson, pred, true, min_spots=2)
+    return per_gene(_pearson, pred, true, min_spots=2)
 
 
 def spearman(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
@@ -69,7 +69,7 @@ def spearman(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
     Equals ``scipy.stats.spearmanr`` column by column.
     """
     check_arguments(spearman, locals())
-    return _per_gene(_spearman, pred, true, min_spots=2)
+    return per_gene(_spearman, pred, true, min_spots=2)
 
 
 def mse(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
@@ -91,7 +91,7 @@ def mse(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
         For arrays of unequal shape, not 2-D, without spots, or with values that are not finite.
     """
     check_arguments(mse, locals())
-    return _per_gene(lambda p, t: np.square(p - t).mean(axis=0), pred, true, min_spots=1)
+    return per_gene(lambda p, t: np.square(p - t).mean(axis=0), pred, true, min_spots=1)
 
 
 def mae(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
@@ -113,7 +113,7 @@ def mae(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
         Where `mse` raises it.
     """
     check_arguments(mae, locals())
-    return _per_gene(lambda p, t: np.abs(p - t).mean(axis=0), pred, true, min_spots=1)
+    return per_gene(lambda p, t: np.abs(p - t).mean(axis=0), pred, true, min_spots=1)
 
 
 def validated(pred: ArrayLike, true: ArrayLike, *, min_spots: int) -> tuple[NDArray, NDArray]:
@@ -183,7 +183,7 @@ def _check_finite(name: str, array: NDArray) -> None:
     raise ValueError(f"{name} holds NaN or infinite values {'; and '.join(found)}.")
 
 
-def _per_gene(
+def per_gene(
     score: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]],
     pred: ArrayLike,
     true: ArrayLike,
@@ -201,7 +201,7 @@ def _per_gene(
     return out
 
 
-def _constant(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+def is_constant(values: NDArray[np.float64]) -> NDArray[np.bool_]:
     return np.ptp(values, axis=0) <= CONSTANT * np.abs(values).max(axis=0)
 
 
@@ -217,13 +217,13 @@ def _centred(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _pearson(pred: NDArray[np.float64], true: NDArray[np.float64]) -> NDArray[np.float64]:
     r = np.clip(np.einsum("sg,sg->g", _centred(pred), _centred(true)), -1.0, 1.0)
-    r[_constant(pred) | _constant(true)] = np.nan
+    r[is_constant(pred) | is_constant(true)] = np.nan
     return r
 
 
 def _spearman(pred: NDArray[np.float64], true: NDArray[np.float64]) -> NDArray[np.float64]:
     # judged before ranking: ranks would turn rounding into a full-size signal
-    constant = _constant(pred) | _constant(true)
+    constant = is_constant(pred) | is_constant(true)
     r = _pearson(rankdata(pred, axis=0), rankdata(true, axis=0))
     r[constant] = np.nan
     return r

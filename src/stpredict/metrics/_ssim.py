@@ -8,7 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from stpredict._arguments import check_arguments
-from stpredict.metrics._scores import _constant, _per_gene
+from stpredict.metrics._scores import is_constant, per_gene
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -64,7 +64,7 @@ def ssim(pred: ArrayLike, true: ArrayLike, grid: ArrayLike, *, win_size: int = 7
             raise ValueError(f"grid must have a row for each of the {len(pred)} spots, got {members.shape[1]}.")
         return _mean_index(pred, true, members)
 
-    return _per_gene(score, pred, true, min_spots=2)
+    return per_gene(score, pred, true, min_spots=2)
 
 
 def _mean_index(pred: NDArray[np.float64], true: NDArray[np.float64], members: sparse.csr_array) -> NDArray[np.float64]:
@@ -79,7 +79,7 @@ def _mean_index(pred: NDArray[np.float64], true: NDArray[np.float64], members: s
     var_t = unbiased * ((members @ (t * t)) / n - mean_t**2)
     cov = unbiased * ((members @ (p * t)) / n - mean_p * mean_t)
     mean_p, mean_t = mean_p + centre_p, mean_t + centre_t
-    constant = _constant(true)
+    constant = is_constant(true)
     span = np.where(constant, 1.0, np.ptp(true, axis=0))
     c1, c2 = (K1 * span) ** 2, (K2 * span) ** 2
     index = (2 * mean_p * mean_t + c1) * (2 * cov + c2)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stpredict._arguments import check_arguments
-from stpredict.metrics._scores import _per_gene
+from stpredict.metrics._scores import per_gene
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -44,7 +44,7 @@ def rvd(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
     The evaluation of TRIPLEX (Chung et al., CVPR 2024), as released.
     """
     check_arguments(rvd, locals())
-    return _per_gene(_rvd, pred, true, min_spots=1)
+    return per_gene(_rvd, pred, true, min_spots=1)
 
 
 def _rvd(pred: NDArray[np.float64], true: NDArray[np.float64]) -> NDArray[np.float64]:

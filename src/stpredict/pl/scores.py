@@ -10,13 +10,13 @@ import numpy as np
 from matplotlib.collections import LineCollection
 
 from stpredict._arguments import check_arguments
+from stpredict.metrics import METRICS
 from stpredict.pl._categories import PALETTE
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-NAMES = {"pcc": "PCC", "spearman": "Spearman", "mse": "MSE", "mae": "MAE", "rvd": "RVD", "ssim": "SSIM"}
 NO_MODEL = ("ceiling", "log depth", "measured")
 SPREAD = 0.32  # half the width in which the points of a model lie
 
@@ -37,7 +37,7 @@ def scores(
     result : DataFrame
         What `stp.tl.benchmark` returns.
     metric : str, default "pcc"
-        A column `metric` of it: "pcc", "spearman", "mse", "mae", "rvd", "ssim", "morans_i_gap".
+        A name in its column `metric`, such as "pcc", "mse" or "ssim".
     models : Sequence[str], optional
         Which, and in which order; None: all that have the metric, log depth and ceiling last.
     section : str, optional
@@ -76,9 +76,10 @@ def scores(
         meanprops={"marker": "D", "markerfacecolor": "white", "markeredgecolor": "black", "markersize": 4},
     )  # fmt: skip
     ax.set_xticks(range(values.shape[1]), table.columns, rotation=40, ha="right", rotation_mode="anchor")
-    ax.set_ylabel(NAMES.get(metric, metric.replace("_", " ")))
+    known = METRICS.get(metric)
+    ax.set_ylabel(metric.replace("_", " ") if known is None else known.title)
     ax.set_title(f"{len(table)} genes, {section or 'mean over sections'}", fontsize="medium")
-    if metric in ("pcc", "spearman", "morans_i_gap"):
+    if known is not None and known.scale_free:
         ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
     ax.spines[["top", "right"]].set_visible(False)
     return ax

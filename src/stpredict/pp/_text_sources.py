@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from stpredict._spatialdata._tables import ENSEMBL
+from stpredict._spatialdata import ENSEMBL
 from stpredict.pp._definitions import Definition, DefinitionCache, clean
 
 Found = dict[str, Definition]

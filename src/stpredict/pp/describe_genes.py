@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from stpredict._arguments import check_arguments
-from stpredict._spatialdata._tables import ENSEMBL
+from stpredict._spatialdata import ENSEMBL
 from stpredict.pp._definitions import Definition, DefinitionCache, clean, read_definitions
 from stpredict.pp._text_sources import PLACEHOLDER, Found, from_generator, from_ncbi, from_table, plain_id
 

@@ -8,17 +8,14 @@ import numpy as np
 import pandas as pd
 
 from stpredict._arguments import check_arguments
-from stpredict.metrics import top_correlations
+from stpredict.metrics import METRICS, top_correlations
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 REFERENCES = ("log depth", "ceiling")  # rows that are no model, shown last
 MEASURED = "measured"
-COLUMNS = {
-    "pcc_f": "PCC@F", "pcc_s": "PCC@S", "pcc_m": "ALL", "heg": "HEG", "hvg": "HVG", "mse": "MSE", "mae": "MAE",
-    "spearman": "Spearman", "rvd": "RVD", "ssim": "SSIM", "morans_i_gap": "Moran's I gap",
-}  # fmt: skip
+SUMMARY = {"pcc_f": "PCC@F", "pcc_s": "PCC@S", "pcc_m": "ALL", "heg": "HEG", "hvg": "HVG"}  # figures of "pcc"
 SHOWN = ("pcc_f", "pcc_s", "pcc_m", "heg", "hvg", "mse", "mae")
 KEYS = ["model", "seed", "fold", "section"]
 
@@ -65,6 +62,13 @@ def sections(result: pd.DataFrame, *, n_top: int = 50) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _titles() -> dict[str, str]:
+    """What every score of `sections` is called, those that are shown unasked first."""
+    of_metrics = {name: metric.title for name, metric in METRICS.items() if name != "pcc"}
+    known = SUMMARY | of_metrics
+    return {name: known[name] for name in SHOWN} | known
+
+
 def _check_result(result: pd.DataFrame) -> None:
     """Raise ValueError for a frame that `stp.tl.benchmark` did not make."""
     if "predictor" in result:
@@ -106,12 +110,10 @@ def scores(
         For scores that there are not, and where `sections` raises it.
     """
     check_arguments(scores, locals())
-    frame = sections(result, n_top=n_top)
+    frame, titles = sections(result, n_top=n_top), _titles()
     unknown = [name for name in columns if name not in frame]
     if unknown:
-        raise ValueError(
-            f"columns={unknown} are no scores of this result: it has {[c for c in COLUMNS if c in frame]}."
-        )
+        raise ValueError(f"columns={unknown} are no scores of this result: it has {[c for c in titles if c in frame]}.")
     keys = list(by)
     one = frame.groupby(list(dict.fromkeys([*keys, "fold", "section"])), sort=False)[list(columns)].mean()
     grouped = one.groupby(level=keys, sort=False)
@@ -121,7 +123,7 @@ def scores(
         for kind, values in (("mean", grouped.mean()), ("sd", grouped.std()))
     }
     table = pd.concat(parts, axis=1).swaplevel(axis=1)
-    table = table[[(name, kind) for name in columns for kind in parts]].rename(columns=COLUMNS, level=0)
+    table = table[[(name, kind) for name in columns for kind in parts]].rename(columns=titles, level=0)
     model = table.index.get_level_values("model")
     return pd.concat([table[~model.isin(REFERENCES)], *(table[model == name] for name in REFERENCES)])
 

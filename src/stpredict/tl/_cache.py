@@ -8,7 +8,6 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from scipy import sparse
 
 from stpredict import _spatialdata
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    import torch
     from spatialdata import SpatialData
 
 
@@ -58,6 +58,8 @@ def write_json(file: Path, values: Any) -> None:
 
 def environment_info(device: torch.device, precision: str) -> dict[str, Any]:
     """What made a result, besides its settings: device, format of the training, threads, versions."""
+    import torch
+
     versions = {name: importlib.metadata.version(name) for name in ("stpredict", "torch", "timm")}
     return {"device": str(device), "precision": precision, "threads": torch.get_num_threads(), "versions": versions}
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import shapely
 
-from stpredict import _coverage, _spatialdata
+from stpredict import _caches, _coverage, _spatialdata
 from stpredict._prefetch import prefetch
 from stpredict._section import array_of, shapes_digest
 from stpredict._window import Window
@@ -245,7 +245,16 @@ def blocks_of(
             _kept.popitem(last=False)
 
 
-def forget() -> None:
+def clear() -> None:
     """Let go of all weights that are kept."""
     with _lock:
         _kept.clear()
+
+
+def size() -> int:
+    """The bytes of all weights that are kept."""
+    with _lock:
+        return sum(blocks.nbytes for blocks in _kept.values())
+
+
+_caches.register("pixels inside shapes", clear, size)

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-SCORES = ("pcc", "spearman", "mse", "mae")
-
 
 def evaluate(
     sdatas: SpatialData | str | Path | Sequence[SpatialData | str | Path],
@@ -51,7 +49,7 @@ def evaluate(
     image_key, shapes_key, tissue_key : str, optional
         As for `stp.tl.predict`: spots are scored that lie wholly on the image, under tissue, with at least 500 counts.
     scores : Sequence[str], optional
-        Which of "pcc", "spearman", "mse", "mae"; None: all that apply.
+        Which metrics, by their names in `stp.metrics.METRICS`, of those that need values alone. None: all that apply.
 
     Returns
     -------
@@ -80,9 +78,10 @@ def evaluate(
     sections = _spatialdata.all_opened(sdatas)
     if groups is not None and len(groups) != len(sections):
         raise ValueError(f"groups names {len(groups)} groups for {len(sections)} sections; give one a section.")
-    unknown = sorted(set(scores or ()) - set(SCORES))
+    of_layers = _layer_metrics()
+    unknown = sorted(set(scores or ()) - set(of_layers))
     if unknown:
-        raise ValueError(f"scores={unknown} are unknown: choose from {SCORES}.")
+        raise ValueError(f"scores={unknown} are unknown: choose from {tuple(of_layers)}.")
     spec = _spatialdata.SectionSpec(
         image_key=image_key, shapes_key=shapes_key, table_name=table_name, layer=layer, tissue_key=tissue_key
     )
@@ -125,9 +124,10 @@ def _one(
     matrix = _spatialdata.matrix_of(table, spec.layer, what=what)[rows]
     true = _spatialdata.target(matrix, target=spec.target, columns=columns, what=what).astype(np.float64)
     frame = pd.DataFrame({"gene": table.var_names[columns].to_numpy(), "seen": seen})
-    for name in SCORES if scores is None else scores:
-        values = getattr(metrics, name)(pred, true)
-        frame[name] = values if name in ("pcc", "spearman") else np.where(seen, values, np.nan)
+    of_layers = _layer_metrics()
+    for name in of_layers if scores is None else scores:
+        values = of_layers[name].function(pred, true)
+        frame[name] = values if of_layers[name].scale_free else np.where(seen, values, np.nan)
     frame["pcc_log_depth"], frame["ceiling"] = nulls(matrix, columns, true, spec.target)
     n_dropped = float(sum(dropped.values()) + (~there).sum())
     return frame, _summaries(pred, true, seen, n_dropped)
@@ -162,13 +162,19 @@ def _table_with(sdata: SpatialData, table_name: str, key: str) -> Any:
     return table
 
 
+def _layer_metrics() -> dict[str, metrics.Metric]:
+    return {name: metric for name, metric in metrics.METRICS.items() if metric.scores_layers}
+
+
 def _check_scores(scores: Sequence[str] | None, unseen: Sequence[str]) -> None:
-    wrong = [name for name in scores or () if name in ("mse", "mae")]
+    of_layers = _layer_metrics()
+    wrong = [name for name in scores or () if not of_layers[name].scale_free]
     if wrong and len(unseen):
+        free = " or ".join(repr(name) for name, metric in of_layers.items() if metric.scale_free)
         raise ValueError(
             f"{wrong} cannot be given for genes that the model never saw: nothing of their counts was used, so their "
-            f"predictions have no unit. {len(unseen)} are of this kind, such as {list(unseen[:3])}. Ask for 'pcc' or "
-            "'spearman', or predict only genes of the panel."
+            f"predictions have no unit. {len(unseen)} are of this kind, such as {list(unseen[:3])}. Ask for {free}, "
+            "or predict only genes of the panel."
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from stpredict import _inference, _spatialdata, _training, metrics
+from stpredict import _spatialdata, _training, metrics
 from stpredict._arguments import check_arguments
-from stpredict.models._base import first_seed, weights_sha256
-from stpredict.tl._cache import cached_json, count_summary, stable_hash
+from stpredict.models._base import weights_sha256
+from stpredict.tl._benchmark import _steps
+from stpredict.tl._cache import count_summary, stable_hash
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -178,14 +179,19 @@ def _rows_of(
     run: _Run, train: Sequence[SpatialData], test: Sequence[SpatialData], path: str | Path | None
 ) -> pd.DataFrame:
     """The rows of one run, from its file if there is one."""
-    with first_seed(run.split.seed):
-        model = run.build(run.split.seen)
-    file = None if path is None else Path(path) / f"{run.name}_{run.split.share:g}_seed{run.split.seed}.json"
-    sections = [count_summary(sdata, run.spec) for sdata in (*train, *test)]
-    settings = (asdict(model.config), weights_sha256(model), _elements(run.spec), run.max_epochs)
-    of = stable_hash(run.split.seen, run.genes, len(train), sections, *settings)
-    made = cached_json(
-        file, of, lambda: {"rows": _scored(run, model, train, test).to_dict("records")}, what=f"models[{run.name!r}]"
+
+    def key_of(model: Model) -> str:
+        sections = [count_summary(sdata, run.spec) for sdata in (*train, *test)]
+        settings = (asdict(model.config), weights_sha256(model), _elements(run.spec), run.max_epochs)
+        return stable_hash(run.split.seen, run.genes, len(train), sections, *settings)
+
+    made = _steps.cached_run(
+        lambda: run.build(run.split.seen),
+        run.split.seed,
+        None if path is None else Path(path) / f"{run.name}_{run.split.share:g}_seed{run.split.seed}.json",
+        key_of,
+        lambda model: {"rows": _scored(run, model, train, test).to_dict("records")},
+        name=run.name,
     )
     return pd.DataFrame(made["rows"])
 
@@ -196,10 +202,10 @@ def _scored(run: _Run, model: Model, train: Sequence[SpatialData], test: Sequenc
             f"models[{run.name!r}] must return a model that answers by text, with the genes it is given as its panel."
         )
     sections = [_spatialdata.training_section(s, run.spec, genes=model.genes, at_mpp=model.mpp) for s in train]
-    plan = _training.TrainOptions(
+    options = _training.TrainOptions(
         seed=run.split.seed, max_epochs=run.max_epochs, device=run.device, progress=run.progress
     )
-    _training.fit(model, sections, [], plan, sections=tuple(s.name for s in sections), target=run.spec.target)
+    _steps.fit(model, sections, options, target=run.spec.target)
     rows = []
     for sdata in test:
         section = _spatialdata.training_section(sdata, run.spec, genes=run.genes, at_mpp=model.mpp)
@@ -223,11 +229,8 @@ def _log_depth(sdata: SpatialData, spec: _spatialdata.SectionSpec) -> NDArray[np
 
 
 def _rows(model: Model, section: Section, depth: NDArray[np.float64], run: _Run) -> Iterator[dict[str, Any]]:
-    runtime = _inference.RuntimeOptions(device=run.device, precision="32", progress=False)
-    unmeasured = replace(section, expression=None, genes=None)
-    pred, _ = _inference.predict(model, unmeasured, run.genes, runtime=runtime)
-    assert section.expression is not None
-    true = section.expression.astype(np.float64)
+    pred, measured = _steps.predict_and_measure(model, section, run.genes, device=run.device)
+    true = measured.astype(np.float64)
     seen = np.isin(run.genes, run.split.seen)
     for kind, columns in (("seen", seen), ("unseen", ~seen), ("all", np.ones_like(seen))):
         yield _row("model", kind, pred[:, columns], true[:, columns])

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +19,13 @@ import torch
 from scipy.sparse import csr_matrix
 from scipy.spatial import KDTree
 
-from stpredict import _inference, _spatialdata, _training, metrics
-from stpredict.models._base import first_seed, weights_sha256
+from stpredict import _spatialdata, _training, metrics
+from stpredict.models._base import weights_sha256
 from stpredict.models._patches import grid_of
 from stpredict.nn.device import resolve_device, resolve_precision
+from stpredict.tl._benchmark import _steps
 from stpredict.tl._benchmark._folds import centres_um
-from stpredict.tl._cache import cached_json, environment_info, stable_hash
+from stpredict.tl._cache import environment_info, stable_hash
 from stpredict.tl.evaluate import nulls
 
 if TYPE_CHECKING:
@@ -72,11 +73,13 @@ def result_of(run: Run, setting: Setting) -> dict[str, Any]:
 
     Raises ValueError for a file of another panel, of other settings of the model, or of other weights to start from.
     """
-    with first_seed(run.seed):
-        model = run.build(list(run.panel))
-    file = None if setting.path is None else setting.path / f"{_file_name(run)}.json"
-    return cached_json(
-        file, _fingerprint(run, model), lambda: _measured(run, model, setting), what=f"models[{run.name!r}]"
+    return _steps.cached_run(
+        lambda: run.build(list(run.panel)),
+        run.seed,
+        None if setting.path is None else setting.path / f"{_file_name(run)}.json",
+        lambda model: _fingerprint(run, model),
+        lambda model: _measured(run, model, setting),
+        name=run.name,
     )
 
 
@@ -116,33 +119,38 @@ def _fit(run: Run, model: Model, setting: Setting) -> None:
         _spatialdata.training_section(s, setting.spec, genes=model.genes, at_mpp=model.mpp, name=name)
         for name, s in run.train.items()
     ]
-    parts = [_training.split_spatial_blocks(s, share=setting.val, seed=run.seed) for s in sections]
-    plan = _training.TrainOptions(seed=run.seed, device=setting.device, progress=False, **setting.plan)
-    held = [h for _, h in parts if h is not None]
-    names = tuple(s.name for s in sections)
-    _training.fit(model, [fitted for fitted, _ in parts], held, plan, sections=names, target=setting.spec.target)
+    options = _training.TrainOptions(seed=run.seed, device=setting.device, progress=False, **setting.plan)
+    _steps.fit(model, sections, options, val=setting.val, target=setting.spec.target)
 
 
 def _scored(model: Model, sdata: SpatialData, name: str, setting: Setting) -> dict[str, Any]:
     """Values by metric of one section, a value a gene; None where it is not defined."""
     section = _spatialdata.training_section(sdata, setting.spec, genes=model.genes, at_mpp=model.mpp, name=name)
-    runtime = _inference.RuntimeOptions(device=setting.device, precision="32", progress=False)
-    unmeasured = replace(section, expression=None, genes=None)
-    pred, _ = _inference.predict(model, unmeasured, list(model.genes), runtime=runtime)
-    assert section.expression is not None
-    return {metric: _plain(values) for metric, values in scores(pred, section.expression, section).items()}
+    pred, true = _steps.predict_and_measure(model, section, list(model.genes), device=setting.device)
+    return {metric: _plain(values) for metric, values in scores(pred, true, section).items()}
 
 
 def scores(pred: NDArray[np.float32], true: NDArray[np.float32], section: Section) -> dict[str, NDArray[np.float64]]:
-    """Every metric, (g,) each, and the moments; SSIM is NaN where the shapes are no array of spots."""
-    by_gene = {name: getattr(metrics, name)(pred, true) for name in ("pcc", "spearman", "mse", "mae", "rvd")}
-    try:
-        by_gene["ssim"] = metrics.ssim(pred, true, grid_of(section))
-    except ValueError as error:
-        logger.info("section %s has no SSIM: %s", section.name, error)
-        by_gene["ssim"] = np.full(pred.shape[1], np.nan)
-    by_gene["morans_i_gap"] = metrics.morans_i_gap(pred, true, _neighbours(section))
+    """Every metric, (g,) each, and the moments; NaN for those on an array where the shapes are no array of spots."""
+    graph = _neighbours(section)
+    by_gene = {}
+    for name, metric in metrics.METRICS.items():
+        if metric.needs == "array":
+            by_gene[name] = _on_array(metric, pred, true, section)
+        else:
+            by_gene[name] = metric.function(pred, true, *([graph] if metric.needs == "neighbours" else []))
     return by_gene | _moments(pred.astype(np.float64), true.astype(np.float64))
+
+
+def _on_array(
+    metric: metrics.Metric, pred: NDArray[np.float32], true: NDArray[np.float32], section: Section
+) -> NDArray[np.float64]:
+    """(g,) a score on the array of spots; NaN where the shapes are none."""
+    try:
+        return metric.function(pred, true, grid_of(section))
+    except ValueError as error:
+        logger.info("section %s has no %s: %s", section.name, metric.title, error)
+        return np.full(pred.shape[1], np.nan)
 
 
 def _moments(pred: NDArray[np.float64], true: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:

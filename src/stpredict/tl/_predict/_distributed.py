@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stpredict import _inference, _spatialdata
+from stpredict import _caches, _inference, _spatialdata
 from stpredict._partial import PartialFiles
 from stpredict._section import Fingerprint, Section, fingerprint
 from stpredict.models import load, shipped
@@ -173,6 +173,9 @@ def _load_inputs(item: WorkItem) -> tuple[Model, SpatialData, Section]:
     if fingerprint(section) != item.image_and_shapes:
         raise ValueError(f"image or shapes in {item.store!r} have changed since the prediction began; predict again.")
     return model, sdata, section
+
+
+_caches.register("inputs of a worker", _load_inputs.cache_clear)
 
 
 def _check_paths(sdatas: Sequence[SpatialData | str | Path], model: Model) -> None:
