@@ -36,10 +36,46 @@ def test_a_raster_that_stpredict_wrote_is_no_candidate():
     assert resolve_image(sdata, "pixnet") == "pixnet"
 
 
+def test_of_several_images_the_only_one_in_colour_is_taken():
+    maps = Image2DModel.parse(np.zeros((2, 40, 40), np.float16), dims=("c", "y", "x"), c_coords=["GNAS", "SCD"])
+    stain = Image2DModel.parse(np.zeros((3, 40, 40), np.uint16), dims=("c", "y", "x"))
+    sdata = make_spots(images={"pixnet": maps, "dapi": stain})
+    assert resolve_image(sdata) == "image"
+    sdata.images["other"] = rgb()
+    with pytest.raises(ValueError, match=r"several images: \['dapi', 'image', 'other', 'pixnet'\]"):
+        resolve_image(sdata)
+
+
 def test_several_shapes_and_no_key_lists_them():
-    sdata = make_spots(shapes={"cells": polygons(boxes((1, 1, 9, 9)))})
-    with pytest.raises(ValueError, match=r"several shapes: \['cells', 'spots'\].*shapes_key="):
-        resolve_shapes(sdata)
+    cells = polygons(boxes((1, 1, 9, 9)), ids=["c0"])
+    for tables in ({}, {"of_cells": counts_table(["c0"], region="cells")}):  # none annotated, both annotated
+        sdata = make_spots(shapes={"cells": cells}, tables=tables)
+        if not tables:
+            del sdata.tables["table"]
+        with pytest.raises(ValueError, match=r"several shapes: \['cells', 'spots'\].*shapes_key="):
+            resolve_shapes(sdata)
+
+
+def test_of_several_shapes_the_only_ones_with_measurements_are_taken():
+    sdata = make_spots(shapes={"outline": polygons(boxes((1, 1, 9, 9)), ids=["c0"])})
+    assert resolve_shapes(sdata) == "spots"
+    predicted = counts_table(["c0"], region="outline")
+    predicted.X = predicted.X.toarray().astype(np.float32)
+    predicted.layers["ridge"] = predicted.X.copy()
+    sdata.tables["outline_ridge"] = predicted
+    assert resolve_shapes(sdata) == "spots"
+
+
+def test_a_table_of_predictions_is_no_candidate_beside_a_measured_one(spots):
+    for name in ("first", "second"):
+        predicted = spots.tables["table"].copy()
+        predicted.X = predicted.X.toarray().astype(np.float32)
+        predicted.layers["ridge"] = predicted.X.copy()
+        spots.tables[name] = predicted
+    assert resolve_table(spots, None, shapes_key="spots") == "table"
+    del spots.tables["table"]
+    with pytest.raises(ValueError, match=r"several tables annotate the shapes 'spots': \['first', 'second'\]"):
+        resolve_table(spots, None, shapes_key="spots")
 
 
 def test_the_named_table_decides_between_shapes_if_it_annotates_one():

@@ -86,7 +86,7 @@ def test_versions_that_make_two_rows_one_gene_are_ambiguous():
 @pytest.mark.parametrize(("wanted", "available", "said"), [
     (["SCD", "SCD"], SYMBOLS, r"the genes asked are not unique: \['SCD'\]"),
     ([f"{IDS[0]}.1", f"{IDS[0]}.2"], IDS, r"the genes asked are not unique: \['ENSG00000087460'\]"),
-    (["SCD"], ["SCD", "ACTB", "ACTB"], r"the genes of table 'table' are not unique: \['ACTB'\]"),
+    (["SCD", "ACTB"], ["SCD", "ACTB", "ACTB"], r"gene 'ACTB' occurs 2 times in table 'table'"),
     ([], SYMBOLS, "no genes were asked"),
     (["A1", "A2"], SYMBOLS, r"none of 2 genes is in table 'table': asked for \['A1', 'A2'\], there are \['GNAS'"),
     (IDS, SYMBOLS, "asked are Ensembl ids, those of table 'table' are gene symbols.*gene_ids"),
@@ -101,3 +101,9 @@ def test_what_is_refused(wanted, available, said):
 def test_advice_ends_the_message():
     with pytest.raises(ValueError, match="none of 1 genes.*Pass table_added=.$"):
         find(["XIST"], SYMBOLS, advice="Pass table_added=.")
+
+
+def test_a_name_that_occurs_twice_and_is_not_asked_does_not_matter():
+    positions, missing = match_genes(["SCD", "GNAS"], ["ACTB", "SCD", "ACTB", "GNAS"], what="table 'table'")
+    assert positions.tolist() == [1, 3]
+    assert missing == []

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 
+import dask.array as da
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import shapely
 from spatialdata import SpatialData, read_zarr
 from spatialdata.transformations import Identity, Scale
@@ -279,3 +281,13 @@ def test_anisotropic_system_keeps_one_scale():
     found = section(SpatialData(images={"image": image}, shapes={"spots": shapes}), at_mpp=1.0)
     assert found.image.scale == pytest.approx((1 / np.sqrt(0.3),) * 2)
     np.testing.assert_allclose(found.radius, 9.0 * np.sqrt(0.3))
+
+
+@pytest.mark.parametrize("lazy", [
+    lambda x: da.from_array(x.toarray(), chunks=(7, -1)),
+    lambda x: da.from_array(x.toarray(), chunks=(7, -1)).map_blocks(sp.csr_matrix),
+], ids=["dense blocks", "sparse blocks"])  # fmt: skip
+def test_counts_that_are_read_lazily_give_the_same_section(spots, lazy):
+    before = training_section(spots, genes=GENES, at_mpp=1.0)
+    spots.tables["table"].X = lazy(spots.tables["table"].X)
+    np.testing.assert_array_equal(training_section(spots, genes=GENES, at_mpp=1.0).expression, before.expression)

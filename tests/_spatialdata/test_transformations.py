@@ -123,3 +123,11 @@ def test_size_and_stretch_of_a_pixel():
     affine = matrix(0.4, scale=(0.5, 0.8), flip=True, shift=(7, 7))
     assert pixel_size(affine) == pytest.approx(np.sqrt(0.4))
     assert anisotropy(affine) == pytest.approx(1.6)
+
+
+@pytest.mark.parametrize(("system", "is_one"), [
+    ("micrometers", True), ("um", True), ("Micrometres", True), ("micrometers-s1", True), ("microns_sample", True),
+    ("um-s1", False), ("micrometersx", False), ("global-s1", False),
+])  # fmt: skip
+def test_names_of_systems_in_micrometres(system, is_one):
+    assert is_micrometres(system) == is_one

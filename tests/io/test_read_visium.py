@@ -233,7 +233,23 @@ class TestRefuses:
 
     def test_visium_hd(self, slide):
         (slide.root / "binned_outputs").mkdir()
-        with pytest.raises(ValueError, match="Visium HD.*spatialdata_io.visium_hd"):
+        with pytest.raises(ValueError, match="Visium HD.*stp.io.read_visium_hd"):
+            read_visium(slide.root)
+
+    def test_one_bin_folder_of_visium_hd(self, slide):
+        (slide.root / "spatial" / "tissue_positions.parquet").write_bytes(b"")
+        with pytest.raises(ValueError, match="one bin folder of Visium HD.*stp.io.read_visium_hd"):
+            read_visium(slide.root)
+
+    @pytest.mark.parametrize(("name", "header", "other"), [
+        ("tissue_positions.csv", False, "tissue_positions_list.csv"),
+        ("tissue_positions_list.csv", True, "tissue_positions.csv"),
+    ])  # fmt: skip
+    def test_positions_whose_header_does_not_fit_their_name(self, slide, name, header, other):
+        (slide.root / "spatial" / "tissue_positions.csv").unlink()
+        table = slide.positions.reset_index()[POSITION_COLUMNS]
+        table.to_csv(slide.root / "spatial" / name, index=False, header=header)
+        with pytest.raises(ValueError, match=rf"{name} has {'a' if header else 'no'} header line.*Rename .* {other}"):
             read_visium(slide.root)
 
     def test_without_the_extra(self, slide, monkeypatch):

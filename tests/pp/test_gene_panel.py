@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse as sp
+from anndata import AnnData
 
 from stpredict import pp
 
@@ -119,11 +122,26 @@ def test_no_common_gene_is_an_empty_panel():
         pp.gene_panel([one, two], n_genes=1)
 
 
-def test_double_genes_are_named():
+def test_genes_whose_name_occurs_twice_are_no_candidates():
     with pytest.warns(UserWarning, match="not unique"):
-        sdata = make_section([[600, 600]], ["A", "A"])
-    with pytest.raises(ValueError, match=r"genes of table 'table' are not unique: \['A'\]"):
-        pp.gene_panel([sdata], n_genes=1)
+        sdata = make_section([[900, 900, 600]], ["A", "A", "B"])
+    assert pp.gene_panel([sdata], n_genes=1, by="mean") == ["B"]
+
+
+def test_features_that_are_no_genes_are_left_out_of_panels_and_totals(sections):
+    plain = pp.gene_panel(sections, n_genes=3, by="mean")
+    mixed = []
+    for sdata in sections:
+        table = sdata.tables["table"]
+        wide = AnnData(
+            sp.hstack([table.X, sp.csr_matrix(np.full((table.n_obs, 1), 40_000.0))]).tocsr(),
+            obs=table.obs, var=pd.DataFrame(index=[*table.var_names, "CD3E.1"]), uns=table.uns,
+        )  # fmt: skip
+        wide.var["feature_types"] = ["Gene Expression"] * table.n_vars + ["Antibody Capture"]
+        sdata.tables["table"] = wide
+        mixed.append(sdata)
+    with pytest.warns(UserWarning, match=r"features that are no genes by var\['feature_types'\] \(Antibody Capture\)"):
+        assert pp.gene_panel(mixed, n_genes=3, by="mean") == plain
 
 
 @pytest.mark.parametrize("pick", [lambda sections: [], lambda sections: sections[0]], ids=["none", "one object"])
