@@ -29,7 +29,7 @@ from stpredict._spatialdata._tables import match_genes, table_rows
 from stpredict._spatialdata._target import Target, check_counts, check_target, totals, usable
 from stpredict._spatialdata._target import target as target_of
 from stpredict._spatialdata._transformations import check_resolution, image_mpp, level_scale
-from stpredict.metrics import MIN_COUNTS
+from stpredict.metrics import MIN_COUNTS, default_min_counts
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -58,7 +58,7 @@ class SectionSpec:
     tissue_key
         Shapes or labels that outline tissue; None: the whole image.
     min_counts
-        Total counts that a spot needs to be used.
+        Total counts that a spot needs to be used; None: by its area, see `metrics.default_min_counts`.
     """
 
     image_key: str | None = None
@@ -68,7 +68,7 @@ class SectionSpec:
     target: Target = "log1p_cp10k"
     mpp: float | None = None
     tissue_key: str | None = None
-    min_counts: float = MIN_COUNTS
+    min_counts: float | None = None
 
     @property
     def image(self) -> str:
@@ -169,6 +169,7 @@ def training_section(
     spec = (spec or SectionSpec()).resolved(sdata)
     whole, on_image = _section_of_shapes(sdata, spec, at_mpp, name)
     share = _share(whole.geometry, whole.radius, whole.area)
+    spec = _with_min_counts(spec, whole.area * at_mpp**2)
     rows, keep, dropped = _usable_rows(sdata, spec, on_image=on_image, share=share)
     table, what = sdata.tables[spec.table_name], _what(spec)
     columns, missing = match_genes(genes, list(table.var_names), what=f"table {spec.table_name!r}", var=table.var)
@@ -186,7 +187,8 @@ def training_section(
 def usable_rows(sdata: SpatialData, spec: SectionSpec | None = None) -> tuple[NDArray[np.int64], dict[str, int]]:
     """The rows of a table that enter training and scoring, and how many shapes do not, for which reason.
 
-    Returns rows (m,) in the order of the shapes they annotate, and {reason: count}. No mpp is needed.
+    Returns rows (m,) in the order of the shapes they annotate, and {reason: count}. Without an mpp `min_counts` is 500
+    where none is given.
 
     Raises ValueError as `training_section` does.
     """
@@ -194,6 +196,7 @@ def usable_rows(sdata: SpatialData, spec: SectionSpec | None = None) -> tuple[ND
     region = tissue(sdata, spec.tissue_key, spec.image)
     geometry, radius, area, on_image = shapes_in_pixels(sdata, spec.image, spec.shapes, region=region)
     check_some_inside(geometry, shapes_key=spec.shapes, image_key=spec.image, tissue_key=spec.tissue_key)
+    spec = _with_min_counts(spec, None if spec.min_counts is not None else _area_um2(sdata, spec, area))
     rows, _, dropped = _usable_rows(sdata, spec, on_image=on_image, share=_share(geometry, radius, area))
     return rows, dropped
 
@@ -286,6 +289,23 @@ def _section_of_shapes(
     return whole, on_image
 
 
+def _with_min_counts(spec: SectionSpec, area_um2: NDArray[np.float64] | None) -> SectionSpec:
+    """The spec with a number of counts: by the median area of the shapes, where it says none."""
+    if spec.min_counts is not None:
+        return spec
+    known = np.zeros(0) if area_um2 is None else area_um2[area_um2 > 0]
+    least = default_min_counts(float(np.median(known))) if len(known) else float(MIN_COUNTS)
+    return dataclasses.replace(spec, min_counts=least)
+
+
+def _area_um2(sdata: SpatialData, spec: SectionSpec, area: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Areas in square micrometres of areas in pixels of the image; None where no mpp can be found."""
+    try:
+        return area * image_mpp(sdata, spec.image, spec.shapes_key, spec.mpp) ** 2
+    except ValueError:
+        return None
+
+
 def _usable_rows(
     sdata: SpatialData, spec: SectionSpec, *, on_image: NDArray[np.bool_], share: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, int]]:
@@ -311,7 +331,7 @@ def _usable_rows(
         on_image=on_image[positions],
         tissue_share=share[positions],
         in_tissue=_in_tissue(table, rows),
-        min_counts=spec.min_counts,
+        min_counts=MIN_COUNTS if spec.min_counts is None else spec.min_counts,
     )
     if len(positions) < len(on_image):
         dropped = {f"without a row in table {spec.table_name!r}": len(on_image) - len(positions)} | dropped

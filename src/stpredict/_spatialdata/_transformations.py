@@ -137,6 +137,7 @@ ARRAYS = (
     ("legacy Spatial Transcriptomics", 4, 100.0, 200.0),
 )
 DIAMETER_COLUMN = "diameter_um"  # pp.tile_grid says here how large its shapes are: they are no measured array
+BIN_NAME = re.compile(r"square_(\d{3})um")  # as Space Ranger and spatialdata-io call the bins of Visium HD
 MIN_SPOTS = 10  # fewer show no grid
 NEAR = 1.25  # neighbours lie within this many nearest-neighbour distances; the diagonal of a square is at 1.41
 RATIO_TOLERANCE = 0.05  # Visium's two diameters differ by 17 %
@@ -152,7 +153,8 @@ def image_mpp(sdata: SpatialData, image_key: str, shapes_key: str | None = None,
     ----------
     mpp : float, optional
         Trusted where it is given. Else a coordinate system in micrometres that the image maps to; else circles that are
-        a known array of spots (`shapes_key` first, then all others), by their diameter, checked by their grid.
+        a known array of spots (`shapes_key` first, then all others), by their diameter, checked by their grid, or square
+        bins of Visium HD ("square_008um" in their name), by their side.
 
     Raises
     ------
@@ -218,7 +220,10 @@ def _array_mpp(sdata: SpatialData, image_key: str, key: str) -> dict[str, float]
     geometry = shapes.geometry.to_numpy()
     circles = "radius" in shapes and bool((shapely.get_type_id(geometry) == shapely.GeometryType.POINT).all())
     radius = shapes["radius"].to_numpy(dtype=np.float64) if circles else np.sqrt(shapely.area(geometry)) / 2
-    if DIAMETER_COLUMN in shapes:
+    bin_um = BIN_NAME.search(key)
+    if bin_um and not circles and _are_squares(geometry):
+        name, unit_um = "bins of Visium HD, by their name", float(bin_um.group(1)) / float(np.median(radius)) / 2
+    elif DIAMETER_COLUMN in shapes:
         name, unit_um = "shapes of a stated size", float(np.median(shapes[DIAMETER_COLUMN] / radius / 2))
     else:
         array = spot_array(shapely.get_coordinates(geometry), radius) if circles else None
@@ -228,6 +233,13 @@ def _array_mpp(sdata: SpatialData, image_key: str, key: str) -> dict[str, float]
     mpp = unit_um / pixel_size(relative_affine(sdata, key, image_key))
     logger.info("image %r has %.4g um per pixel, because %r are %s", image_key, mpp, key, name)
     return {key: mpp}
+
+
+def _are_squares(geometry: NDArray[np.object_]) -> bool:
+    """Whether all shapes are squares of one size, upright or turned."""
+    areas, lengths = shapely.area(geometry), shapely.length(geometry)
+    same = np.ptp(areas) < 1e-3 * areas.mean()
+    return bool(same and np.allclose(lengths, 4 * np.sqrt(areas), rtol=1e-3))
 
 
 def spot_array(xy: NDArray[np.float64], radius: NDArray[np.float64]) -> tuple[str, float] | None:

@@ -13,6 +13,7 @@ from stpredict.cli._options import (
     RESULT,
     ImageKey,
     Layer,
+    MinCounts,
     ShapesKey,
     Stores,
     TableName,
@@ -44,6 +45,7 @@ def evaluate(
     image_key: ImageKey = None,
     shapes_key: ShapesKey = None,
     tissue_key: TissueKey = None,
+    min_counts: MinCounts = None,
     scores: Annotated[
         list[Literal[*score_names()]] | None,  # type: ignore[valid-type]
         of_verb("tl.evaluate", "scores", group=RESULT, consume_multiple=True, negative=()),
@@ -58,7 +60,7 @@ def evaluate(
     """
     frame = stp.tl.evaluate(
         checked(stores), key, layer=layer, table_name=table_name, groups=groups, image_key=image_key,
-        shapes_key=shapes_key, tissue_key=tissue_key, scores=scores,
+        shapes_key=shapes_key, tissue_key=tissue_key, min_counts=min_counts, scores=scores,
     )  # fmt: skip
     print(shown(summary_table(frame)))
     print(f"protocol {frame.attrs['protocol']}; correlations are means over genes, `log depth` and `ceiling` included")

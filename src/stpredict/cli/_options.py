@@ -60,6 +60,7 @@ TableName = Annotated[str, of_verb("tl.train", "table_name", group=DATA)]
 Layer = Annotated[str | None, of_verb("tl.train", "layer", group=DATA)]
 ImageMpp = Annotated[float | None, of_verb("tl.predict", "mpp", group=DATA)]
 TissueKey = Annotated[str | None, of_verb("tl.train", "tissue_key", group=DATA)]
+MinCounts = Annotated[float | None, of_verb("tl.train", "min_counts", group=DATA)]
 Genes = Annotated[
     list[str] | None,
     Parameter(

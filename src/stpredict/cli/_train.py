@@ -20,6 +20,7 @@ from stpredict.cli._options import (
     ImageKey,
     ImageMpp,
     Layer,
+    MinCounts,
     Precision,
     Progress,
     ShapesKey,
@@ -82,6 +83,7 @@ def train(
     layer: Layer = None,
     mpp: ImageMpp = None,
     tissue_key: TissueKey = None,
+    min_counts: MinCounts = None,
     max_epochs: Annotated[int | None, of_verb("tl.train", "max_epochs", group=RUN)] = None,
     batch_size: Annotated[int | None, of_verb("tl.train", "batch_size", group=RUN)] = None,
     lr: Annotated[float | None, of_verb("tl.train", "lr", group=RUN)] = None,
@@ -105,7 +107,7 @@ def train(
     start: dict[str, Any] = {"config": config, "encoder": encoder, "encoder_weights": encoder_weights}
     check_start(model, start)
     where: dict[str, Any] = {"image_key": image_key, "shapes_key": shapes_key, "table_name": table_name, "layer": layer}
-    where |= {"target": target, "tissue_key": tissue_key}
+    where |= {"target": target, "tissue_key": tissue_key, "min_counts": min_counts}
     sdatas, held = checked(stores), validation(val)
     names = gene_names(genes)
     panel = names or stp.pp.gene_panel(sdatas, n_genes=n_genes, by=by, min_spots=min_spots, **where)

@@ -9,7 +9,7 @@ from stpredict.metrics._registry import METRICS, Metric
 from stpredict.metrics._scores import mae, mse, pcc, spearman
 from stpredict.metrics._ssim import ssim
 from stpredict.metrics._summary import correlation_summary, summary, top_correlations
-from stpredict.metrics._target import MIN_COUNTS, PROTOCOL, log1p_cp10k
+from stpredict.metrics._target import MIN_COUNTS, PROTOCOL, default_min_counts, log1p_cp10k
 from stpredict.metrics._variance import rvd
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "PROTOCOL",
     "ceiling",
     "correlation_summary",
+    "default_min_counts",
     "log1p_cp10k",
     "mae",
     "morans_i_gap",

@@ -11,12 +11,33 @@ from stpredict._arguments import check_arguments
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-PROTOCOL = "stp-1"
-MIN_COUNTS = 500  # spots below it hold noise: her2st has spots of 1 and 2 counts
+PROTOCOL = "stp-2"
+MIN_COUNTS = 500  # of a spot of 55 um or more; those below it hold noise: her2st has spots of 1 and 2 counts
+FULL_SPOT_UM2 = np.pi * 27.5**2  # of a spot that must have them all
+
+
+def default_min_counts(area_um2: float) -> float:
+    """How many counts a spot, bin or cell needs to be used, by its area alone, never by the counts of a section.
+
+    Parameters
+    ----------
+    area_um2 : float
+        Median area of the shapes in square micrometres.
+
+    Returns
+    -------
+    float
+        500 from the area of a 55-um spot up; below it 500 times the share of that area, and at least 1.
+
+    References
+    ----------
+    Protocol stp-2, "Spots".
+    """
+    return max(1.0, MIN_COUNTS * min(1.0, float(area_um2) / FULL_SPOT_UM2))
 
 
 def log1p_cp10k(counts: ArrayLike, totals: ArrayLike) -> NDArray[np.float64]:
-    """The target of protocol stp-1: natural log1p of counts per ten thousand.
+    """The target of protocol stp-2: natural log1p of counts per ten thousand.
 
     Parameters
     ----------

@@ -13,7 +13,6 @@ from spatialdata import SpatialData
 
 from stpredict._arguments import check_arguments
 from stpredict._spatialdata import SectionSpec, Target, all_opened, is_gene, matrix_of, sparse_target, usable_rows
-from stpredict.metrics import MIN_COUNTS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,7 +33,7 @@ def gene_panel(
     image_key: str | None = None,
     shapes_key: str | None = None,
     tissue_key: str | None = None,
-    min_counts: float = MIN_COUNTS,
+    min_counts: float | None = None,
 ) -> list[str]:
     """The ordered genes of a panel, chosen from the usable spots of training sections by the rule of protocol stp-1.
 
@@ -62,8 +61,9 @@ def gene_panel(
         What was measured, and which spots are usable, as in `tl.train`.
     image_key, shapes_key, tissue_key : str, optional
         What was measured, and which spots are usable, as in `tl.train`.
-    min_counts : float, default MIN_COUNTS
-        What was measured, and which spots are usable, as in `tl.train`.
+    min_counts : float, optional
+        Total counts that a spot, bin or cell needs to be used. None: 500 from the area of a 55-um spot up, less in
+        proportion to a smaller median area (`stp.metrics.default_min_counts`).
 
     Returns
     -------

@@ -52,6 +52,7 @@ def benchmark(
     table_name: str = "table",
     layer: str | None = None,
     tissue_key: str | None = None,
+    min_counts: float | None = None,
     device: str = "auto",
     precision: str = "auto",
     progress: bool = True,
@@ -90,6 +91,9 @@ def benchmark(
         As for `stp.tl.train`, the same for all sections.
     layer, tissue_key : str, optional
         As for `stp.tl.train`, the same for all sections.
+    min_counts : float, optional
+        Total counts that a spot, bin or cell needs to be used. None: 500 from the area of a 55-um spot up, less in
+        proportion to a smaller median area (`stp.metrics.default_min_counts`).
     raw_counts : bool, default True
         False for counts that are integers but not raw (normalised, then rounded): they have no noise ceiling.
     seeds : Sequence[int] | Mapping[str, Sequence[int]], default (0,)
@@ -135,7 +139,7 @@ def benchmark(
     check_arguments(benchmark, locals())
     spec = _spatialdata.SectionSpec(
         image_key=image_key, shapes_key=shapes_key, table_name=table_name, layer=layer, target=target, mpp=mpp,
-        tissue_key=tissue_key,
+        tissue_key=tissue_key, min_counts=min_counts,
     )  # fmt: skip
     _check_models(models)
     of_seeds = {name: list(_seeds(seeds, name)) for name in models}
@@ -145,7 +149,7 @@ def benchmark(
     panels = {fold.name: _panel(fold, sections, genes, n_genes, by, spec) for fold in folds}
     plan = {"max_epochs": max_epochs, "precision": precision}
     setting = runs.Setting(spec, plan, val, device, None if path is None else Path(path), raw_counts)
-    elements = ("image_key", "shapes_key", "table_name", "layer", "target", "tissue_key")
+    elements = ("image_key", "shapes_key", "table_name", "layer", "target", "tissue_key", "min_counts")
     record = {name: getattr(spec, name) for name in elements} | {
         "protocol": metrics.PROTOCOL, "raw_counts": raw_counts, "precision": precision, "mpp": mpp, "val": val,
         "max_epochs": max_epochs,
@@ -258,6 +262,7 @@ def _panel(
         pp.gene_panel(
             list(train.values()), n_genes=n_genes, by=by, among=common, table_name=spec.table_name, layer=spec.layer,
             target=spec.target, image_key=spec.image_key, shapes_key=spec.shapes_key, tissue_key=spec.tissue_key,
+            min_counts=spec.min_counts,
         )
     )  # fmt: skip
 

@@ -30,6 +30,7 @@ def evaluate(
     image_key: str | None = None,
     shapes_key: str | None = None,
     tissue_key: str | None = None,
+    min_counts: float | None = None,
     scores: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Per-gene scores of a predicted layer by protocol stp-1, with two of the nulls beside them.
@@ -47,7 +48,10 @@ def evaluate(
     groups : Sequence[str], optional
         One name a section (its patient); adds the column `group`.
     image_key, shapes_key, tissue_key : str, optional
-        As for `stp.tl.predict`: spots are scored that lie wholly on the image, under tissue, with at least 500 counts.
+        As for `stp.tl.predict`: spots are scored that lie wholly on the image, under tissue, with enough counts.
+    min_counts : float, optional
+        Total counts that a spot, bin or cell needs to be used. None: 500 from the area of a 55-um spot up, less in
+        proportion to a smaller median area (`stp.metrics.default_min_counts`).
     scores : Sequence[str], optional
         Which metrics, by their names in `stp.metrics.METRICS`, of those that need values alone. None: all that apply.
 
@@ -83,8 +87,9 @@ def evaluate(
     if unknown:
         raise ValueError(f"scores={unknown} are unknown: choose from {tuple(of_layers)}.")
     spec = _spatialdata.SectionSpec(
-        image_key=image_key, shapes_key=shapes_key, table_name=table_name, layer=layer, tissue_key=tissue_key
-    )
+        image_key=image_key, shapes_key=shapes_key, table_name=table_name, layer=layer, tissue_key=tissue_key,
+        min_counts=min_counts,
+    )  # fmt: skip
     frames = []
     summaries: dict[str, dict[str, pd.Series]] = {"summary": {}, "summary_seen": {}, "summary_unseen": {}}
     for i, sdata in enumerate(sections):

@@ -34,6 +34,7 @@ def train(
     target: Target = "log1p_cp10k",
     mpp: float | None = None,
     tissue_key: str | None = None,
+    min_counts: float | None = None,
     max_epochs: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
@@ -75,6 +76,9 @@ def train(
         Micrometres per pixel of the full-resolution image, one number for all sections; None: found from the object.
     tissue_key : str, optional
         Shapes or labels that outline the tissue, one name for all sections; None: the whole image.
+    min_counts : float, optional
+        Total counts that a spot, bin or cell needs to be used. None: 500 from the area of a 55-um spot up, less in
+        proportion to a smaller median area (`stp.metrics.default_min_counts`).
     max_epochs : int, optional
         Number of epochs; None: the model's own recipe (`model.recipe`).
     batch_size : int, optional
@@ -128,7 +132,7 @@ def train(
     _check_distinct(given, others)
     spec = _spatialdata.SectionSpec(
         image_key=image_key, shapes_key=shapes_key, table_name=table_name, layer=layer, target=target, mpp=mpp,
-        tissue_key=tissue_key,
+        tissue_key=tissue_key, min_counts=min_counts,
     )  # fmt: skip
     sections = _sections(given, spec, model)
     if others is None or isinstance(others, Real):

@@ -44,6 +44,7 @@ def unseen_genes(
     layer: str | None = None,
     target: _spatialdata.Target = "log1p_cp10k",
     mpp: float | None = None,
+    min_counts: float | None = None,
     max_epochs: int | None = None,
     device: str = "auto",
     progress: bool = True,
@@ -77,6 +78,9 @@ def unseen_genes(
         As for `stp.tl.train`, the same for all sections.
     mpp : float, optional
         As for `stp.tl.train`, the same for all sections.
+    min_counts : float, optional
+        Total counts that a spot, bin or cell needs to be used. None: 500 from the area of a 55-um spot up, less in
+        proportion to a smaller median area (`stp.metrics.default_min_counts`).
     max_epochs : int, optional
         Number of epochs, the same for all models; None: each model's own recipe.
     device : str, default "auto"
@@ -107,8 +111,9 @@ def unseen_genes(
     check_arguments(unseen_genes, locals())
     to_train, to_test = _spatialdata.all_opened(train, "train"), _spatialdata.all_opened(test, "test")
     spec = _spatialdata.SectionSpec(
-        image_key=image_key, shapes_key=shapes_key, table_name=table_name, layer=layer, target=target, mpp=mpp
-    )
+        image_key=image_key, shapes_key=shapes_key, table_name=table_name, layer=layer, target=target, mpp=mpp,
+        min_counts=min_counts,
+    )  # fmt: skip
     _check_apart(to_train, to_test, spec)
     splits = [_Split(share, seed, *_split(genes, share, seed, chromosomes)) for share in shares for seed in seeds]
     frames = []
@@ -218,7 +223,11 @@ def _scored(run: _Run, model: Model, train: Sequence[SpatialData], test: Sequenc
 
 def _elements(spec: _spatialdata.SectionSpec) -> dict[str, Any]:
     """What a finished run is compared by, as it stands in its file."""
-    return {key: value for key, value in asdict(spec).items() if key not in ("tissue_key", "min_counts")}
+    elements = asdict(spec)
+    del elements["tissue_key"]
+    if elements["min_counts"] is None:  # as in files of the time before it could be given
+        del elements["min_counts"]
+    return elements
 
 
 def _log_depth(sdata: SpatialData, spec: _spatialdata.SectionSpec) -> NDArray[np.float64]:
