@@ -33,8 +33,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
+from scipy.spatial import KDTree
 from torch import Tensor, nn
 
 from stpredict._embeddings import GeneEmbeddings
@@ -45,10 +46,13 @@ from stpredict.models._fields import Config
 from stpredict.models._patches import PatchEncoder, grid_of
 from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, SectionSamples, sections_of
 from stpredict.models._texts import Vocabulary, as_embeddings
-from stpredict.nn.blocks import TextTransformer
 from stpredict.nn.encoders import EncoderSpec
-from stpredict.nn.graph import GraphLayer, edges
 from stpredict.nn.losses import mse_pcc
+from stpredict.nn.transformer import TransformerBlock
+
+DISTANCE_ROWS = 512  # shapes whose distances to all others are held at once
+KINDS = 2  # of edges: near on the grid, alike in their features
+TIES = 8  # features by which shapes of one place are told apart
 
 
 @dataclass(frozen=True)
@@ -262,6 +266,110 @@ class SGN(Model):
 
     def finish(self, sections: Sequence[Section]) -> None:
         """Nothing: the weights are all there is."""
+
+
+class GraphLayer(nn.Module):
+    """LeakyReLU of the mean over the kinds of edges of: own weights x a shape + others' weights x its neighbours' mean.
+
+    A shape without neighbours of a kind sees zeros there. Source: a HeteroConv of two SAGEConv, mean over both.
+    """
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.own = nn.ModuleList(nn.Linear(n_in, n_out, bias=False) for _ in range(KINDS))
+        self.others = nn.ModuleList(nn.Linear(n_in, n_out) for _ in range(KINDS))
+
+    def forward(self, x: Float[Tensor, "n a"], near: Int[Tensor, "2 e"], alike: Int[Tensor, "2 k"]) -> Tensor:
+        """(n, n_out); an edge is a source and a target, and speaks to its target."""
+        kinds = zip(self.own, self.others, (near, alike), strict=True)
+        parts = [own(x) + others(neighbour_mean(x, among)) for own, others, among in kinds]
+        return F.leaky_relu(torch.stack(parts).mean(dim=0), 0.2)
+
+
+def neighbour_mean(x: Float[Tensor, "n a"], among: Int[Tensor, "2 e"]) -> Float[Tensor, "n a"]:
+    """The mean of the sources of every target's edges; 0 where there are none."""
+    source, target = among
+    total = torch.zeros_like(x).index_add(0, target, x[source])
+    count = torch.bincount(target, minlength=len(x)).clamp_min(1)
+    return total / count[:, None].to(x)
+
+
+def edges(
+    features: NDArray[np.floating], places: NDArray[np.int64], *, n_near: int, n_alike: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Edges (2, e) of source and target: from the near shapes on the grid, and from those with the most alike features.
+
+    features, places
+        (n, f) and (n, 2) row and column of the shapes of one section.
+    n_near, n_alike
+        Most shapes within a distance of sqrt(2) that speak to one, nearest first; and how many by Euclidean distance of
+        features. Ties go by row, column and features, so that the order of the shapes does not matter.
+    """
+    order = np.lexsort((*features.T[:TIES], places[:, 1], places[:, 0]))
+    x, at = features[order].astype(np.float64), places[order]
+    pairs = KDTree(at).query_pairs(1.5, output_type="ndarray")
+    target, source = np.concatenate([pairs, pairs[:, ::-1]]).astype(np.int64).T
+    near = _first(target, source, np.square(at[source] - at[target]).sum(axis=1).astype(np.float64), n_near)
+    alike = np.concatenate([_alike(x, k, n_alike) for k in range(0, len(x), DISTANCE_ROWS)], axis=1)
+    return order[near], order[alike]
+
+
+def _alike(x: NDArray[np.float64], start: int, n: int) -> NDArray[np.int64]:
+    """Edges to the rows `start`, ... from the `n` rows of the least distance each."""
+    some, n = x[start : start + DISTANCE_ROWS], min(n, len(x) - 1)
+    squares = np.square(x).sum(axis=1)
+    # rounded, so that distances that are equal but for the order of sums are ties
+    apart = np.round(squares[start : start + DISTANCE_ROWS, None] + squares - 2 * some @ x.T, 6)
+    apart[np.arange(len(some)), start + np.arange(len(some))] = np.inf
+    if n < 1:
+        return np.empty((2, 0), dtype=np.int64)
+    target, source = np.nonzero(apart <= np.partition(apart, n - 1, axis=1)[:, n - 1 : n])
+    return _first(target + start, source, apart[target, source], n)
+
+
+def _first(
+    target: NDArray[np.int64], source: NDArray[np.int64], distance: NDArray[np.float64], n: int
+) -> NDArray[np.int64]:
+    """The `n` edges of the least distance to every target, ties by source: (2, e), source and target."""
+    order = np.lexsort((source, distance, target))
+    target, source = target[order], source[order]
+    rank = np.arange(len(target)) - np.searchsorted(target, target)
+    return np.stack([source, target])[:, rank < n]
+
+
+class TextTransformer(nn.Module):
+    """A class token, a register and the text's one token through blocks whose branches start small (LayerScale .1)."""
+
+    def __init__(self, n_in: int, width: int, *, depth: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.embed = nn.Linear(n_in, width)
+        self.first = nn.Parameter(torch.randn(2, width) * 0.02)  # class token and register
+        self.blocks = nn.ModuleList()
+        for _ in range(depth):
+            block: Any = TransformerBlock(
+                width, heads=heads, head_width=width // heads, mlp_width=4 * width, dropout=dropout
+            )
+            block.out, block.mlp = nn.Sequential(block.out, _Scale(width)), block.mlp.append(_Scale(width))
+            self.blocks.append(block)
+        self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width + 1))
+
+    def forward(self, rows: Float[Tensor, "g w"]) -> Float[Tensor, "g d"]:
+        """Weights and a bias for every text."""
+        x = torch.cat([self.first.expand(len(rows), -1, -1), self.embed(rows)[:, None]], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.out(x[:, 0])
+
+
+class _Scale(nn.Module):
+    """A factor for every channel."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.full((width,), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
 
 
 class PlacedSamples(PatchSamples):
