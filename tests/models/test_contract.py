@@ -95,7 +95,7 @@ def test_a_shape_off_the_image_is_nan_and_the_others_stay(trained, colour_sectio
     assert np.isnan(values[3]).all()
     assert share[3] == 0
     keep = np.arange(24) != 3
-    if not model.sees_section:  # else the shape that is gone was context of the others
+    if not model.uses_section_context:  # else the shape that is gone was context of the others
         np.testing.assert_allclose(values[keep], whole[keep], rtol=1e-4, atol=1e-5)
     assert np.isfinite(values[keep]).all()
 

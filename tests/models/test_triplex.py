@@ -170,15 +170,15 @@ def test_a_patch_off_the_image_is_not_seen(trained, colour_section):
 
 
 def test_the_section_of_a_batch_is_all_its_shapes(trained, colour_section):
-    from stpredict.models._patches import grid_of
+    from stpredict.models._patches import array_grid
 
     sections = [colour_section(0), colour_section(1)]
     batch = batch_of(trained, sections, [30, 2, 25])
     extra = batch.extra
     assert extra["lengths"].tolist() == [24, 24]
     assert extra["row"].tolist() == [30, 2, 25]
-    np.testing.assert_array_equal(extra["place"].numpy(), np.concatenate([grid_of(s) for s in sections]))
-    torch.testing.assert_close(extra["whole"], trained.context_encoder.every(sections, patch_px=32))
+    np.testing.assert_array_equal(extra["place"].numpy(), np.concatenate([array_grid(s) for s in sections]))
+    torch.testing.assert_close(extra["whole"], trained.context_encoder.encode_sections(sections, patch_px=32))
     assert batch_of(trained, sections, [30]).extra["row"].tolist() == [6]
     with torch.no_grad():
         fused, own, _, section = trained._views(batch)

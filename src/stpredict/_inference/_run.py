@@ -122,7 +122,7 @@ def embed(
     with _inference_mode(model, runtime) as device:
         rows, share = _pooled_rows(_chunked(model, section, runtime, device, fast=_optimised(model, runtime)), None)
     values = np.where(share[:, None] > 0, rows, np.nan).astype(np.float32)
-    return values[:, : values.shape[1] - model.n_last], share
+    return values[:, : values.shape[1] - model.n_auxiliary], share
 
 
 @contextmanager

@@ -12,10 +12,10 @@ from stpredict.models._fields import Config
 from stpredict.models._texts import text_spec
 from stpredict.nn.architecture import described
 
-BLANK: Mapping[str, Any] = {"genes": (), "vocabulary": (), "text": {}}  # what only the caller can say
+CALLER_FIELDS: Mapping[str, Any] = {"genes": (), "vocabulary": (), "text": {}}  # what only the caller can say
 
 
-def configured[C: Config](
+def resolve_config[C: Config](
     config: str | C,
     kind: type[C],
     published: Mapping[str, Any],
@@ -69,4 +69,4 @@ def configured[C: Config](
 
 def _blank(kind: type) -> dict[str, Any]:
     required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
-    return {name: BLANK[name] for name in required}
+    return {name: CALLER_FIELDS[name] for name in required}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from stpredict._section import Section, blocks
 from stpredict.models._samples import WindowSamples
+from stpredict.models._scale import measured_expression
 from stpredict.nn.encoders import Encoder, EncoderSpec, folded_encoder, rgb
 from stpredict.nn.pool import pool
 
@@ -128,7 +129,7 @@ def fit_context(
     Returns the weights (g, rank) of the projected channels and the intercepts (g,).
     """
     x = _statistics(context, sections, window_px=window_px, stride=stride)
-    y = np.concatenate([s.expression for s in sections]).astype(np.float64)
+    y = measured_expression(sections).astype(np.float64)
     centre, spread = x.mean(axis=0), x.std(axis=0)
     spread[spread < 1e-6] = 1.0
     search = GridSearchCV(Ridge(), {"alpha": PENALTIES}, scoring="neg_mean_squared_error", cv=LeaveOneGroupOut())

@@ -80,7 +80,7 @@ class PatchEncoder(nn.Module):
         self.centre, self.spread = rows.mean(0), rows.std(0).clamp_min(1e-6)
 
     @torch.no_grad()
-    def every(self, sections: Sequence[Section], *, patch_px: int) -> Tensor:
+    def encode_sections(self, sections: Sequence[Section], *, patch_px: int) -> Tensor:
         """Features of the patch around every shape, section after section, on the encoder's device; no gradient."""
         training = self.training
         found = (torch.cat(self._parts(sections, patch_px)) - self.centre) / self.eval().spread
@@ -101,7 +101,7 @@ class PatchEncoder(nn.Module):
         return self._cache(image)
 
 
-def grid_of(section: Section) -> NDArray[np.int64]:
+def array_grid(section: Section) -> NDArray[np.int64]:
     """(n, 2) integer places (row, column) of the shapes, from 0: the section's own grid, else one laid over it.
 
     Two grids are tried, both from the median distance of nearest neighbours and the smallest centre of either axis: of

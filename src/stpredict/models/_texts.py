@@ -57,7 +57,7 @@ class Vocabulary(nn.Module):
 
     @property
     def known(self) -> tuple[str, ...]:
-        """All genes that have an embedding: the saved ones, then those of `know`."""
+        """All genes that have an embedding: the saved ones, then those of `add_embeddings`."""
         return (*self.genes, *self._further)
 
     def fit(self, panel: Sequence[str]) -> None:
@@ -66,7 +66,7 @@ class Vocabulary(nn.Module):
         self.centre = rows.mean(0)
         self.scale = (rows - self.centre).square().mean().sqrt().clamp_min(1e-6)
 
-    def know(self, embeddings: GeneEmbeddings) -> None:
+    def add_embeddings(self, embeddings: GeneEmbeddings) -> None:
         """Take in further genes; they are not saved with the model.
 
         Raises ValueError for embeddings of another encoder, revision, pooling or width, and for a gene that is known

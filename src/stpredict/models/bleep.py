@@ -37,18 +37,18 @@ from torch import Tensor, nn
 
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, constructor
-from stpredict.models._config import configured
-from stpredict.models._fields import Config
+from stpredict.models._config import resolve_config
+from stpredict.models._fields import EncoderConfig, PatchConfig
 from stpredict.models._patches import PatchEncoder
 from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, dihedral
-from stpredict.nn.encoders import EncoderSpec
+from stpredict.models._scale import measured_expression
 
 Matching = Literal["average", "simple", "weighted"]
 ROWS = 1024  # shapes compared with the whole bank at once
 
 
 @dataclass(frozen=True)
-class BLEEPConfig(Config):
+class BLEEPConfig(EncoderConfig, PatchConfig):
     """Every choice of a BLEEP. Each value that the paper does not give carries its reason.
 
     genes
@@ -70,14 +70,7 @@ class BLEEPConfig(Config):
         to exp(- squared distance) in the joint space, which at this width is nearly "simple".
     """
 
-    genes: tuple[str, ...]
     mpp: float = 2.0  # 256 um are better than 128 for GeneQuery (benchmarks/README.md); not tuned for this model
-    patch_px: int = 128
-    encoder: str = "mobilenetv2_100"
-    taps: tuple[int, ...] = (0, 1, 2, 3, 4)
-    encoder_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    encoder_mean: tuple[float, ...] | None = None
-    encoder_std: tuple[float, ...] | None = None
     frozen: bool = True
     features: Literal["pooled", "averaged"] = "pooled"
     width: int = 256
@@ -147,18 +140,20 @@ class BLEEP(Model):
         config: str | BLEEPConfig = "small",
         seed: int | None = None,
     ) -> None:
-        super().__init__()
-        c = self.config = _config(config, genes, mpp)
-        self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
-        spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
+        super().__init__(_config(config, genes, mpp))
+        c = self.config
         self.encoder = PatchEncoder(
-            spec, weights=encoder_weights, kind=c.features, frozen=c.frozen, folder=feature_cache, patch_px=c.patch_px
-        )
+            c.encoder_spec,
+            weights=encoder_weights,
+            kind=c.features,
+            frozen=c.frozen,
+            folder=feature_cache,
+            patch_px=c.patch_px,
+        )  # fmt: skip
         self.image_projection = ProjectionHead(self.encoder.width, c.width, dropout=c.dropout)
         self.expression_projection = ProjectionHead(len(c.genes), c.width, dropout=c.dropout)
         self.register_buffer("bank_embedding", torch.zeros(0, c.width))
         self.register_buffer("bank_expression", torch.zeros(0, len(c.genes)))
-        self._position = {gene: i for i, gene in enumerate(c.genes)}
 
     def prepare(self, sections: Sequence[Section]) -> None:
         """The scale of frozen features on the training sections; an older bank goes."""
@@ -173,7 +168,7 @@ class BLEEP(Model):
 
     def query(self, genes: Sequence[str]) -> Float[Tensor, "g m"]:
         """The expression of these genes in the spots of the bank, target units; m = 0 before training ends."""
-        return self.bank_expression[:, [self._position[gene] for gene in genes]].T
+        return self.bank_expression[:, self.gene_index(genes)].T
 
     def latent(self, batch: Batch) -> Float[Tensor, "n d"]:
         """The patches in the joint space, not normalised."""
@@ -194,10 +189,6 @@ class BLEEP(Model):
         parts = [self._matched(rows, bank) for rows in latent.split(ROWS)]
         return torch.cat(parts) if parts else latent.new_zeros(0, len(query))
 
-    def link(self, values: Tensor) -> Tensor:
-        """Target units already."""
-        return values
-
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
         """The contrastive loss of the patches and the expression of a batch; the bank has no part in it.
 
@@ -213,7 +204,7 @@ class BLEEP(Model):
         """Embed the expression of the training sections: the reference bank."""
         training = self.training
         self.eval()
-        expression = torch.from_numpy(np.concatenate([s.expression for s in sections]).astype(np.float32))
+        expression = torch.from_numpy(measured_expression(sections).astype(np.float32))
         self.bank_expression = expression.to(self.bank_expression.device)
         with torch.autocast(self.bank_expression.device.type, enabled=False):
             parts = [self.expression_projection(rows) for rows in self.bank_expression.split(ROWS)]
@@ -289,4 +280,4 @@ def contrastive(
 
 
 def _config(config: str | BLEEPConfig, genes: Sequence[str], mpp: float | None) -> BLEEPConfig:
-    return configured(config, BLEEPConfig, PUBLISHED, genes, mpp=mpp)
+    return resolve_config(config, BLEEPConfig, PUBLISHED, genes, mpp=mpp)

@@ -42,11 +42,12 @@ from torch import Tensor, nn
 from stpredict import _coverage
 from stpredict._section import Section, image_digest
 from stpredict.models._base import Model, Recipe, constructor, predict_batch
-from stpredict.models._config import configured
-from stpredict.models._fields import Config
+from stpredict.models._config import resolve_config
+from stpredict.models._fields import EncoderConfig, PatchConfig
 from stpredict.models._patches import PatchEncoder
 from stpredict.models._samples import Batch, Patch, PatchSamples, Samples
-from stpredict.nn.encoders import EncoderSpec, rgb
+from stpredict.models._scale import fit_scale, measured_expression, register_scale
+from stpredict.nn.encoders import rgb
 from stpredict.nn.losses import mse_pcc
 from stpredict.nn.transformer import TransformerBlock
 
@@ -54,7 +55,7 @@ EXACT = "donot_use_mm_for_euclid_dist"  # a distance must not depend on the othe
 
 
 @dataclass(frozen=True)
-class EGNConfig(Config):
+class EGNConfig(EncoderConfig, PatchConfig):
     """Every choice of an EGN. Each value that the paper does not give carries its reason.
 
     genes
@@ -73,14 +74,7 @@ class EGNConfig(Config):
         See `ResidualPool`; weight of the Pearson term of the loss.
     """
 
-    genes: tuple[str, ...]
     mpp: float = 2.0  # 256 um are better than 128 for GeneQuery (benchmarks/README.md); not tuned for this model
-    patch_px: int = 128
-    encoder: str = "mobilenetv2_100"
-    taps: tuple[int, ...] = (0, 1, 2, 3, 4)
-    encoder_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    encoder_mean: tuple[float, ...] | None = None
-    encoder_std: tuple[float, ...] | None = None
     tokens: Literal["encoder", "pixels"] = "encoder"
     token_px: int = 32
     width: int = 256
@@ -157,12 +151,10 @@ class EGN(Model):
         config: str | EGNConfig = "small",
         seed: int | None = None,
     ) -> None:
-        super().__init__()
-        c = self.config = _config(config, genes, mpp)
-        self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
-        spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
+        super().__init__(_config(config, genes, mpp))
+        c = self.config
         kind: Literal["tokens", "averaged"] = "tokens" if c.tokens == "encoder" else "averaged"
-        self.encoder = PatchEncoder(spec, weights=encoder_weights, kind=kind, folder=feature_cache)
+        self.encoder = PatchEncoder(c.encoder_spec, weights=encoder_weights, kind=kind, folder=feature_cache)
         n_features, n_genes = self.encoder.width, len(c.genes)
         side = _tokens_a_side(c, self.encoder)
         on_pixels = c.tokens == "pixels"
@@ -180,28 +172,23 @@ class EGN(Model):
         self.genes_head = nn.Linear(2 * c.width, n_genes)
         nn.init.normal_(self.genes_head.weight, std=0.005)
         self._register_bank(n_features)
-        self._position = {gene: i for i, gene in enumerate(c.genes)}
 
     def _register_bank(self, n_features: int) -> None:
         self.register_buffer("bank_features", torch.zeros(0, n_features))
         self.register_buffer("bank_expression", torch.zeros(0, len(self.genes)))
         self.register_buffer("bank_section", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("bank_corner", torch.zeros(0, 2, dtype=torch.int64))
-        self.register_buffer("low", torch.zeros(len(self.genes)))
-        self.register_buffer("span", torch.ones(len(self.genes)))
+        register_scale(self, len(self.genes), "low", "span")
 
     @torch.no_grad()
     def prepare(self, sections: Sequence[Section]) -> None:
         """The scale of features and genes on the training sections, and the bank of their windows."""
         c, device = self.config, self.low.device
         self.encoder.fit(sections, patch_px=c.patch_px)
-        self.bank_features = _whole(self.encoder.every(sections, patch_px=c.patch_px)).contiguous()
-        expression = np.concatenate([s.expression for s in sections]).astype(np.float32)
-        low, high = expression.min(axis=0), expression.max(axis=0)
-        span = np.where(high > low, high - low, 1.0).astype(np.float32)
-        scaled = (expression - low) / span
-        for name, value in (("low", low), ("span", span), ("bank_expression", scaled)):
-            setattr(self, name, torch.from_numpy(value).to(device))
+        self.bank_features = _whole(self.encoder.encode_sections(sections, patch_px=c.patch_px)).contiguous()
+        expression = measured_expression(sections).astype(np.float32)
+        scale = fit_scale(self, expression)
+        self.bank_expression = torch.from_numpy((expression - scale["low"]) / scale["span"]).to(device)
         places = PlacedSamples(sections, patch_px=c.patch_px)
         self.bank_section = torch.from_numpy(places.section[places.at[:, 0]]).to(device)
         self.bank_corner = torch.from_numpy(np.concatenate(places.corners)).to(device)
@@ -213,7 +200,7 @@ class EGN(Model):
 
     def query(self, genes: Sequence[str]) -> Float[Tensor, "g q"]:
         """The rows of the linear head for these genes, its bias, and their training minimum and span."""
-        at = [self._position[gene] for gene in genes]
+        at = self.gene_index(genes)
         rest = torch.stack([self.genes_head.bias, self.low, self.span], dim=1)
         return torch.cat([self.genes_head.weight, rest], dim=1)[at]
 
@@ -238,18 +225,11 @@ class EGN(Model):
         weight, (bias, low, span) = query[:, :-3], query[:, -3:].T
         return low + span * (latent @ weight.T + bias)
 
-    def link(self, values: Tensor) -> Tensor:
-        """Target units already."""
-        return values
-
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
         """Squared error in min-max units + `pcc_weight` x (1 - mean over genes of Pearson over the batch's shapes)."""
         low, span = query[:, -2], query[:, -1]
         pred, true = ((v - low) / span for v in (predict_batch(self, batch, query), batch.measured))
         return mse_pcc(pred, true, pcc_weight=self.config.pcc_weight)
-
-    def finish(self, sections: Sequence[Section]) -> None:
-        """Nothing: the bank is there since `prepare`."""
 
     @torch.no_grad()
     def nearest(
@@ -424,7 +404,7 @@ def _tokens_a_side(c: EGNConfig, encoder: PatchEncoder) -> int:
 
 
 def _config(config: str | EGNConfig, genes: Sequence[str], mpp: float | None) -> EGNConfig:
-    made = configured(config, EGNConfig, PUBLISHED, genes, mpp=mpp)
+    made = resolve_config(config, EGNConfig, PUBLISHED, genes, mpp=mpp)
     if made.depth < made.bridge_every:
         raise ValueError(f"depth={made.depth} leaves no place for a bridge after every {made.bridge_every} blocks.")
     return made

@@ -33,19 +33,26 @@ from torch import Tensor, nn
 
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, constructor, predict_batch
-from stpredict.models._config import configured
-from stpredict.models._fields import Config
-from stpredict.models._patches import PatchEncoder, grid_of
+from stpredict.models._config import resolve_config
+from stpredict.models._fields import EncoderConfig, PatchConfig
+from stpredict.models._patches import PatchEncoder, array_grid
 from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, SectionSamples
+from stpredict.models._scale import fit_scale, measured_expression, register_scale
 from stpredict.nn.device import free_bytes
-from stpredict.nn.encoders import EncoderSpec
 from stpredict.nn.transformer import TransformerBlock
 
 FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
-class HisToGeneConfig(Config):
+class _EmbeddedPatch(PatchConfig):
+    """What stands before the encoder: the patch, and what of it is embedded."""
+
+    patch: Literal["features", "pixels"] = "features"
+
+
+@dataclass(frozen=True)
+class HisToGeneConfig(EncoderConfig, _EmbeddedPatch):
     """Every choice of a HisToGene. Each value that the paper does not give carries its reason.
 
     genes, mpp, patch_px
@@ -64,15 +71,8 @@ class HisToGeneConfig(Config):
         Share of an encoder's features that is dropped in training.
     """
 
-    genes: tuple[str, ...]
     mpp: float = 2.0  # the paper: 112 px at full resolution; 256 um are better than 128 (benchmarks/README.md)
-    patch_px: int = 128
-    patch: Literal["features", "pixels"] = "features"
-    encoder: str | None = "mobilenetv2_100"
-    taps: tuple[int, ...] = (0, 1, 2, 3, 4)
-    encoder_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    encoder_mean: tuple[float, ...] | None = None
-    encoder_std: tuple[float, ...] | None = None
+    encoder: str | None = "mobilenetv2_100"  # type: ignore[assignment]  # None with pixels
     frozen: bool = True
     n_places: int = 64  # the paper
     place_sd: float = 0.02  # ViT's: a place that training never saw then says next to nothing
@@ -145,9 +145,8 @@ class HisToGene(Model):
         config: str | HisToGeneConfig = "small",
         seed: int | None = None,
     ) -> None:
-        super().__init__()
-        c = self.config = _config(config, genes, mpp)
-        self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
+        super().__init__(_config(config, genes, mpp))
+        c = self.config
         self.encoder = _encoder(c, encoder_weights, feature_cache)
         self.embedding = nn.Linear(3 * c.patch_px**2 if self.encoder is None else self.encoder.width, c.width)
         self.row_place = nn.Embedding(c.n_places, c.width)
@@ -161,16 +160,11 @@ class HisToGene(Model):
         )
         self.norm = nn.LayerNorm(c.width)
         self.linear = nn.Linear(c.width, len(c.genes))
-        self.register_buffer("mean", torch.zeros(len(c.genes)))
-        self.register_buffer("spread", torch.ones(len(c.genes)))
-        self._position = {gene: i for i, gene in enumerate(c.genes)}
+        register_scale(self, len(c.genes), "mean", "spread")
 
     def prepare(self, sections: Sequence[Section]) -> None:
         """Mean and spread of every gene, and of the features, on the training sections."""
-        expression = np.concatenate([s.expression for s in sections])
-        mean, spread = expression.mean(axis=0), expression.std(axis=0)
-        for name, value in (("mean", mean), ("spread", np.where(spread > 0, spread, 1.0))):
-            setattr(self, name, torch.from_numpy(value.astype(np.float32)).to(self.mean.device))
+        fit_scale(self, measured_expression(sections))
         if self.encoder is not None:
             self.encoder.fit(sections, patch_px=self.config.patch_px)
 
@@ -186,7 +180,7 @@ class HisToGene(Model):
 
     def query(self, genes: Sequence[str]) -> Float[Tensor, "g d"]:
         """The rows of the final layer for these genes, in target units, the bias last."""
-        at = [self._position[gene] for gene in genes]
+        at = self.gene_index(genes)
         weight, bias = self.linear.weight[at], self.linear.bias[at]
         spread = self.spread[at]
         return torch.cat([spread[:, None] * weight, (self.mean[at] + spread * bias)[:, None]], dim=1)
@@ -211,16 +205,9 @@ class HisToGene(Model):
             x = block(x)
         return self.norm(x[0]) @ query[:, :-1].T + query[:, -1]
 
-    def link(self, values: Tensor) -> Tensor:
-        """Target units already."""
-        return values
-
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
         """Mean squared error over all (shape, gene) pairs, section by section through the transformer."""
         return F.mse_loss(predict_batch(self, batch, query), batch.measured)
-
-    def finish(self, sections: Sequence[Section]) -> None:
-        """Nothing: the weights are all there is."""
 
     def _check_memory(self, n: int) -> None:
         c = self.config
@@ -248,7 +235,7 @@ class _PlacedPatches(PatchSamples):
 
 
 def _places(section: Section, n_places: int) -> NDArray[np.int64]:
-    places = grid_of(section)
+    places = array_grid(section)
     rows, columns = places.max(axis=0, initial=0) + 1
     if max(rows, columns) > n_places:
         raise ValueError(
@@ -264,12 +251,13 @@ def _encoder(c: HisToGeneConfig, weights: str | Path | None, folder: str | Path 
         if weights is not None:
             raise ValueError("patch='pixels' has no encoder; leave out encoder_weights=.")
         return None
-    spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
-    return PatchEncoder(spec, weights=weights, kind="pooled", frozen=c.frozen, folder=folder, patch_px=c.patch_px)
+    return PatchEncoder(
+        c.encoder_spec, weights=weights, kind="pooled", frozen=c.frozen, folder=folder, patch_px=c.patch_px
+    )
 
 
 def _config(config: str | HisToGeneConfig, genes: Sequence[str], mpp: float | None) -> HisToGeneConfig:
-    made = configured(config, HisToGeneConfig, PUBLISHED, genes, mpp=mpp)
+    made = resolve_config(config, HisToGeneConfig, PUBLISHED, genes, mpp=mpp)
     if (made.patch, made.encoder is None) not in (("features", False), ("pixels", True)):
         raise ValueError(
             f"patch={made.patch!r} with encoder={made.encoder!r}: use 'features' with the name of an encoder, or "

@@ -38,11 +38,12 @@ from stpredict._card import WEIGHTS, find_model, read_card
 from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, constructor, predict_batch
-from stpredict.models._config import configured
+from stpredict.models._config import resolve_config
 from stpredict.models._context import ContextBranch, fit_context
-from stpredict.models._fields import Config
+from stpredict.models._fields import EncoderConfig, PanelConfig
 from stpredict.models._folder import checked
 from stpredict.models._samples import Batch, Samples, WindowSamples
+from stpredict.models._scale import of_panel_or_mean
 from stpredict.models._texts import Vocabulary, as_embeddings
 from stpredict.nn.architecture import IMAGENET
 from stpredict.nn.encoders import Encoder, EncoderSpec, rgb
@@ -51,7 +52,7 @@ from stpredict.nn.state import read_tensors
 
 
 @dataclass(frozen=True)
-class PixNetConfig(Config):
+class PixNetConfig(EncoderConfig, PanelConfig):
     """Every choice of a PixNet. Each value that the sources do not give carries its reason.
 
     genes, mpp
@@ -71,13 +72,8 @@ class PixNetConfig(Config):
         Side, in cells of its level, of the squares within which the skip fusion attends.
     """
 
-    genes: tuple[str, ...]
     mpp: float = 2.0  # not given; of 1 and 2 um the better on a held-out training section (benchmarks/README.md)
-    encoder: str = "mobilenetv2_100"
     taps: tuple[int, ...] = (1, 2, 3, 4)
-    encoder_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    encoder_mean: tuple[float, ...] | None = None
-    encoder_std: tuple[float, ...] | None = None
     filters: tuple[int, ...] = (32, 48, 64, 96)  # narrow: 2 cores; chosen before any score was seen
     n_bilinear: int = 1  # the paper has 2 of 5; a CNN pyramid needs 3 steps, the finest of which is bilinear
     attention_window: int = 8  # not given; 64 tokens cost little, and the window of a level stays below a 100 um spot
@@ -148,9 +144,11 @@ class PixNet(Model):
     """
 
     output: ClassVar = "raster"
-    n_last: ClassVar = 1
+    n_auxiliary: ClassVar = 1
     context = "shape"
     config_class: ClassVar = PixNetConfig
+
+    stride: float
 
     @constructor
     def __init__(
@@ -165,14 +163,11 @@ class PixNet(Model):
         config: str | PixNetConfig = "small",
         seed: int | None = None,
     ) -> None:
-        super().__init__()
         embeddings = as_embeddings(embeddings)
         home = _home_of(encoder_weights)
         donor = None if home is None else _donor(home, encoder)
-        self.config = _config(config, genes, encoder, mpp, donor, head, embeddings)
-        c = self.config
-        self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
-        spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
+        super().__init__(_config(config, genes, encoder, mpp, donor, head, embeddings))
+        c, spec = self.config, self.config.encoder_spec
         self.encoder = Encoder(spec, weights=None if home is not None else encoder_weights)
         self.decoder = Decoder(self.encoder.channels, c.filters, n_bilinear=c.n_bilinear, window=c.attention_window)
         self.genes_head = _genes_head(c, embeddings)
@@ -186,27 +181,9 @@ class PixNet(Model):
             self.load_state_dict(read_tensors(home / WEIGHTS, names), strict=False)
 
     @property
-    def vocabulary(self) -> tuple[str, ...]:
-        """Every gene that can be asked for: the panel, or with a text head all genes that have an embedding."""
-        return self.genes_head.known
-
-    @property
-    def answers_text(self) -> bool:
-        """Whether it can be asked for any gene that has a text."""
-        return self.config.head == "text"
-
-    def know(self, embeddings: GeneEmbeddings) -> None:
-        """Take in the texts of further genes, for this process; see `Vocabulary.know`."""
-        self._texts().know(embeddings)
-
-    def _texts(self) -> Vocabulary:
-        if not isinstance(self.genes_head, TextHead):
-            raise ValueError("this PixNet has a fixed panel; train one with head='text' to ask for other genes.")
-        return self.genes_head.texts
-
-    def text_vectors(self, genes: Sequence[str]) -> NDArray[np.float32]:
-        """(g, w) centred and scaled embeddings of genes."""
-        return self._texts().rows(genes).detach().cpu().numpy()
+    def gene_texts(self) -> Vocabulary | None:
+        """With a text head the genes that can be asked for, with their embeddings; None with a panel head."""
+        return self.genes_head.texts if isinstance(self.genes_head, TextHead) else None
 
     def prepare(self, sections: Sequence[Section]) -> None:
         """Start the head at the mean (and spread) of the training target, each section weighing the same."""
@@ -389,7 +366,6 @@ class PanelHead(nn.Module):
         self.weight = nn.Parameter(torch.randn(len(genes), n_features) * 0.02)
         self.bias = nn.Parameter(torch.zeros(len(genes)))
         self._position = {gene: i for i, gene in enumerate(genes)}
-        self.known = tuple(genes)
 
     def start(self, mean: NDArray[np.float32], spread: NDArray[np.float32]) -> None:
         """Set the bias to the training mean of each gene; `spread` is not needed."""
@@ -445,11 +421,6 @@ class TextHead(nn.Module):
         self.register_buffer("spread", torch.ones(len(genes)))
         self._panel, self._position = tuple(genes), {gene: i for i, gene in enumerate(genes)}
 
-    @property
-    def known(self) -> tuple[str, ...]:
-        """Every gene that can be asked for."""
-        return self.texts.known
-
     def start(self, mean: NDArray[np.float32], spread: NDArray[np.float32]) -> None:
         """Keep each panel gene's training mean and spread, and fit the scale of the embeddings."""
         self.mean, self.spread = torch.from_numpy(mean).to(self.mean), torch.from_numpy(spread).to(self.mean)
@@ -459,7 +430,7 @@ class TextHead(nn.Module):
         """The rows of these genes, the bias last."""
         rows = self.network(self.texts.rows(genes))
         at = torch.tensor([self._position.get(gene, -1) for gene in genes], device=rows.device)
-        mean, spread = (torch.where(at >= 0, v[at.clamp_min(0)], v.mean()) for v in (self.mean, self.spread))
+        mean, spread = of_panel_or_mean(self.mean, at), of_panel_or_mean(self.spread, at)
         rows = rows * spread[:, None]
         return torch.cat([rows[:, :-1], rows[:, -1:] + mean[:, None]], dim=1)
 
@@ -495,7 +466,7 @@ def _config(
     head: Literal["panel", "text"] | None,
     embeddings: GeneEmbeddings | None,
 ) -> PixNetConfig:
-    made = configured(config, PixNetConfig, PUBLISHED, genes, embeddings, encoder=encoder, mpp=mpp, head=head)
+    made = resolve_config(config, PixNetConfig, PUBLISHED, genes, embeddings, encoder=encoder, mpp=mpp, head=head)
     if made.n_bilinear >= len(made.filters):
         raise ValueError(f"n_bilinear={made.n_bilinear}: a decoder of {len(made.filters)} filters has one step less.")
     if made.head == "text" and not made.text:

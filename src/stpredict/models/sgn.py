@@ -41,12 +41,12 @@ from torch import Tensor, nn
 from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, constructor, predict_batch
-from stpredict.models._config import configured
-from stpredict.models._fields import Config
-from stpredict.models._patches import PatchEncoder, grid_of
+from stpredict.models._config import resolve_config
+from stpredict.models._fields import Config, EncoderConfig
+from stpredict.models._patches import PatchEncoder, array_grid
 from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, SectionSamples, sections_of
+from stpredict.models._scale import fit_scale, measured_expression, of_panel_or_mean, register_scale
 from stpredict.models._texts import Vocabulary, as_embeddings
-from stpredict.nn.encoders import EncoderSpec
 from stpredict.nn.losses import mse_pcc
 from stpredict.nn.transformer import TransformerBlock
 
@@ -56,7 +56,18 @@ TIES = 8  # features by which shapes of one place are told apart
 
 
 @dataclass(frozen=True)
-class SGNConfig(Config):
+class _TextPatchConfig(Config):
+    """What stands before the encoder: the genes and their texts, and the patch."""
+
+    genes: tuple[str, ...]
+    vocabulary: tuple[str, ...]
+    text: Mapping[str, Any]
+    mpp: float = 2.0
+    patch_px: int = 128
+
+
+@dataclass(frozen=True)
+class SGNConfig(EncoderConfig, _TextPatchConfig):
     """Every choice of an SGN. Each value that the source does not give carries its reason.
 
     genes, vocabulary, text
@@ -77,16 +88,7 @@ class SGNConfig(Config):
         Genes a training step.
     """
 
-    genes: tuple[str, ...]
-    vocabulary: tuple[str, ...]
-    text: Mapping[str, Any]
     mpp: float = 2.0  # 256 um around a spot, as for GeneQuery (benchmarks/README.md)
-    patch_px: int = 128
-    encoder: str = "mobilenetv2_100"
-    taps: tuple[int, ...] = (0, 1, 2, 3, 4)
-    encoder_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    encoder_mean: tuple[float, ...] | None = None
-    encoder_std: tuple[float, ...] | None = None
     frozen: bool = True
     features: Literal["pooled", "averaged"] = "pooled"
     feature_dropout: float = 0.5  # not given; hundreds of spots, a thousand features
@@ -140,7 +142,7 @@ class SGN(Model):
     """
 
     output: ClassVar = "spots"
-    n_last: ClassVar = 2
+    n_auxiliary: ClassVar = 2
     context = "section"
     config_class: ClassVar = SGNConfig
 
@@ -161,49 +163,32 @@ class SGN(Model):
         config: str | SGNConfig = "small",
         seed: int | None = None,
     ) -> None:
-        super().__init__()
         embeddings = as_embeddings(embeddings)
-        c = self.config = _config(config, genes, embeddings, mpp)
-        self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
+        super().__init__(_config(config, genes, embeddings, mpp))
+        c = self.config
         self.texts = Vocabulary(c.vocabulary, c.text, embeddings)
-        spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
         self.encoder = PatchEncoder(
-            spec, weights=encoder_weights, kind=c.features, frozen=c.frozen, folder=feature_cache, patch_px=c.patch_px
-        )
+            c.encoder_spec,
+            weights=encoder_weights,
+            kind=c.features,
+            frozen=c.frozen,
+            folder=feature_cache,
+            patch_px=c.patch_px,
+        )  # fmt: skip
         widths = [self.encoder.width] + [c.width] * c.depth
         self.layers = nn.ModuleList(GraphLayer(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.out = nn.Linear(c.width, c.out_width)
         self.text_network = _text_network(c)
-        for name, value in (("mean", 0.0), ("spread", 1.0), ("span", 1.0)):
-            self.register_buffer(name, torch.full((len(c.genes),), value))
-        self._position = {gene: i for i, gene in enumerate(c.genes)}
+        register_scale(self, len(c.genes), "mean", "spread", "span")
 
     @property
-    def vocabulary(self) -> tuple[str, ...]:
-        """Every gene that can be asked for."""
-        return self.texts.known
-
-    @property
-    def answers_text(self) -> bool:
-        """Whether it can be asked for any gene that has a text."""
-        return True
-
-    def know(self, embeddings: GeneEmbeddings) -> None:
-        """Take in the texts of further genes, for this process; see `Vocabulary.know`."""
-        self.texts.know(embeddings)
-
-    def text_vectors(self, genes: Sequence[str]) -> NDArray[np.float32]:
-        """(g, w) centred and scaled embeddings of genes."""
-        return self.texts.rows(genes).detach().cpu().numpy()
+    def gene_texts(self) -> Vocabulary:
+        """The genes that can be asked for, with their embeddings."""
+        return self.texts
 
     def prepare(self, sections: Sequence[Section]) -> None:
         """The scale of every gene, and of features and texts, on the training sections."""
-        expression = np.concatenate([s.expression for s in sections])
-        scale = {"mean": expression.mean(axis=0)}
-        for name, value in (("spread", expression.std(axis=0)), ("span", np.ptp(expression, axis=0))):
-            scale[name] = np.where(value > 0, value, 1.0)
-        for name, value in scale.items():
-            setattr(self, name, torch.from_numpy(value.astype(np.float32)).to(self.mean.device))
+        fit_scale(self, measured_expression(sections))
         self.texts.fit(self.genes)
         self.encoder.fit(sections, patch_px=self.config.patch_px)
 
@@ -223,10 +208,8 @@ class SGN(Model):
         An unseen gene has no scale of its own: it gets the panel's, so its values have no unit to be scored by.
         """
         made = self.text_network(self.texts.rows(genes))
-        at = torch.tensor([self._position.get(gene, -1) for gene in genes], device=made.device)
-        scale = [
-            torch.where(at >= 0, each[at.clamp_min(0)], each.mean()) for each in (self.mean, self.spread, self.span)
-        ]
+        at = self.gene_index_or_unseen(genes, made.device)
+        scale = [of_panel_or_mean(each, at) for each in (self.mean, self.spread, self.span)]
         return torch.cat([F.normalize(made[:, :-1], dim=1), made[:, -1:], torch.stack(scale, dim=1)], dim=1)
 
     def latent(self, batch: Batch) -> Float[Tensor, "n d"]:
@@ -251,10 +234,6 @@ class SGN(Model):
         weight, bias, mean, spread = query[:, :-4], query[:, -4], query[:, -3], query[:, -2]
         return mean + spread * (self.out(x) @ weight.T + bias)
 
-    def link(self, values: Tensor) -> Tensor:
-        """Target units already."""
-        return values
-
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
         """MSE + 0.5 (1 - Pearson over the shapes of a section), in min-max units (the minimum cancels)."""
         pred, span = predict_batch(self, batch, query), query[:, -1].float()
@@ -263,9 +242,6 @@ class SGN(Model):
             for rows in sections_of(batch)
         ]
         return torch.stack(parts).mean()
-
-    def finish(self, sections: Sequence[Section]) -> None:
-        """Nothing: the weights are all there is."""
 
 
 class GraphLayer(nn.Module):
@@ -390,8 +366,8 @@ class PlacedSamples(PatchSamples):
         seed: int = 0,
     ) -> None:
         super().__init__(sections, patch_px=patch_px, n_genes=n_genes, seed=seed)
-        self.places = torch.from_numpy(np.concatenate([grid_of(section) for section in sections]))
-        self.features = None if encoder is None else encoder.every(sections, patch_px=patch_px).cpu()
+        self.places = torch.from_numpy(np.concatenate([array_grid(section) for section in sections]))
+        self.features = None if encoder is None else encoder.encode_sections(sections, patch_px=patch_px).cpu()
         self.first = np.cumsum([0, *(section.n_shapes for section in sections)])
 
     def __getitem__(self, index: int) -> Patch:
@@ -425,7 +401,7 @@ def _text_network(c: SGNConfig) -> nn.Module:
 def _config(
     config: str | SGNConfig, genes: Sequence[str], embeddings: GeneEmbeddings | None, mpp: float | None
 ) -> SGNConfig:
-    made = configured(config, SGNConfig, PUBLISHED, genes, embeddings, mpp=mpp)
+    made = resolve_config(config, SGNConfig, PUBLISHED, genes, embeddings, mpp=mpp)
     if embeddings is not None:
         embeddings.take(made.genes)  # raises for genes that have none
     return made

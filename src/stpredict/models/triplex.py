@@ -38,19 +38,19 @@ from torch import Tensor, nn
 from stpredict._section import Section, take
 from stpredict._window import Window
 from stpredict.models._base import Model, Recipe, constructor
-from stpredict.models._config import configured
-from stpredict.models._fields import Config
-from stpredict.models._patches import PatchEncoder, grid_of
+from stpredict.models._config import resolve_config
+from stpredict.models._fields import EncoderConfig, PatchConfig
+from stpredict.models._patches import PatchEncoder, array_grid
 from stpredict.models._samples import Batch, Patch, PatchSamples, Samples
+from stpredict.models._scale import fit_scale, measured_expression, register_scale
 from stpredict.nn.device import free_bytes
-from stpredict.nn.encoders import EncoderSpec
 from stpredict.nn.transformer import TransformerBlock
 
 SPOTS = 8  # whose neighbouring patches are encoded together
 
 
 @dataclass(frozen=True)
-class TRIPLEXConfig(Config):
+class TRIPLEXConfig(EncoderConfig, PatchConfig):
     """Every choice of a TRIPLEX. Each value that the source does not give carries its reason.
 
     genes, mpp, patch_px
@@ -71,14 +71,7 @@ class TRIPLEXConfig(Config):
         Share of a branch's loss that compares it with the fused prediction.
     """
 
-    genes: tuple[str, ...]
     mpp: float = 2.0  # 256 um around a spot, as for GeneQuery (benchmarks/README.md)
-    patch_px: int = 128
-    encoder: str = "mobilenetv2_100"
-    taps: tuple[int, ...] = (0, 1, 2, 3, 4)
-    encoder_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    encoder_mean: tuple[float, ...] | None = None
-    encoder_std: tuple[float, ...] | None = None
     frozen: bool = True
     context_features: Literal["pooled", "averaged"] = "pooled"
     feature_dropout: float = 0.5  # not given; hundreds of spots, a thousand features
@@ -125,7 +118,7 @@ class TRIPLEX(Model):
     """
 
     output: ClassVar = "spots"
-    context = "shape"
+    context = "neighbours"
     config_class: ClassVar = TRIPLEXConfig
 
     branches: Any  # a ModuleList of Linear: from the patch, its neighbours, the section
@@ -143,13 +136,11 @@ class TRIPLEX(Model):
         config: str | TRIPLEXConfig = "small",
         seed: int | None = None,
     ) -> None:
-        super().__init__()
-        c = self.config = _config(config, genes, mpp)
-        self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
-        spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
+        super().__init__(_config(config, genes, mpp))
+        c = self.config
         places: dict[str, Any] = {"weights": encoder_weights, "folder": feature_cache, "patch_px": c.patch_px}
-        self.encoder = PatchEncoder(spec, kind="tokens", frozen=c.frozen, **places)
-        self.context_encoder = PatchEncoder(spec, kind=c.context_features, **places)
+        self.encoder = PatchEncoder(c.encoder_spec, kind="tokens", frozen=c.frozen, **places)
+        self.context_encoder = PatchEncoder(c.encoder_spec, kind=c.context_features, **places)
         self.projections = nn.ModuleList(
             nn.Identity() if width == c.width else nn.Linear(width, c.width)
             for width in (self.encoder.width, self.context_encoder.width, self.context_encoder.width)
@@ -159,21 +150,11 @@ class TRIPLEX(Model):
         self.fusion_tower = FusionTower(c.width, c.fusion)
         self.out = nn.Linear(c.width, len(c.genes))
         self.branches = nn.ModuleList(nn.Linear(c.width, len(c.genes)) for _ in range(3))
-        self.register_buffer("mean", torch.zeros(len(c.genes)))
-        self.register_buffer("spread", torch.ones(len(c.genes)))
-        self._position = {gene: i for i, gene in enumerate(c.genes)}
-
-    @property
-    def sees_section(self) -> bool:
-        """True: its samples carry all shapes of the section, though its head takes them one by one."""
-        return True
+        register_scale(self, len(c.genes), "mean", "spread")
 
     def prepare(self, sections: Sequence[Section]) -> None:
         """The scale of every gene and feature on the training sections."""
-        expression = np.concatenate([s.expression for s in sections])
-        spread = expression.std(axis=0)
-        for name, value in (("mean", expression.mean(axis=0)), ("spread", np.where(spread > 0, spread, 1.0))):
-            setattr(self, name, torch.from_numpy(value.astype(np.float32)).to(self.mean.device))
+        fit_scale(self, measured_expression(sections))
         for encoder in (self.encoder, self.context_encoder):
             encoder.fit(sections, patch_px=self.config.patch_px)
 
@@ -185,7 +166,7 @@ class TRIPLEX(Model):
 
     def query(self, genes: Sequence[str]) -> Float[Tensor, "g q"]:
         """Weights and bias of each gene on the fused token; its training mean and spread."""
-        at = self._at(genes)
+        at = self.gene_index(genes)
         columns = torch.stack([self.out.bias, self.mean, self.spread], dim=1)
         return torch.cat([self.out.weight, columns], dim=1)[at]
 
@@ -197,25 +178,15 @@ class TRIPLEX(Model):
         """The linear model."""
         return query[:, -2] + query[:, -1] * (latent @ query[:, :-3].T + query[:, -3])
 
-    def link(self, values: Tensor) -> Tensor:
-        """Target units already."""
-        return values
-
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
         """MSE of the fused prediction and of every branch, which are also compared with each other."""
         fused, *views = self._views(batch)
-        at, scale = self._at(batch.genes), query[:, -2:].float()
+        at, scale = self.gene_index(batch.genes), query[:, -2:].float()
         with torch.autocast(fused.device.type, enabled=False):
             pred = self.head(fused.float(), query.float())
             rows = [torch.cat([b.weight[at], b.bias[at, None], scale], dim=1) for b in self.branches]
             each = [self.head(view.float(), row) for view, row in zip(views, rows, strict=True)]
             return fusion_loss(pred, each, batch.measured, share=self.config.branch_share)
-
-    def finish(self, sections: Sequence[Section]) -> None:
-        """Nothing: the weights are all there is."""
-
-    def _at(self, genes: Sequence[str]) -> list[int]:
-        return [self._position[gene] for gene in genes]
 
     def _views(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(n, d) each: the fused token; what the branches of patch, neighbours and section predict from."""
@@ -385,11 +356,13 @@ class TriplexSamples(Samples):
         on = [_on_image(section, bounds) for section, bounds in zip(patches.sections, patches.bounds, strict=True)]
         sections = [take(section, rows) for section, rows in zip(patches.sections, on, strict=True)]
         self.row = [{int(k): j for j, k in enumerate(rows)} for rows in on]
-        self.place = [torch.from_numpy(grid_of(s)) if s.n_shapes else torch.zeros(0, 2).long() for s in sections]
+        self.place = [torch.from_numpy(array_grid(s)) if s.n_shapes else torch.zeros(0, 2).long() for s in sections]
         for section, place in zip(sections, self.place, strict=True):
             _check_memory(section, place, width, encoder.centre.device)
         self.whole = [
-            encoder.every([s], patch_px=patches.patch_px).cpu() if s.n_shapes else torch.zeros(0, encoder.width)
+            encoder.encode_sections([s], patch_px=patches.patch_px).cpu()
+            if s.n_shapes
+            else torch.zeros(0, encoder.width)
             for s in sections
         ]
         self.known: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
@@ -469,7 +442,7 @@ def _check_memory(section: Section, place: Tensor, width: int, device: torch.dev
 
 
 def _config(config: str | TRIPLEXConfig, genes: Sequence[str], mpp: float | None) -> TRIPLEXConfig:
-    made = configured(config, TRIPLEXConfig, PUBLISHED, genes, mpp=mpp)
+    made = resolve_config(config, TRIPLEXConfig, PUBLISHED, genes, mpp=mpp)
     if made.side % 2 != 1:
         raise ValueError(f"side={made.side}: a spot lies in the middle of an odd number of patches; use 3, 5 or 7.")
     return made

@@ -21,7 +21,7 @@ from scipy.spatial import KDTree
 
 from stpredict import _inference, _spatialdata, _training, metrics
 from stpredict.models._base import first_seed, weights_sha256
-from stpredict.models._patches import grid_of
+from stpredict.models._patches import array_grid
 from stpredict.nn.device import resolve_device, resolve_precision
 from stpredict.tl._benchmark._folds import centres_um
 from stpredict.tl._cache import cached_json, environment_info, stable_hash
@@ -137,7 +137,7 @@ def scores(pred: NDArray[np.float32], true: NDArray[np.float32], section: Sectio
     """Every metric, (g,) each, and the moments; SSIM is NaN where the shapes are no array of spots."""
     by_gene = {name: getattr(metrics, name)(pred, true) for name in ("pcc", "spearman", "mse", "mae", "rvd")}
     try:
-        by_gene["ssim"] = metrics.ssim(pred, true, grid_of(section))
+        by_gene["ssim"] = metrics.ssim(pred, true, array_grid(section))
     except ValueError as error:
         logger.info("section %s has no SSIM: %s", section.name, error)
         by_gene["ssim"] = np.full(pred.shape[1], np.nan)
