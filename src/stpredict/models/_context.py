@@ -15,8 +15,8 @@ from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
 from torch import Tensor, nn
 
 from stpredict._section import Section, blocks
-from stpredict.models._samples import WindowSamples
 from stpredict.models._scale import measured_expression
+from stpredict.models._windows import WindowSamples
 from stpredict.nn.encoders import Encoder, EncoderSpec, folded_encoder, rgb
 from stpredict.nn.pool import pool
 

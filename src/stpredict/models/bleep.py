@@ -40,7 +40,7 @@ from stpredict.models._base import Model, Recipe, constructor
 from stpredict.models._config import resolve_config
 from stpredict.models._fields import EncoderConfig, PatchConfig
 from stpredict.models._patches import PatchEncoder
-from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, dihedral
+from stpredict.models._samples import Batch, PatchSamples, Samples, TurnedSamples
 from stpredict.models._scale import measured_expression
 
 Matching = Literal["average", "simple", "weighted"]
@@ -164,7 +164,7 @@ class BLEEP(Model):
     def samples(self, sections: Sequence[Section], *, train: bool, seed: int = 0) -> Samples:
         """The patch around every shape; turned at random in training, where the encoder is trained."""
         patches = PatchSamples(sections, patch_px=self.config.patch_px, seed=seed)
-        return TurnedSamples(patches) if train and not self.config.frozen else patches
+        return TurnedSamples(patches, seed=seed, stream=(3,)) if train and not self.config.frozen else patches
 
     def query(self, genes: Sequence[str]) -> Float[Tensor, "g m"]:
         """The expression of these genes in the spots of the bank, target units; m = 0 before training ends."""
@@ -238,26 +238,6 @@ class ProjectionHead(nn.Module):
         """Rows in the joint space."""
         projected = self.projection(x)
         return self.norm(projected + self.dropout(self.second(F.gelu(projected))))
-
-
-class TurnedSamples(Samples):
-    """Patches under one of the 8 symmetries of the square each, drawn anew in every epoch."""
-
-    def __init__(self, patches: PatchSamples) -> None:
-        self.patches = patches
-
-    def __len__(self) -> int:
-        return len(self.patches)
-
-    def __getitem__(self, index: int) -> Patch:
-        """As `PatchSamples`, the image turned."""
-        patch = self.patches[index]
-        turn = int(np.random.default_rng([self.patches.seed, index, 3]).integers(8))
-        return patch._replace(image=dihedral(patch.image, turn))
-
-    def collate(self, samples: Sequence[Patch]) -> Batch:
-        """As `PatchSamples`."""
-        return self.patches.collate(samples)
 
 
 def contrastive(

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -45,7 +45,7 @@ from stpredict.models._base import Model, Recipe, constructor, predict_batch
 from stpredict.models._config import resolve_config
 from stpredict.models._fields import EncoderConfig, PatchConfig
 from stpredict.models._patches import PatchEncoder
-from stpredict.models._samples import Batch, Patch, PatchSamples, Samples
+from stpredict.models._samples import Batch, PatchSamples, Samples
 from stpredict.models._scale import fit_scale, measured_expression, register_scale
 from stpredict.nn.encoders import rgb
 from stpredict.nn.losses import mse_pcc
@@ -189,14 +189,14 @@ class EGN(Model):
         expression = measured_expression(sections).astype(np.float32)
         scale = fit_scale(self, expression)
         self.bank_expression = torch.from_numpy((expression - scale["low"]) / scale["span"]).to(device)
-        places = PlacedSamples(sections, patch_px=c.patch_px)
-        self.bank_section = torch.from_numpy(places.section[places.at[:, 0]]).to(device)
-        self.bank_corner = torch.from_numpy(np.concatenate(places.corners)).to(device)
+        where = _whereabouts(sections, c.patch_px)
+        self.bank_section, self.bank_corner = where["section"].to(device), where["corner"].to(device)
         self.genes_head.bias.copy_(self.bank_expression.mean(0))
 
     def samples(self, sections: Sequence[Section], *, train: bool, seed: int = 0) -> Samples:
         """The window around every shape, with its place."""
-        return PlacedSamples(sections, patch_px=self.config.patch_px)
+        patch_px = self.config.patch_px
+        return PatchSamples(sections, patch_px=patch_px, extra=_whereabouts(sections, patch_px))
 
     def query(self, genes: Sequence[str]) -> Float[Tensor, "g q"]:
         """The rows of the linear head for these genes, its bias, and their training minimum and span."""
@@ -353,27 +353,11 @@ class ResidualPool(nn.Module):
         return score.mean(1) + self.weight * (score * torch.softmax(self.temperature * score, dim=1)).sum(1)
 
 
-class PlacedSamples(Samples):
-    """The window around every shape; in `Batch.extra` its section (`identity`) and its upper left corner, int64."""
-
-    def __init__(self, sections: Sequence[Section], *, patch_px: int) -> None:
-        self.patches = PatchSamples(sections, patch_px=patch_px)
-        self.at = np.array(self.patches.shapes, dtype=np.int64).reshape(-1, 2)
-        self.section = np.array([identity(section) for section in sections], dtype=np.int64)
-        self.corners = [corners(section, patch_px) for section in sections]
-
-    def __len__(self) -> int:
-        return len(self.patches)
-
-    def __getitem__(self, index: int) -> Patch:
-        return self.patches[index]
-
-    def collate(self, samples: Sequence[Patch]) -> Batch:
-        """As `PatchSamples`, with the places."""
-        batch = self.patches.collate(samples)
-        corner = np.stack([self.corners[i][k] for i, k in batch.rows])
-        extra = {"section": self.section[batch.rows[:, 0]], "corner": corner}
-        return replace(batch, extra={name: torch.from_numpy(value) for name, value in extra.items()})
+def _whereabouts(sections: Sequence[Section], patch_px: int) -> dict[str, Tensor]:
+    """Of the window of every shape its section (`identity`) and its upper left corner (`corners`), int64."""
+    section = np.repeat([identity(section) for section in sections], [section.n_shapes for section in sections])
+    corner = np.concatenate([corners(section, patch_px) for section in sections])
+    return {"section": torch.from_numpy(section.astype(np.int64)), "corner": torch.from_numpy(corner)}
 
 
 def identity(section: Section) -> int:

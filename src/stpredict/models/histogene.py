@@ -20,7 +20,7 @@ a linear layer to the genes; the mean squared error; one section a step. We diff
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -36,7 +36,7 @@ from stpredict.models._base import Model, Recipe, constructor, predict_batch
 from stpredict.models._config import resolve_config
 from stpredict.models._fields import EncoderConfig, PatchConfig
 from stpredict.models._patches import PatchEncoder, array_grid
-from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, SectionSamples
+from stpredict.models._samples import Batch, PatchSamples, Samples, SectionSamples
 from stpredict.models._scale import fit_scale, measured_expression, register_scale
 from stpredict.nn.device import free_bytes
 from stpredict.nn.transformer import TransformerBlock
@@ -173,7 +173,8 @@ class HisToGene(Model):
 
         Raises ValueError for a section with more rows or columns than `n_places`.
         """
-        patches = _PlacedPatches(sections, patch_px=self.config.patch_px, n_places=self.config.n_places)
+        place = np.concatenate([_places(section, self.config.n_places) for section in sections])
+        patches = PatchSamples(sections, patch_px=self.config.patch_px, extra={"place": torch.from_numpy(place)})
         if not train:
             return patches
         return SectionSamples(patches, n_spots=len(patches), n_genes=len(self.genes), seed=seed)
@@ -220,18 +221,6 @@ class HisToGene(Model):
                 f"are free: at most {free // token_bytes} shapes fit. Queries are split, keys never, so it is not cut: "
                 "use larger bins (stp.pp.tile_grid)."
             )
-
-
-class _PlacedPatches(PatchSamples):
-    """The patch around every shape, and in `extra["place"]` (n, 2) its row and column on the section's grid."""
-
-    def __init__(self, sections: Sequence[Section], *, patch_px: int, n_places: int) -> None:
-        super().__init__(sections, patch_px=patch_px)
-        self.places = [_places(section, n_places) for section in sections]
-
-    def collate(self, samples: Sequence[Patch]) -> Batch:
-        place = np.stack([self.places[i][k] for i, k in (sample.row for sample in samples)])
-        return replace(super().collate(samples), extra={"place": torch.from_numpy(place)})
 
 
 def _places(section: Section, n_places: int) -> NDArray[np.int64]:

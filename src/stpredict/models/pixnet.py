@@ -42,9 +42,10 @@ from stpredict.models._config import resolve_config
 from stpredict.models._context import ContextBranch, fit_context
 from stpredict.models._fields import EncoderConfig, PanelConfig
 from stpredict.models._folder import checked
-from stpredict.models._samples import Batch, Samples, WindowSamples
+from stpredict.models._samples import Batch, Samples
 from stpredict.models._scale import of_panel_or_mean
 from stpredict.models._texts import Vocabulary, as_embeddings
+from stpredict.models._windows import WindowSamples
 from stpredict.nn.architecture import IMAGENET
 from stpredict.nn.encoders import Encoder, EncoderSpec, rgb
 from stpredict.nn.losses import mse_pcc

@@ -26,7 +26,7 @@ dropout, since four sections are few.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -44,7 +44,7 @@ from stpredict.models._base import Model, Recipe, constructor, predict_batch
 from stpredict.models._config import resolve_config
 from stpredict.models._fields import Config, EncoderConfig
 from stpredict.models._patches import PatchEncoder, array_grid
-from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, SectionSamples, sections_of
+from stpredict.models._samples import Batch, PatchSamples, Samples, SectionSamples, sections_of
 from stpredict.models._scale import fit_scale, measured_expression, of_panel_or_mean, register_scale
 from stpredict.models._texts import Vocabulary, as_embeddings
 from stpredict.nn.losses import mse_pcc
@@ -195,10 +195,14 @@ class SGN(Model):
     def samples(self, sections: Sequence[Section], *, train: bool, seed: int = 0) -> Samples:
         """In training whole sections and some genes; else the patch around every shape."""
         c = self.config
+        extra = {"place": torch.from_numpy(np.concatenate([array_grid(section) for section in sections]))}
         if not train:
-            return PlacedSamples(sections, patch_px=c.patch_px)
-        frozen = self.encoder if c.frozen else None
-        patches = PlacedSamples(sections, patch_px=c.patch_px, encoder=frozen, n_genes=c.train_genes, seed=seed)
+            return PatchSamples(sections, patch_px=c.patch_px, extra=extra)
+        if c.frozen:  # a section is read in every step of training
+            extra["features"] = self.encoder.encode_sections(sections, patch_px=c.patch_px).cpu()
+        patches = PatchSamples(
+            sections, patch_px=c.patch_px, n_genes=c.train_genes, seed=seed, extra=extra, images=not c.frozen
+        )
         most = max(section.n_shapes for section in sections)
         return SectionSamples(patches, n_spots=most, n_genes=c.train_genes, seed=seed)
 
@@ -346,44 +350,6 @@ class _Scale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.factor
-
-
-class PlacedSamples(PatchSamples):
-    """The patch around every shape, and in `Batch.extra["place"]` (n, 2) its row and column on the section's grid.
-
-    encoder
-        Frozen: its features (n, f) are then computed here, once, and stand in `Batch.extra["features"]` in place of the
-        images, which are left empty. A section is read in every step of training. None: the images.
-    """
-
-    def __init__(
-        self,
-        sections: Sequence[Section],
-        *,
-        patch_px: int,
-        encoder: PatchEncoder | None = None,
-        n_genes: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(sections, patch_px=patch_px, n_genes=n_genes, seed=seed)
-        self.places = torch.from_numpy(np.concatenate([array_grid(section) for section in sections]))
-        self.features = None if encoder is None else encoder.encode_sections(sections, patch_px=patch_px).cpu()
-        self.first = np.cumsum([0, *(section.n_shapes for section in sections)])
-
-    def __getitem__(self, index: int) -> Patch:
-        """Image (h, w, 3), which has no pixels where features stand for it, expression (g,), row (2,) and index."""
-        if self.features is None:
-            return super().__getitem__(index)
-        i, k = self.shapes[index % len(self.shapes)]
-        expression = self.sections[i].expression
-        return Patch(np.empty((0, 0, 3), np.uint8), None if expression is None else expression[k], (i, k), index)
-
-    def collate(self, samples: Sequence[Patch]) -> Batch:
-        """The batch with the places, or places and features, of its rows."""
-        batch = super().collate(samples)
-        at = torch.from_numpy(self.first[batch.rows[:, 0]] + batch.rows[:, 1])
-        extra = {"place": self.places[at]}
-        return replace(batch, extra=extra if self.features is None else extra | {"features": self.features[at]})
 
 
 def _text_network(c: SGNConfig) -> nn.Module:

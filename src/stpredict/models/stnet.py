@@ -28,7 +28,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -38,7 +37,7 @@ from stpredict.models._base import Model, Recipe, constructor, predict_batch
 from stpredict.models._config import resolve_config
 from stpredict.models._fields import EncoderConfig, PatchConfig
 from stpredict.models._patches import PatchEncoder
-from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, dihedral
+from stpredict.models._samples import Batch, PatchSamples, Samples, TurnedSamples
 from stpredict.models._scale import measured_expression
 
 
@@ -144,7 +143,7 @@ class STNet(Model):
     def samples(self, sections: Sequence[Section], *, train: bool, seed: int = 0) -> Samples:
         """The patch around every shape; in training in one of its symmetries."""
         patches = PatchSamples(sections, patch_px=self.config.patch_px)
-        return _TurnedPatches(patches, symmetries=self.config.symmetries, seed=seed) if train else patches
+        return TurnedSamples(patches, symmetries=self.config.symmetries, seed=seed) if train else patches
 
     def query(self, genes: Sequence[str]) -> Float[Tensor, "g d"]:
         """The rows of the last layer for these genes, the bias last."""
@@ -164,25 +163,6 @@ class STNet(Model):
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
         """The squared error, summed over batch and genes, divided by the number of genes."""
         return (predict_batch(self, batch, query) - batch.measured).square().sum() / len(batch.genes)
-
-
-class _TurnedPatches(Samples):
-    """Patches in one of the first `symmetries` symmetries of the square, drawn anew whenever one is taken."""
-
-    def __init__(self, patches: PatchSamples, *, symmetries: int, seed: int) -> None:
-        self.patches, self.symmetries, self.seed = patches, symmetries, seed
-
-    def __len__(self) -> int:
-        return len(self.patches)
-
-    def __getitem__(self, index: int) -> Patch:
-        """The patch of one shape, turned; the index decides how."""
-        patch = self.patches[index]
-        turn = int(np.random.default_rng([self.seed, index]).integers(self.symmetries))
-        return patch._replace(image=dihedral(patch.image, turn))
-
-    def collate(self, samples: Sequence[Patch]) -> Batch:
-        return self.patches.collate(samples)
 
 
 def _turned(image: UInt8[Tensor, "n 3 h w"], turn: int) -> UInt8[Tensor, "n 3 h w"]:
