@@ -14,7 +14,7 @@ NAMESPACES = ["datasets", "io", "metrics", "models", "nn", "pl", "pp", "tables",
 STEPS = [
     "import stpredict, stpredict as stp; stp.__version__; dir(stp)",
     "stp.metrics; stp.tables",
-    "stp.io; stp.datasets; stp.pp; stp.pl",
+    "stp.io; stp.datasets; stp.pp; stp.pl; stp.Section",
 ]
 
 
@@ -74,7 +74,13 @@ def test_namespaces_resolve_and_say_what_they_offer(stp, namespace: str):
 
 
 def test_dir_lists_the_namespaces(stp):
-    assert {*NAMESPACES, "__version__"} <= set(dir(stp))
+    assert {*NAMESPACES, "__version__", "Section"} <= set(dir(stp))
+
+
+def test_section_is_that_of_models(stp):
+    from stpredict._section import Section
+
+    assert stp.Section is Section
 
 
 def test_unknown_attribute_names_what_exists(stp):

@@ -39,6 +39,8 @@ def test_the_directory_is_the_registry():
 
     assert {"GeneQuery", "Mean", "PixNet", "Ridge"} <= set(MODELS)
     assert set(models._classes()) == set(MODELS)
+    assert set(MODELS) <= set(models.__all__) == set(dir(models))
+    assert {f"{name}Config" for name in MODELS} - set(models.__all__) == {"MeanConfig", "RidgeConfig"}
 
 
 def test_predicts_finite_values_of_the_right_shape(trained, colour_section, model_name):

@@ -32,9 +32,32 @@ class _Cut:
 class WindowSamples(Samples):
     """Square windows of sections; a shape counts only if it lies wholly inside.
 
-    With `n_genes`, a batch carries so many genes, drawn anew. In training a window is placed at random around a random
-    shape (sections in proportion to their shapes), turned by one of the 8 symmetries; otherwise windows are laid so
-    that every shape counts exactly once, away from the edge.
+    In training a window is placed at random around a random shape (sections in proportion to their shapes), turned by
+    one of the 8 symmetries; otherwise windows are laid so that every shape counts exactly once, away from the edge.
+
+    Parameters
+    ----------
+    sections
+        Sections that windows are cut from.
+    window_px
+        Side of a window.
+    stride
+        Of the model's latent map, in pixels; windows start at whole cells.
+    reduction
+        How a map is pooled inside a shape: its area-weighted mean, or its sum over square micrometres.
+    stain_jitter
+        Strength of random changes of the stain; 0: none.
+    train
+        Whether windows are drawn at random.
+    seed
+        Of the draws.
+    n_genes
+        How many genes, drawn anew for every batch, a batch carries; None: all.
+
+    Raises
+    ------
+    ValueError
+        For a section with a shape that no window holds.
     """
 
     def __init__(
@@ -44,7 +67,7 @@ class WindowSamples(Samples):
         window_px: int,
         stride: float | int,
         reduction: Literal["mean", "sum"],
-        stain_jitter: float,
+        stain_jitter: float = 0.0,
         train: bool,
         seed: int,
         n_genes: int | None = None,

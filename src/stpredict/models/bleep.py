@@ -39,6 +39,7 @@ from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, constructor
 from stpredict.models._config import resolve_config
 from stpredict.models._fields import EncoderConfig, PatchConfig
+from stpredict.models._info import ModelInfo
 from stpredict.models._patches import PatchEncoder
 from stpredict.models._samples import Batch, PatchSamples, Samples, TurnedSamples
 from stpredict.models._scale import measured_expression
@@ -125,6 +126,17 @@ class BLEEP(Model):
     output: ClassVar = "spots"
     context = "shape"
     config_class: ClassVar = BLEEPConfig
+    info: ClassVar = ModelInfo(
+        name="BLEEP",
+        task="image and expression in one space; the mean of the 50 nearest measured spots",
+        title=("Spatially Resolved Gene Expression Prediction from Histology Images via Bi-modal Contrastive Learning"),
+        authors="Xie et al.",
+        venue="NeurIPS",
+        year=2023,
+        code="https://github.com/bowang-lab/BLEEP",
+        code_licence="Apache-2.0",
+        encoder="resnet50",
+    )
 
     bank_embedding: Tensor
     bank_expression: Tensor

@@ -44,6 +44,7 @@ from stpredict._section import Section, image_digest
 from stpredict.models._base import Model, Recipe, constructor, predict_batch
 from stpredict.models._config import resolve_config
 from stpredict.models._fields import EncoderConfig, PatchConfig
+from stpredict.models._info import ModelInfo
 from stpredict.models._patches import PatchEncoder
 from stpredict.models._samples import Batch, PatchSamples, Samples
 from stpredict.models._scale import fit_scale, measured_expression, register_scale
@@ -131,6 +132,19 @@ class EGN(Model):
     output: ClassVar = "spots"
     context = "shape"
     config_class: ClassVar = EGNConfig
+    info: ClassVar = ModelInfo(
+        name="EGN",
+        task="transformer over the patch, corrected by its nearest training patches",
+        title=(
+            "Exemplar Guided Deep Neural Network for Spatial Transcriptomics Analysis of Gene Expression Prediction"
+        ),
+        authors="Yang et al.",
+        venue="WACV",
+        year=2023,
+        arxiv="2210.16721",
+        code="https://github.com/Yan98/EGN",
+        encoder="resnet50",
+    )
 
     position: nn.Parameter
     bank_features: Tensor

@@ -35,6 +35,7 @@ from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, constructor
 from stpredict.models._config import resolve_config
 from stpredict.models._fields import Config, EncoderConfig
+from stpredict.models._info import ModelInfo
 from stpredict.models._patches import PatchEncoder
 from stpredict.models._samples import Batch, PatchSamples, Samples, SectionSamples, sections_of
 from stpredict.models._scale import fit_scale, measured_expression, of_panel_or_mean, register_scale
@@ -146,6 +147,18 @@ class GeneQuery(Model):
         "section"  # with spots as context; a model with genes as context is one of shapes
     )
     config_class: ClassVar = GeneQueryConfig
+    info: ClassVar = ModelInfo(
+        name="GeneQuery",
+        task="transformer over spots or over genes; a gene's token from its text",
+        text_queried="yes",
+        title=("GeneQuery: A General QA-based Framework for Spatial Gene Expression Predictions from Histology Images"),
+        authors="Xiong et al.",
+        venue="BIBM",
+        year=2025,
+        arxiv="2411.18391",
+        code="https://github.com/xy-always/GeneQuery",
+        encoder="resnet50",
+    )
 
     blocks: Any  # a ModuleList of TransformerBlock
     mean: Tensor

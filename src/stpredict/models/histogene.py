@@ -35,6 +35,7 @@ from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, constructor, predict_batch
 from stpredict.models._config import resolve_config
 from stpredict.models._fields import EncoderConfig, PatchConfig
+from stpredict.models._info import ModelInfo
 from stpredict.models._patches import PatchEncoder, array_grid
 from stpredict.models._samples import Batch, PatchSamples, Samples, SectionSamples
 from stpredict.models._scale import fit_scale, measured_expression, register_scale
@@ -129,6 +130,18 @@ class HisToGene(Model):
     output: ClassVar = "spots"
     context = "section"
     config_class: ClassVar = HisToGeneConfig
+    info: ClassVar = ModelInfo(
+        name="HisToGene",
+        task="transformer over the spots of a section, with learned places",
+        title=(
+            "Leveraging information in spatial transcriptomics to predict super-resolution gene expression from "
+            "histology images in tumors"
+        ),
+        authors="Pang et al.",
+        venue="bioRxiv",
+        year=2021,
+        code="https://github.com/maxpmx/HisToGene",
+    )
 
     blocks: Any  # a ModuleList of TransformerBlock
     mean: Tensor

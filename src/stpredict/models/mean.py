@@ -14,6 +14,7 @@ from torch import Tensor
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, as_panel, constructor, predict_batch
 from stpredict.models._fields import Config
+from stpredict.models._info import ModelInfo
 from stpredict.models._samples import Batch, PatchSamples, Samples
 
 
@@ -35,6 +36,10 @@ class Mean(Model):
     output: ClassVar = "spots"
     context = "shape"
     config_class: ClassVar = MeanConfig
+    info: ClassVar = ModelInfo(
+        name="Mean",
+        task="the training mean of each gene, whatever the image shows",
+    )
 
     mean: Tensor
 

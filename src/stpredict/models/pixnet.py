@@ -42,6 +42,7 @@ from stpredict.models._config import resolve_config
 from stpredict.models._context import ContextBranch, fit_context
 from stpredict.models._fields import EncoderConfig, PanelConfig
 from stpredict.models._folder import checked
+from stpredict.models._info import ModelInfo
 from stpredict.models._samples import Batch, Samples
 from stpredict.models._scale import of_panel_or_mean
 from stpredict.models._texts import Vocabulary, as_embeddings
@@ -148,6 +149,17 @@ class PixNet(Model):
     n_auxiliary: ClassVar = 1
     context = "shape"
     config_class: ClassVar = PixNetConfig
+    info: ClassVar = ModelInfo(
+        name="PixNet",
+        task="a continuous map from an encoder's pyramid, averaged inside the shape",
+        text_queried="optional",
+        title="From Spots to Pixels: Dense Spatial Gene Expression Prediction from Histology Images",
+        venue="CVPR",
+        year=2026,
+        arxiv="2503.01347",
+        encoder="hf-hub:MahmoodLab/UNI2-h",
+        encoder_licence="gated: its licence has to be accepted on the hub",
+    )
 
     stride: float
 

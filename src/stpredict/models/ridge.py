@@ -17,6 +17,7 @@ from torch import Tensor
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, as_panel, constructor, predict_batch
 from stpredict.models._fields import LIMITS, Config
+from stpredict.models._info import ModelInfo
 from stpredict.models._samples import Batch, PatchSamples, Samples
 from stpredict.models._scale import measured_expression
 from stpredict.nn.encoders import rgb
@@ -57,6 +58,10 @@ class Ridge(Model):
     output: ClassVar = "spots"
     context = "shape"
     config_class: ClassVar = RidgeConfig
+    info: ClassVar = ModelInfo(
+        name="Ridge",
+        task="ridge regression on 42 colour statistics of the patch",
+    )
 
     centre: Tensor
     spread: Tensor

@@ -43,6 +43,7 @@ from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, constructor, predict_batch
 from stpredict.models._config import resolve_config
 from stpredict.models._fields import Config, EncoderConfig
+from stpredict.models._info import ModelInfo
 from stpredict.models._patches import PatchEncoder, array_grid
 from stpredict.models._samples import Batch, PatchSamples, Samples, SectionSamples, sections_of
 from stpredict.models._scale import fit_scale, measured_expression, of_panel_or_mean, register_scale
@@ -145,6 +146,17 @@ class SGN(Model):
     n_auxiliary: ClassVar = 2
     context = "section"
     config_class: ClassVar = SGNConfig
+    info: ClassVar = ModelInfo(
+        name="SGN",
+        task="graph over the section; a gene's weights from its text",
+        text_queried="yes",
+        title="Spatial Transcriptomics Analysis of Zero-shot Gene Expression Prediction",
+        authors="Yang et al.",
+        venue="MICCAI",
+        year=2024,
+        code="https://github.com/Yan98/SGN",
+        encoder="resnet18",
+    )
 
     layers: Any  # a ModuleList of GraphLayer
     mean: Tensor

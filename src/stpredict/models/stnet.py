@@ -36,6 +36,7 @@ from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, constructor, predict_batch
 from stpredict.models._config import resolve_config
 from stpredict.models._fields import EncoderConfig, PatchConfig
+from stpredict.models._info import ModelInfo
 from stpredict.models._patches import PatchEncoder
 from stpredict.models._samples import Batch, PatchSamples, Samples, TurnedSamples
 from stpredict.models._scale import measured_expression
@@ -101,6 +102,16 @@ class STNet(Model):
     output: ClassVar = "spots"
     context = "shape"
     config_class: ClassVar = STNetConfig
+    info: ClassVar = ModelInfo(
+        name="STNet",
+        task="image network, last layer replaced; the mean over 8 symmetries of the patch",
+        title="Integrating spatial gene expression and breast tumour morphology via deep learning",
+        authors="He et al.",
+        venue="Nature Biomedical Engineering",
+        year=2020,
+        code="https://github.com/bryanhe/ST-Net",
+        encoder="densenet121",
+    )
 
     @constructor
     def __init__(

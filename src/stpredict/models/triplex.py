@@ -40,6 +40,7 @@ from stpredict._window import Window
 from stpredict.models._base import Model, Recipe, constructor
 from stpredict.models._config import resolve_config
 from stpredict.models._fields import EncoderConfig, PatchConfig
+from stpredict.models._info import ModelInfo
 from stpredict.models._patches import PatchEncoder, array_grid
 from stpredict.models._samples import Batch, Patch, PatchSamples, Samples
 from stpredict.models._scale import fit_scale, measured_expression, register_scale
@@ -120,6 +121,16 @@ class TRIPLEX(Model):
     output: ClassVar = "spots"
     context = "neighbours"
     config_class: ClassVar = TRIPLEXConfig
+    info: ClassVar = ModelInfo(
+        name="TRIPLEX",
+        task="cross-attention between patch, surroundings and section",
+        title="Accurate Spatial Gene Expression Prediction by Integrating Multi-Resolution Features",
+        authors="Chung et al.",
+        venue="CVPR",
+        year=2024,
+        code="https://github.com/NEXGEM/TRIPLEX",
+        encoder="resnet18",
+    )
 
     branches: Any  # a ModuleList of Linear: from the patch, its neighbours, the section
     mean: Tensor
