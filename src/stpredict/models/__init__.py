@@ -1,4 +1,4 @@
-"""Models: the classes of this package, one file each; loading of trained ones; and the base of your own.
+"""Models: one file each, loading of trained ones, and the base class of your own.
 
 The directory is the list: a class in a new file is found, offered and tested without another line.
 """

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import inspect
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from dataclasses import asdict, fields
-from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -22,10 +18,10 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from stpredict._arguments import check_arguments
 from stpredict._card import Card
 from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
+from stpredict.models._constructor import constructor, first_seed
 from stpredict.models._declaration import Tiling, check_declaration
 from stpredict.models._fields import Recipe
 from stpredict.models._folder import write_model
@@ -45,8 +41,6 @@ __all__ = [
     "predict_batch",
     "weights_sha256",
 ]
-
-_FIRST_SEED: ContextVar[int] = ContextVar("seed of first weights", default=0)
 
 
 class Model(nn.Module, ABC):
@@ -265,40 +259,6 @@ def _warn_renamed(old: str, new: str) -> None:
         DeprecationWarning,
         stacklevel=3,
     )
-
-
-def constructor[**P](init: Callable[P, None]) -> Callable[P, None]:
-    """Make a constructor check its arguments, draw weights by its `seed`, and leave torch's generator as it was.
-
-    The same arguments then give the same model, whatever was drawn before: a run is repeated by the seeds it names.
-    Weights are drawn on the CPU; those that `torch.set_default_device` puts elsewhere are not of the seed.
-    """
-
-    @wraps(init)
-    def made(*args: P.args, **kwargs: P.kwargs) -> None:
-        given = inspect.signature(init).bind(*args, **kwargs).arguments
-        check_arguments(init, given)
-        seed = given.get("seed")
-        generator = torch.default_generator
-        before = generator.get_state()
-        generator.manual_seed(_FIRST_SEED.get() if seed is None else int(seed))
-        try:
-            init(*args, **kwargs)
-        finally:
-            generator.set_state(before)
-
-    return made
-
-
-@contextmanager
-def first_seed(seed: int) -> Generator[None]:
-    """Within it, models that are made without `seed` draw their first weights by this one, and so does torch."""
-    torch.manual_seed(seed)
-    token = _FIRST_SEED.set(seed)
-    try:
-        yield
-    finally:
-        _FIRST_SEED.reset(token)
 
 
 def _state(model: Model) -> dict[str, Tensor]:

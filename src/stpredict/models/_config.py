@@ -1,4 +1,4 @@
-"""How `config=`, a panel and `mpp=` become the configuration of a model."""
+"""Resolve `config=`, a panel and `mpp=` into the configuration of a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fitting a dense model's context in closed form: a ridge regression on the surroundings of each shape."""
+"""Context branch of PixNet: encoder statistics around each cell, and their closed-form ridge regression."""
 
 from __future__ import annotations
 

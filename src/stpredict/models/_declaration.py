@@ -1,4 +1,4 @@
-"""What the class of a model must declare, checked when the class is made."""
+"""Check, when a model class is made, that it declares what training and inference need."""
 
 from __future__ import annotations
 

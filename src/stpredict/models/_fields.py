@@ -1,4 +1,4 @@
-"""What every configuration and recipe is held to: the type and the range of each of its fields.
+"""Base classes of configurations and recipes, and the range of each of their fields.
 
 One table serves constructors and cards. A rule that joins several fields stands in the file of its model.
 """

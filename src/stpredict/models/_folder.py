@@ -1,4 +1,4 @@
-"""The folder of a saved model: written whole or not at all, and read as data that a stranger may have made."""
+"""Save a model to a folder atomically, and read a folder as untrusted data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of a method: its paper, its code, and the terms of both."""
+"""Metadata of a model class: paper, code, and their licences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The patch encoder of spot models: frozen, its features remembered by content, or trained."""
+"""Patch encoder of spot models, frozen (with cached features) or trained; and the array grid of a section."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Classes by the name that a card gives: those of this package, of packages that offer some, and of the user.
+"""Registry of model classes: those of this package, of entry points, and registered ones.
 
 A card names a class; it never says where code lies. What is opened for it was installed or written by the user.
 """

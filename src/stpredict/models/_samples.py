@@ -1,4 +1,4 @@
-"""What models cut from sections: patches around shapes, or whole sections; and the batches that they become."""
+"""Samples of patch-based models: patches around shapes or whole sections, and the batches made of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scale of every gene on the training sections: its least value, mean, spread and span, as buffers of a model."""
+"""Gene scales (minimum, mean, standard deviation, range) of the training sections, as buffers of a model."""
 
 from __future__ import annotations
 

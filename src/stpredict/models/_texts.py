@@ -1,4 +1,4 @@
-"""What text-queried models know of genes: their embeddings, and how they were made."""
+"""Vocabulary of text-queried models: gene embeddings, and how they were made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Square windows of sections, for training a dense model: with the shapes inside, and how a map is pooled in them."""
+"""Samples of dense models: square windows of sections, with the pooling of the shapes inside."""
 
 from __future__ import annotations
 

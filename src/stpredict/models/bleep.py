@@ -1,4 +1,4 @@
-"""BLEEP: image and expression in one space; a patch is answered by the measured spots that lie nearest to it.
+"""BLEEP: contrastive embedding of patches and expression; prediction by the nearest measured spots.
 
 Source: "Spatially Resolved Gene Expression Prediction from Histology Images via Bi-modal Contrastive Learning"
 (BLEEP), NeurIPS 2023, methods; loss, sizes and optimiser compared with the official repository (bowang-lab/BLEEP:

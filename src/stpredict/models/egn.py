@@ -1,4 +1,4 @@
-"""EGN: a transformer over one window, corrected by the measured expression of the training windows that look like it.
+"""EGN: vision transformer over one window, guided by its nearest training windows (exemplars).
 
 Source: "Exemplar Guided Deep Neural Network for Spatial Transcriptomics Analysis of Gene Expression Prediction" (EGN),
 arXiv 2210.16721 (WACV 2023), its formulas by a third-party note on the paper; compared with the official repository
@@ -60,7 +60,7 @@ class EGNConfig(EncoderConfig, PatchConfig):
     """Every choice of an EGN. Each value that the paper does not give carries its reason.
 
     genes
-        The ordered panel; exemplars are told by the expression of all of it.
+        The ordered panel; exemplars are described by the expression of all of it.
     mpp, patch_px
         Micrometres per pixel and side of the window around each spot.
     encoder, taps, encoder_kwargs, encoder_mean, encoder_std
@@ -224,14 +224,14 @@ class EGN(Model):
         features = self.encoder(batch.image)
         whole = _whole(features)
         index = self.nearest(whole, batch.extra["section"], batch.extra["corner"])
-        there = index >= 0
+        present = index >= 0
         views = (self.bank_features[index.clamp_min(0)], self.bank_expression[index.clamp_min(0)])
         h, r, s = self.projector(F.dropout(whole, c.feature_dropout, self.training), *views)
         z = self._tokens(batch.image, features) + self.position
         for i, block in enumerate(self.blocks, start=1):
             z = block(z)
             if i % c.bridge_every == 0:
-                z, h, r = self.bridges[i // c.bridge_every - 1](z, h, r, s, there)
+                z, h, r = self.bridges[i // c.bridge_every - 1](z, h, r, s, present)
         return self.norm(torch.cat([h, self.pool(z)], dim=1))
 
     def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g q"]) -> Float[Tensor, "n g"]:
@@ -272,7 +272,7 @@ class EGN(Model):
 
 
 class Projector(nn.Module):
-    """The first views: of the window, of its exemplars with what they express, and of the expression alone.
+    """First embeddings: of the window, of its exemplars with their expression, and of that expression alone.
 
     h = m(linear(e)), r = m(linear([e_j, y_j])), s = linear(y_j), with m the residual MLPs that h and r share.
     Source: EGN, the projector; two residual MLPs as in the released runs.
@@ -293,7 +293,7 @@ class Projector(nn.Module):
     def forward(
         self, window: Float[Tensor, "n f"], exemplars: Float[Tensor, "n k f"], expression: Float[Tensor, "n k g"]
     ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n k d"], Float[Tensor, "n k d"]]:
-        """Views h (n, d), r (n, k, d) and s (n, k, d)."""
+        """Embeddings h (n, d), r (n, k, d) and s (n, k, d)."""
         views = [self.window(window), self.exemplar(torch.cat([exemplars, expression], dim=2))]
         for mlp in self.refine:
             views = [x + mlp(x) for x in views]
@@ -301,7 +301,7 @@ class Projector(nn.Module):
 
 
 class ExemplarBridge(nn.Module):
-    """Exemplars speak to the view of the window, the view to its tokens, and the tokens back.
+    """Exchange of information between exemplars, window embedding and tokens.
 
     Gates (m, m') = sigmoid(mlp([h, h - r_j])) decide what of an exemplar's expression the window and the exemplar take:
     h += mean_j m * v(s_j), r_j += m' * v(s_j). A mask, one number in (0, 1) for every head and place, is then made from
@@ -331,14 +331,14 @@ class ExemplarBridge(nn.Module):
         h: Float[Tensor, "n d"],
         r: Float[Tensor, "n k d"],
         s: Float[Tensor, "n k d"],
-        there: Bool[Tensor, "n k"],
+        present: Bool[Tensor, "n k"],
     ) -> tuple[Float[Tensor, "n t d"], Float[Tensor, "n d"], Float[Tensor, "n k d"]]:
-        """Tokens, view of the window and views of its exemplars after the exchange."""
+        """Tokens, window embedding and exemplar embeddings after the exchange."""
         value = self.value(s)
         pair = torch.cat([h[:, None].expand_as(r), h[:, None] - r], dim=2)
         of_window, of_exemplar = torch.sigmoid(self.gates(pair)).chunk(2, dim=2)
-        told = (of_window * value * there[..., None]).sum(1)
-        h = h + told / there.sum(1, keepdim=True).clamp_min(1)
+        message = (of_window * value * present[..., None]).sum(1)
+        h = h + message / present.sum(1, keepdim=True).clamp_min(1)
         mask = torch.sigmoid(self.mask(h)).unflatten(1, (-1, self.heads))  # (n, t, heads)
         o = (self.tokens(z).unflatten(2, (self.heads, -1)) * mask[..., None]).flatten(2)
         return z + self.to_tokens(o), h + self.to_window(o.mean(1)), r + of_exemplar * value

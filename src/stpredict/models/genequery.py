@@ -1,4 +1,4 @@
-"""GeneQuery: expression of any gene from its text, with all spots or all genes as the sequence of a transformer.
+"""GeneQuery: text-queried transformer whose sequence is all spots of a section or all genes of a panel.
 
 Source: "GeneQuery: A General QA-based Framework for Spatial Gene Expression Predictions from Histology Images", arXiv
 2411.18391 (BIBM 2025), sections 3 and 4. Built as the paper says; its released code does otherwise in these points:

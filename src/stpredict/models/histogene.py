@@ -1,4 +1,4 @@
-"""HisToGene: the spots of a section as the sequence of a vision transformer.
+"""HisToGene: vision transformer over all spots of a section.
 
 Source: "Leveraging information in spatial transcriptomics to predict super-resolution gene expression from histology
 images in tumors" (Pang et al., bioRxiv 2021) and its released code. As published: a token is a patch's embedding plus

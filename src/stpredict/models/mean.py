@@ -1,4 +1,4 @@
-"""Mean: the null that predicts every gene's training mean everywhere."""
+"""Mean: null model that predicts the training mean of each gene everywhere."""
 
 from __future__ import annotations
 

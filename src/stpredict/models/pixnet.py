@@ -1,4 +1,4 @@
-"""PixNet: a dense map of expression from an H&E image, fitted through sums or means inside measured shapes.
+"""PixNet: dense expression map from an H&E image, supervised by its sums or means inside measured shapes.
 
 Source: "From Spots to Pixels: Dense Spatial Gene Expression Prediction from Histology Images", arXiv 2503.01347
 (CVPR 2026), Figure 2 and its caption; decoder details from two long third-party notes on its v4, and where both are

@@ -1,4 +1,4 @@
-"""Ridge: the null that knows the colours of the patch and nothing of its shapes."""
+"""Ridge: null model, ridge regression on colour statistics of the patch."""
 
 from __future__ import annotations
 

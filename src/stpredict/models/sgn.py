@@ -1,4 +1,4 @@
-"""SGN: a graph over a section's shapes, and for every gene a row of weights made from its text.
+"""SGN: graph network over the shapes of a section; each gene's output weights come from its text.
 
 Source: "Spatial Transcriptomics Analysis of Zero-shot Gene Expression Prediction" (MICCAI 2024) and its released code
 (Yan98/SGN: the graph, the text transformer, the loss). Where we differ, or do not follow the released code:
@@ -272,7 +272,7 @@ class GraphLayer(nn.Module):
         self.others = nn.ModuleList(nn.Linear(n_in, n_out) for _ in range(KINDS))
 
     def forward(self, x: Float[Tensor, "n a"], near: Int[Tensor, "2 e"], alike: Int[Tensor, "2 k"]) -> Tensor:
-        """(n, n_out); an edge is a source and a target, and speaks to its target."""
+        """(n, n_out); an edge is (source, target), and its message goes to the target."""
         kinds = zip(self.own, self.others, (near, alike), strict=True)
         parts = [own(x) + others(neighbour_mean(x, among)) for own, others, among in kinds]
         return F.leaky_relu(torch.stack(parts).mean(dim=0), 0.2)
@@ -294,7 +294,7 @@ def edges(
     features, places
         (n, f) and (n, 2) row and column of the shapes of one section.
     n_near, n_alike
-        Most shapes within a distance of sqrt(2) that speak to one, nearest first; and how many by Euclidean distance of
+        Most neighbours within a distance of sqrt(2), nearest first; and how many by Euclidean distance of
         features. Ties go by row, column and features, so that the order of the shapes does not matter.
     """
     order = np.lexsort((*features.T[:TIES], places[:, 1], places[:, 0]))

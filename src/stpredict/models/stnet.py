@@ -1,4 +1,4 @@
-"""STNet: a classification network on the patch around every shape, its last layer replaced by a linear one.
+"""STNet: image network on the patch around each shape, with a linear output layer.
 
 Source: "Integrating spatial gene expression and breast tumour morphology via deep learning" (He et al., Nature
 Biomedical Engineering 2020) and its released code. As published: the last layer starts with weights of zero and the

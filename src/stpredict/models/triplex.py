@@ -1,4 +1,4 @@
-"""TRIPLEX: the spot's own patch, the patches around it, and all spots of its section, fused by cross-attention.
+"""TRIPLEX: cross-attention between a spot's patch, its surrounding patches, and all spots of the section.
 
 Source: "Accurate Spatial Gene Expression Prediction by Integrating Multi-Resolution Features" (CVPR 2024) and its
 released code (NEXGEM/TRIPLEX, state of the paper). Where we differ, or do not follow the released code:
@@ -207,12 +207,12 @@ class TRIPLEX(Model):
             project(F.dropout(each, self.config.feature_dropout, self.training))
             for project, each in zip(self.projections, features, strict=True)
         )
-        there, lengths = extra["there"], extra["lengths"].tolist()
-        around = self.neighbour_tower(around, there)
+        present, lengths = extra["present"], extra["lengths"].tolist()
+        around = self.neighbour_tower(around, present)
         parts = zip(whole.split(lengths), extra["place"].split(lengths), strict=True)
         section = torch.cat([self.section_tower(x, place) for x, place in parts])[extra["row"]]
-        fused = self.fusion_tower(section, own, around, there)
-        share = there.to(around) / there.sum(dim=1, keepdim=True)
+        fused = self.fusion_tower(section, own, around, present)
+        share = present.to(around) / present.sum(dim=1, keepdim=True)
         return fused, own.mean(dim=1), (share[..., None] * around).sum(dim=1), section
 
 
@@ -259,10 +259,10 @@ class NeighbourTower(nn.Module):
         self.blocks = nn.ModuleList(NeighbourBlock(width, side=side, **inner) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, x: Float[Tensor, "n s d"], there: Bool[Tensor, "n s"]) -> Float[Tensor, "n s d"]:
-        """Each patch with the others that are there."""
+    def forward(self, x: Float[Tensor, "n s d"], present: Bool[Tensor, "n s"]) -> Float[Tensor, "n s d"]:
+        """Attention of each patch to the patches that are present."""
         for block in self.blocks:
-            x = block.among(x, there)
+            x = block.among(x, present)
         return self.norm(x)
 
 
@@ -298,7 +298,7 @@ class SectionTower(nn.Module):
 
 
 class FusionTower(nn.Module):
-    """The section's token of a spot asks the tokens of its patch and those of its neighbours, with the same blocks."""
+    """Cross-attention of a spot's section token to the tokens of its patch and its neighbours, with shared blocks."""
 
     blocks: Any  # a ModuleList of FusionBlock
 
@@ -313,13 +313,13 @@ class FusionTower(nn.Module):
         section: Float[Tensor, "n d"],
         own: Float[Tensor, "n t d"],
         around: Float[Tensor, "n s d"],
-        there: Bool[Tensor, "n s"],
+        present: Bool[Tensor, "n s"],
     ) -> Float[Tensor, "n d"]:
-        """One token a spot: the norm of the sum of what it is told by both."""
-        told = [section[:, None], section[:, None]]
+        """One fused token per spot: layer norm of the sum of both attended tokens."""
+        attended = [section[:, None], section[:, None]]
         for block in self.blocks:
-            told = [block.across(told[0], own), block.across(told[1], around, there)]
-        return self.norm((told[0] + told[1])[:, 0])
+            attended = [block.across(attended[0], own), block.across(attended[1], around, present)]
+        return self.norm((attended[0] + attended[1])[:, 0])
 
 
 def fusion_loss(
@@ -352,7 +352,7 @@ class TriplexSamples(Samples):
     encoder
         Frozen: of every section in a batch "whole" (m, f) features of all shapes on the image, "place" (m, 2) their
         grid places, "lengths" how many are of each section, and "row" (n,) which of them each row is; of every row
-        "around" (n, side^2, f) features of the patches around it, row by row, and "there" (n, side^2): whether such a
+        "around" (n, side^2, f) features of the patches around it, row by row, and "present" (n, side^2): whether such a
         patch lies on the image at least in part (the shape's own always counts).
     width
         Of a token: a section whose tokens do not fit into memory is refused with ValueError.
@@ -391,19 +391,19 @@ class TriplexSamples(Samples):
         """The batch of patches with its context. Raises KeyError for a shape that is not on the image."""
         batch = self.patches.collate(samples)
         shapes = [(int(i), int(k)) for i, k in batch.rows]
-        present = sorted({i for i, _ in shapes})
-        lengths = [len(self.whole[i]) for i in present]
-        first = dict(zip(present, np.cumsum([0, *lengths]).tolist(), strict=False))
+        sections = sorted({i for i, _ in shapes})
+        lengths = [len(self.whole[i]) for i in sections]
+        first = dict(zip(sections, np.cumsum([0, *lengths]).tolist(), strict=False))
         new = [shape for shape in dict.fromkeys(shapes) if shape not in self.known]
         seen = self.known | dict(zip(new, self._around(new), strict=True))
-        around, there = zip(*(seen[shape] for shape in shapes), strict=True)
+        around, present = zip(*(seen[shape] for shape in shapes), strict=True)
         extra = {
-            "whole": torch.cat([self.whole[i] for i in present]),
-            "place": torch.cat([self.place[i] for i in present]),
+            "whole": torch.cat([self.whole[i] for i in sections]),
+            "place": torch.cat([self.place[i] for i in sections]),
             "lengths": torch.tensor(lengths),
             "row": torch.tensor([first[i] + self.row[i][k] for i, k in shapes]),
             "around": torch.stack(around),
-            "there": torch.stack(there),
+            "present": torch.stack(present),
         }
         return replace(batch, extra=extra)
 
@@ -413,11 +413,11 @@ class TriplexSamples(Samples):
         found = []
         for start in range(0, len(shapes), SPOTS):
             cut = [self._cut(*shape) for shape in shapes[start : start + SPOTS]]
-            images, there = (torch.from_numpy(np.stack(part)) for part in zip(*cut, strict=True))
-            features = self.encoder(images[there].permute(0, 3, 1, 2).to(self.encoder.centre.device)).cpu()
-            around = torch.zeros(*there.shape, features.shape[1])
-            around[there] = features
-            found += list(zip(around, there, strict=True))
+            images, present = (torch.from_numpy(np.stack(part)) for part in zip(*cut, strict=True))
+            features = self.encoder(images[present].permute(0, 3, 1, 2).to(self.encoder.centre.device)).cpu()
+            around = torch.zeros(*present.shape, features.shape[1])
+            around[present] = features
+            found += list(zip(around, present, strict=True))
         return found
 
     def _cut(self, i: int, k: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -430,9 +430,9 @@ class TriplexSamples(Samples):
         pixels = image.read(window).reshape(self.side, px, self.side, px, 3).swapaxes(1, 2)
         low = corner[:, None] + px * np.arange(self.side)
         y, x = (low + px > 0) & (low < np.array([[image.height], [image.width]]))
-        there = np.outer(y, x).ravel()
-        there[len(there) // 2] = True
-        return pixels.reshape(-1, px, px, 3), there
+        present = np.outer(y, x).ravel()
+        present[len(present) // 2] = True
+        return pixels.reshape(-1, px, px, 3), present
 
 
 def _on_image(section: Section, bounds: NDArray[np.float64]) -> NDArray[np.int64]:

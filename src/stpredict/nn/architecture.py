@@ -1,4 +1,4 @@
-"""Which timm network is meant: its name, the keywords that shape it, and what a hub says of it.
+"""Description of a timm network: its name, the keywords that shape it, and the metadata of a hub.
 
 A name and keywords may come out of a model's card, so that they are data: what would open a file or a socket, or take
 memory without bound, is no keyword here.

@@ -1,4 +1,4 @@
-"""Devices and number formats: what "auto" means, said once and logged."""
+"""Resolve devices and precisions; what "auto" means is decided and logged here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features of image patches: statistics of an encoder's maps, kept for every patch that a frozen encoder has seen."""
+"""Features of image patches from an encoder's maps, and a content-addressed cache of those of frozen encoders."""
 
 from __future__ import annotations
 

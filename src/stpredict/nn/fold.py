@@ -1,4 +1,4 @@
-"""Batch norms that only scale and shift, folded into the convolutions before them: for prediction, and in training."""
+"""Fold batch norms in eval mode into the preceding convolutions, for prediction and in training."""
 
 from __future__ import annotations
 

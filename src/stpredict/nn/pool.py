@@ -1,4 +1,4 @@
-"""Pooling of a map inside shapes: the differentiable side of `stpredict._coverage`."""
+"""Differentiable pooling of a map inside shapes, weighted by covered area."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors in a safetensors file: what its header says, and reading them so that a bad file is a ValueError."""
+"""Read tensors of untrusted safetensors files, and compare them with those of a network."""
 
 from __future__ import annotations
 

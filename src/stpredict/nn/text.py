@@ -1,4 +1,4 @@
-"""Text encoders: any language model of the transformers library as a function from texts to vectors."""
+"""Text encoders: language models of the transformers library as functions from texts to vectors."""
 
 from __future__ import annotations
 

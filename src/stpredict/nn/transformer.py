@@ -1,4 +1,4 @@
-"""Pre-norm transformer blocks whose attention is exact, masked on the key axis, and linear in memory."""
+"""Pre-norm transformer block with exact attention, masked on the key axis, linear in memory."""
 
 from __future__ import annotations
 
