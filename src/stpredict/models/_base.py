@@ -240,11 +240,17 @@ class Model(nn.Module, ABC):
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the model to a folder: `model.safetensors` and `card.json`.
 
+        Parameters
+        ----------
         overwrite
             Replace a model that is there already; whoever is killed meanwhile leaves the old one or the new one.
 
-        Raises ValueError for a model that was never trained (it has no card), FileExistsError where there is a model
-        already and `overwrite` is not given.
+        Raises
+        ------
+        ValueError
+            For a model that was never trained (it has no card).
+        FileExistsError
+            Where there is a model already and `overwrite` is not given.
         """
         if self.card is None:
             raise ValueError(f"this {type(self).__name__} was never trained, so it has no card. Call tl.train first.")

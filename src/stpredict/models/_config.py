@@ -27,6 +27,10 @@ def resolve_config[C: Config](
 ) -> C:
     """A named configuration or the caller's own, with what else was given put into it.
 
+    What a hub says of an encoder that it describes becomes part of the configuration, see `described`.
+
+    Parameters
+    ----------
     kind
         The dataclass of the model, "Config" after its name.
     published, small
@@ -34,10 +38,13 @@ def resolve_config[C: Config](
     given
         Further values of fields; None leaves the configuration's.
 
-    What a hub says of an encoder that it describes becomes part of the configuration, see `described`.
-
-    Raises ValueError for an unknown name, a field of the wrong type or range, an empty or duplicated panel, and an
-    encoder that is to be trained at a rate of 0; ConnectionError where a hub has to be asked and cannot be.
+    Raises
+    ------
+    ValueError
+        For an unknown name, a field of the wrong type or range, an empty or duplicated panel, and an encoder that is to
+        be trained at a rate of 0.
+    ConnectionError
+        Where a hub has to be asked and cannot be.
     """
     named: dict[str, Mapping[str, Any]] = {"small": small or {}, "published": published}
     if isinstance(config, str):

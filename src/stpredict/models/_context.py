@@ -27,6 +27,12 @@ WINDOWS = 2  # a forward pass
 class ContextBranch(nn.Module):
     """Mean and standard deviation of a frozen CNN's maps in a square around each cell, as linear channels of the map.
 
+    The square is centred on its cell: the outermost of `cells` + 1 cells count by half. Mean and standard deviation are
+    standardised by buffers that training fills, as the projection and the weights are; `share`, the part of the
+    prediction that comes from here, is 0 until then.
+
+    Parameters
+    ----------
     spec
         Which encoder; all its stages are used, whatever taps the spec names.
     cells
@@ -35,10 +41,6 @@ class ContextBranch(nn.Module):
         Channels of the projection.
     n_genes
         Length of the panel, whose weights on these channels and intercepts are kept here.
-
-    The square is centred on its cell: the outermost of `cells` + 1 cells count by half. Mean and standard deviation are
-    standardised by buffers that training fills, as the projection and the weights are; `share`, the part of the
-    prediction that comes from here, is 0 until then.
     """
 
     centre: Tensor
@@ -71,6 +73,8 @@ class ContextBranch(nn.Module):
     def statistics(self, image: Float[Tensor, "b 3 h w"], encoder: Encoder | None = None) -> Float[Tensor, "b f r c"]:
         """Means, then standard deviations, of every channel around every coarse cell; RGB in [0, 1].
 
+        Parameters
+        ----------
         encoder
             The same one with its batch norms folded; None: the module's own.
         """
@@ -126,7 +130,9 @@ def fit_context(
     blocks: the squares around neighbours overlap), on the squared error; its coefficients are cut to the rank of the
     projection by singular values.
 
-    Returns the weights (g, rank) of the projected channels and the intercepts (g,).
+    Returns
+    -------
+    The weights (g, rank) of the projected channels and the intercepts (g,).
     """
     x = _statistics(context, sections, window_px=window_px, stride=stride)
     y = measured_expression(sections).astype(np.float64)

@@ -64,6 +64,8 @@ class Checked:
 class Recipe(Checked):
     """How a model is trained when the caller says nothing else.
 
+    Parameters
+    ----------
     lr, encoder_lr
         Peak learning rates of AdamW; `encoder_lr` is that of pretrained encoder weights (0 freezes them).
     warmup
@@ -71,7 +73,10 @@ class Recipe(Checked):
     patience
         Epochs without a better validation loss before training stops; None = never (the schedule ends it).
 
-    Raises ValueError, naming the field, for a value of another type or out of its range.
+    Raises
+    ------
+    ValueError
+        For a value of another type or out of its range; it names the field.
     """
 
     max_epochs: int = 30

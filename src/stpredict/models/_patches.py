@@ -26,6 +26,8 @@ SQUARE, HEXAGON = (1.0, 1.0), (3**0.5 / 2, 0.5)  # distances of rows and columns
 class PatchEncoder(nn.Module):
     """Standardised features of uint8 patches.
 
+    Parameters
+    ----------
     spec, weights
         See `Encoder`.
     kind
@@ -38,7 +40,10 @@ class PatchEncoder(nn.Module):
     patch_px
         Side of the patches, which the encoder must take; None: it is not known yet.
 
-    Raises ValueError for a side that the encoder does not take.
+    Raises
+    ------
+    ValueError
+        For a side that the encoder does not take.
     """
 
     centre: Tensor

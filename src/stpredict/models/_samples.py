@@ -25,6 +25,8 @@ READ_BYTES = 2**26  # of an image's own pixels that are read together
 class Batch:
     """Images with the shapes in them.
 
+    Parameters
+    ----------
     image
         (b, 3, h, w) uint8 RGB.
     pooling

@@ -52,6 +52,8 @@ ROWS = 1024  # shapes compared with the whole bank at once
 class BLEEPConfig(EncoderConfig, PatchConfig):
     """Every choice of a BLEEP. Each value that the paper does not give carries its reason.
 
+    Parameters
+    ----------
     genes
         The ordered panel, all of which is embedded.
     mpp, patch_px
@@ -103,6 +105,12 @@ PUBLISHED: Mapping[str, Any] = {
 class BLEEP(Model):
     """Expression of a patch as the average over the training spots nearest to it in a joint space.
 
+    The reference bank is built when training ends and is part of the checkpoint: 4 bytes x (width + genes) a spot.
+
+    Source: see the module's head.
+
+    Parameters
+    ----------
     genes
         The ordered panel.
     encoder_weights
@@ -116,11 +124,11 @@ class BLEEP(Model):
     seed
         Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
-    The reference bank is built when training ends and is part of the checkpoint: 4 bytes x (width + genes) a spot.
-
-    Raises ValueError for an empty or duplicated panel, an unknown configuration or matching, and a trained encoder
-    without a learning rate.
-    Source: see the module's head.
+    Raises
+    ------
+    ValueError
+        For an empty or duplicated panel, an unknown configuration or matching, and a trained encoder without a learning
+        rate.
     """
 
     output: ClassVar = "spots"
@@ -190,7 +198,10 @@ class BLEEP(Model):
     def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g m"]) -> Float[Tensor, "n g"]:
         """The average of the nearest bank spots; see `BLEEPConfig.matching`.
 
-        Raises ValueError for a model that has no bank yet.
+        Raises
+        ------
+        ValueError
+            For a model that has no bank yet.
         """
         if not len(self.bank_embedding):
             raise ValueError(
@@ -257,12 +268,15 @@ def contrastive(
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the spot-by-image logits with soft targets, rows and columns weighing the same.
 
-    images, spots
-        Embeddings of the two sides of n spots, row by row; not normalised.
-
     The targets are the softmax over each row of the mean of the image-image and the spot-spot similarities; they carry
     gradient, and the columns use their transpose.
+
     Source: BLEEP, its loss as in models.py.
+
+    Parameters
+    ----------
+    images, spots
+        Embeddings of the two sides of n spots, row by row; not normalised.
     """
     logits = spots @ images.T / temperature
     targets = torch.softmax((images @ images.T + spots @ spots.T) / (2 * temperature), dim=1)

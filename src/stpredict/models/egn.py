@@ -59,6 +59,8 @@ EXACT = "donot_use_mm_for_euclid_dist"  # a distance must not depend on the othe
 class EGNConfig(EncoderConfig, PatchConfig):
     """Every choice of an EGN. Each value that the paper does not give carries its reason.
 
+    Parameters
+    ----------
     genes
         The ordered panel; exemplars are described by the expression of all of it.
     mpp, patch_px
@@ -110,6 +112,12 @@ PUBLISHED: Mapping[str, Any] = {
 class EGN(Model):
     """Expression of a window from its tokens and from its nearest training windows.
 
+    The bank of training windows (features, expression, section and place) is part of the checkpoint.
+
+    Source: see the module's head.
+
+    Parameters
+    ----------
     genes
         The ordered panel.
     encoder_weights
@@ -123,10 +131,10 @@ class EGN(Model):
     seed
         Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
-    The bank of training windows (features, expression, section and place) is part of the checkpoint.
-
-    Raises ValueError for an empty or duplicated panel, an unknown configuration, and windows that tokens do not fill.
-    Source: see the module's head.
+    Raises
+    ------
+    ValueError
+        For an empty or duplicated panel, an unknown configuration, and windows that tokens do not fill.
     """
 
     output: ClassVar = "spots"
@@ -251,7 +259,10 @@ class EGN(Model):
     ) -> Int[Tensor, "n k"]:
         """Bank rows of the exemplars of windows, the nearest first; -1 where there are no more.
 
-        Raises ValueError for a model without a bank.
+        Raises
+        ------
+        ValueError
+            For a model without a bank.
         """
         if not len(self.bank_features):
             raise ValueError("this EGN has no bank of training windows: call tl.train, or load a trained one.")
@@ -347,11 +358,13 @@ class ExemplarBridge(nn.Module):
 class ResidualPool(nn.Module):
     """Mean over places of a linear score of the tokens + `weight` x their mean under a softmax over places.
 
-    temperature
-        Multiplies the score in the softmax: 0 is the plain mean once more, infinity the maximum.
-
     Source: "Residual Attention: A Simple but Effective Method for Multi-Label Recognition" (CSRA, ICCV 2021), here with
     `width` scores instead of classes, as in EGN's code (weight .5, temperature .1).
+
+    Parameters
+    ----------
+    temperature
+        Multiplies the score in the softmax: 0 is the plain mean once more, infinity the maximum.
     """
 
     def __init__(self, width: int, *, weight: float, temperature: float) -> None:

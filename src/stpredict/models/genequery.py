@@ -63,6 +63,8 @@ class _Question(Config):
 class GeneQueryConfig(EncoderConfig, _Question):
     """Every choice of a GeneQuery. Each value that the paper does not give carries its reason.
 
+    Parameters
+    ----------
     genes, vocabulary, text
         The ordered training panel; all genes whose embeddings are saved with the model; how those were made.
     context
@@ -120,6 +122,10 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
 class GeneQuery(Model):
     """Expression inside shapes for any gene that has a text.
 
+    Source: see the module's head.
+
+    Parameters
+    ----------
     genes, embeddings
         The ordered panel to train on; embeddings of it and of any further genes (`stp.tl.embed_genes`), all saved.
     names
@@ -137,9 +143,11 @@ class GeneQuery(Model):
     seed
         Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
-    Raises ValueError for an empty or duplicated panel, genes without an embedding, an unknown configuration, and a
-    context that contradicts it.
-    Source: see the module's head.
+    Raises
+    ------
+    ValueError
+        For an empty or duplicated panel, genes without an embedding, an unknown configuration, and a context that
+        contradicts it.
     """
 
     output: ClassVar = "spots"
@@ -247,7 +255,10 @@ class GeneQuery(Model):
     def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g q"]) -> Float[Tensor, "n g"]:
         """The transformer, for all spots of one section (context "spot") or spot by spot (context "gene").
 
-        Raises ValueError for a section whose keys do not fit into memory.
+        Raises
+        ------
+        ValueError
+            For a section whose keys do not fit into memory.
         """
         scaled = self._spot_aware([latent], query) if self.context == "section" else self._gene_aware(latent, query)
         return query[:, -3] + query[:, -2] * scaled

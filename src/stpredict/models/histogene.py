@@ -56,6 +56,8 @@ class _EmbeddedPatch(PatchConfig):
 class HisToGeneConfig(EncoderConfig, _EmbeddedPatch):
     """Every choice of a HisToGene. Each value that the paper does not give carries its reason.
 
+    Parameters
+    ----------
     genes, mpp, patch_px
         Ordered panel; micrometres per pixel and side of the patch around each shape.
     patch
@@ -108,6 +110,10 @@ PUBLISHED: Mapping[str, Any] = {
 class HisToGene(Model):
     """Expression inside shapes, from the patches and the places of all shapes of a section.
 
+    Source: see the module's head.
+
+    Parameters
+    ----------
     genes
         The ordered panel.
     encoder_weights
@@ -122,9 +128,11 @@ class HisToGene(Model):
     seed
         Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
-    Raises ValueError for an empty or duplicated panel, an unknown configuration, and settings that contradict each
-    other; in use, for sections with more rows or columns than `n_places`, or too large for the memory.
-    Source: see the module's head.
+    Raises
+    ------
+    ValueError
+        For an empty or duplicated panel, an unknown configuration, and settings that contradict each other; in use, for
+        sections with more rows or columns than `n_places`, or too large for the memory.
     """
 
     output: ClassVar = "spots"
@@ -184,7 +192,10 @@ class HisToGene(Model):
     def samples(self, sections: Sequence[Section], *, train: bool, seed: int = 0) -> Samples:
         """The patch around every shape with its place; in training all those of a section together.
 
-        Raises ValueError for a section with more rows or columns than `n_places`.
+        Raises
+        ------
+        ValueError
+            For a section with more rows or columns than `n_places`.
         """
         place = np.concatenate([_places(section, self.config.n_places) for section in sections])
         patches = PatchSamples(sections, patch_px=self.config.patch_px, extra={"place": torch.from_numpy(place)})
@@ -211,7 +222,10 @@ class HisToGene(Model):
     def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g q"]) -> Float[Tensor, "n g"]:
         """The transformer over all shapes of one section, and the final layer.
 
-        Raises ValueError for a section whose keys do not fit into memory.
+        Raises
+        ------
+        ValueError
+            For a section whose keys do not fit into memory.
         """
         self._check_memory(len(latent))
         x = latent[None]

@@ -57,6 +57,8 @@ from stpredict.nn.state import read_tensors
 class PixNetConfig(EncoderConfig, PanelConfig):
     """Every choice of a PixNet. Each value that the sources do not give carries its reason.
 
+    Parameters
+    ----------
     genes, mpp
         Ordered panel; micrometres per pixel.
     encoder, taps, encoder_kwargs, encoder_mean, encoder_std
@@ -128,6 +130,10 @@ PUBLISHED: Mapping[str, Any] = {
 class PixNet(Model):
     """A continuous map of expression, read out inside any shape.
 
+    Source: see the module's head.
+
+    Parameters
+    ----------
     genes
         The ordered panel.
     encoder, mpp, seed
@@ -141,8 +147,10 @@ class PixNet(Model):
     config
         "small" (a CNN pyramid, trained and shipped here), "published" (UNI2-h, for a GPU), or a `PixNetConfig`.
 
-    Raises ValueError for an empty or duplicated panel, or sizes that do not divide (with what they must divide by).
-    Source: see the module's head.
+    Raises
+    ------
+    ValueError
+        For an empty or duplicated panel, or sizes that do not divide (with what they must divide by).
     """
 
     output: ClassVar = "raster"

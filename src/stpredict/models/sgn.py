@@ -71,6 +71,8 @@ class _TextPatchConfig(Config):
 class SGNConfig(EncoderConfig, _TextPatchConfig):
     """Every choice of an SGN. Each value that the source does not give carries its reason.
 
+    Parameters
+    ----------
     genes, vocabulary, text
         The ordered training panel; all genes whose embeddings are saved with the model; how those were made.
     mpp, patch_px
@@ -122,6 +124,13 @@ PUBLISHED: Mapping[str, Any] = {
 class SGN(Model):
     """Expression inside shapes for any gene that has a text, from a graph over all shapes of a section.
 
+    The latent of a shape is its image features and its place (row, column) on the section's grid: the graph is part of
+    the head, which sees all rows of a section.
+
+    Source: see the module's head.
+
+    Parameters
+    ----------
     genes, embeddings
         The ordered panel to train on; embeddings of it and of any further genes (`stp.tl.embed_genes`), all saved.
     encoder_weights
@@ -135,11 +144,10 @@ class SGN(Model):
     seed
         Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
-    The latent of a shape is its image features and its place (row, column) on the section's grid: the graph is part of
-    the head, which sees all rows of a section.
-
-    Raises ValueError for an empty or duplicated panel and for genes without an embedding.
-    Source: see the module's head.
+    Raises
+    ------
+    ValueError
+        For an empty or duplicated panel and for genes without an embedding.
     """
 
     output: ClassVar = "spots"
@@ -291,6 +299,8 @@ def edges(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Edges (2, e) of source and target: from the near shapes on the grid, and from those with the most alike features.
 
+    Parameters
+    ----------
     features, places
         (n, f) and (n, 2) row and column of the shapes of one section.
     n_near, n_alike

@@ -46,6 +46,8 @@ from stpredict.models._scale import measured_expression
 class STNetConfig(EncoderConfig, PatchConfig):
     """Every choice of an STNet. Each value that the paper does not give carries its reason.
 
+    Parameters
+    ----------
     genes, mpp, patch_px
         Ordered panel; micrometres per pixel and side of the patch around each shape.
     encoder, taps, encoder_kwargs, encoder_mean, encoder_std
@@ -81,6 +83,10 @@ PUBLISHED: Mapping[str, Any] = {
 class STNet(Model):
     """Expression inside shapes, each from the patch around it: a linear layer on an image network.
 
+    Source: see the module's head.
+
+    Parameters
+    ----------
     genes
         The ordered panel.
     encoder_weights
@@ -94,9 +100,11 @@ class STNet(Model):
     seed
         Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
-    Raises ValueError for an empty or duplicated panel, an unknown configuration, a number of symmetries other than 1, 4
-    or 8, and an encoder that is to be trained at a rate of 0.
-    Source: see the module's head.
+    Raises
+    ------
+    ValueError
+        For an empty or duplicated panel, an unknown configuration, a number of symmetries other than 1, 4 or 8, and an
+        encoder that is to be trained at a rate of 0.
     """
 
     output: ClassVar = "spots"

@@ -54,6 +54,8 @@ SPOTS = 8  # whose neighbouring patches are encoded together
 class TRIPLEXConfig(EncoderConfig, PatchConfig):
     """Every choice of a TRIPLEX. Each value that the source does not give carries its reason.
 
+    Parameters
+    ----------
     genes, mpp, patch_px
         Ordered panel; micrometres per pixel; side of the patch around each spot, and of each patch around that.
     encoder, taps, encoder_kwargs, encoder_mean, encoder_std
@@ -101,6 +103,12 @@ PUBLISHED: Mapping[str, Any] = {
 class TRIPLEX(Model):
     """Expression inside shapes from three views: the patch, its neighbourhood, the section.
 
+    A shape's answer depends on all shapes of its section, not on the batch: every batch carries the section.
+
+    Source: see the module's head.
+
+    Parameters
+    ----------
     genes
         The ordered panel.
     encoder_weights
@@ -112,10 +120,10 @@ class TRIPLEX(Model):
     seed
         Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
-    A shape's answer depends on all shapes of its section, not on the batch: every batch carries the section.
-
-    Raises ValueError for an empty or duplicated panel, an even `side`, and a section too large for memory.
-    Source: see the module's head.
+    Raises
+    ------
+    ValueError
+        For an empty or duplicated panel, an even `side`, and a section too large for memory.
     """
 
     output: ClassVar = "spots"
@@ -349,6 +357,8 @@ def _block_sizes(width: int, sizes: tuple[int, int, int, float]) -> tuple[int, d
 class TriplexSamples(Samples):
     """`PatchSamples`, with what TRIPLEX sees beside the patch in `Batch.extra`.
 
+    Parameters
+    ----------
     encoder
         Frozen: of every section in a batch "whole" (m, f) features of all shapes on the image, "place" (m, 2) their
         grid places, "lengths" how many are of each section, and "row" (n,) which of them each row is; of every row
