@@ -1,4 +1,4 @@
-"""The limits of the house: lines of modules (350; of models 600) and functions (60), imports of ourselves at the top.
+"""The limits of the house: modules under 350 lines, models under 600, functions under 60, our imports at the top.
 
 Run as ``python .ci/sizes.py [folder ...]``; prints what is too large and ends with status 1 if anything is.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MODULE_LINES = 350
-MODEL_LINES = 600  # a model stands in one file, with the blocks that it alone has
+MODEL_LINES = 600  # a model is read in one file, with the blocks that serve it alone
 FUNCTION_LINES = 60
 TRAINING_LINES = 80  # the training loop may be longer: it is read from top to bottom
 DEFERRED = ("tl", "models/__init__.py", "__init__.py")  # where the package may import itself inside functions
@@ -35,8 +35,8 @@ def problems(path: Path, root: Path) -> Iterator[str]:
     text = path.read_text(encoding="utf-8")
     n_lines = len(text.splitlines())
     inside = path.relative_to(root).as_posix()
-    most = MODEL_LINES if inside.startswith("models/") else MODULE_LINES
-    if n_lines >= most:
+    is_model = inside.startswith("models/") and not path.name.startswith("_")
+    if n_lines >= (most := MODEL_LINES if is_model else MODULE_LINES):
         yield f"{path}: {n_lines} lines, must be under {most}"
     limit = TRAINING_LINES if inside.split("/")[0].removesuffix(".py") == "_training" else FUNCTION_LINES
     for node in ast.walk(ast.parse(text)):

@@ -14,7 +14,7 @@ NAMESPACES = ["datasets", "io", "metrics", "models", "nn", "pl", "pp", "tables",
 STEPS = [
     "import stpredict, stpredict as stp; stp.__version__; dir(stp)",
     "stp.metrics; stp.tables",
-    "stp.io; stp.datasets; stp.pp; stp.pl",
+    "stp.io; stp.datasets; stp.pp; stp.pl; stp.Section",
     "stp.tl.evaluate; stp.tl.GeneEmbeddings; dir(stp.tl); import stpredict.tl.evaluate, stpredict.tl._cache",
 ]
 
@@ -79,7 +79,7 @@ def test_namespaces_resolve_and_say_what_they_offer(stp, namespace: str):
 
 
 def test_dir_lists_the_namespaces(stp):
-    assert {*NAMESPACES, "__version__", "clear_caches"} <= set(dir(stp))
+    assert {*NAMESPACES, "__version__", "Section", "clear_caches"} <= set(dir(stp))
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,12 @@ print(type(stp.tl.evaluate).__name__, stp.tl.evaluate.__module__, sorted(set(stp
 def test_an_unknown_verb_names_those_that_there_are(stp):
     with pytest.raises(AttributeError, match=r"'stpredict.tl' has no attribute 'fit'; it has .*\btrain\b"):
         stp.tl.fit  # noqa: B018
+
+
+def test_section_is_that_of_models(stp):
+    from stpredict._section import Section
+
+    assert stp.Section is Section
 
 
 def test_unknown_attribute_names_what_exists(stp):

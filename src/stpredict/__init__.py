@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from stpredict import pp as pp
     from stpredict import tables as tables
     from stpredict import tl as tl
+    from stpredict._section import Section as Section
 
     __version__: str
 
-__all__ = ["__version__", "clear_caches", "datasets", "io", "metrics", "models", "nn", "pl", "pp", "tables", "tl"]
+__all__ = [
+    "Section", "__version__", "clear_caches", "datasets", "io", "metrics", "models", "nn", "pl", "pp", "tables", "tl",
+]  # fmt: skip
 
 logging.getLogger("stpredict").addHandler(logging.NullHandler())
 
@@ -49,6 +52,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("stpredict")
+    if name == "Section":
+        return importlib.import_module("stpredict._section").Section
     if name in __all__:
         return importlib.import_module(f"stpredict.{name}")
     raise AttributeError(f"module 'stpredict' has no attribute {name!r}; it has {', '.join(__all__)}.")

@@ -101,6 +101,40 @@ def test_options_of_pixnet_are_refused_for_others(run, stores, tmp_path):
     assert "--encoder" in err and "--model ridge" in err
 
 
+def test_every_model_class_can_be_chosen_and_its_needs_are_said():
+    import stpredict as stp
+    from stpredict.cli._train import ModelName, build, check_start, class_of
+
+    names = set(stp.models.list_models(trained=False)["name"])
+    assert {class_of(name).__name__ for name in ModelName.__args__} == names
+    assert build("stnet", ["GNAS"], seed=0, mpp=1.5, config="small").mpp == 1.5
+    assert build("mean", ["GNAS"], seed=0, mpp=None, config="small").mpp == 1.0
+    for name in ("genequery", "sgn"):
+        with pytest.raises(ValueError, match=f"--model {name} answers by the text of genes: pass --embeddings FILE"):
+            check_start(name, {"config": "small"})
+    with pytest.raises(ValueError, match="--embeddings: --model bleep has no such choice"):
+        check_start("bleep", {"embeddings": "genes.safetensors"})
+    with pytest.raises(ValueError, match="--config: --model ridge has no such choice"):
+        check_start("ridge", {"config": "published"})
+
+
+def test_train_takes_embeddings_for_a_model_that_answers_by_text(run, stores, tmp_path):
+    import stpredict as stp
+
+    genes = list(spatialdata.read_zarr(stores[0]).tables["table"].var_names[:4])
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(4, 8)).astype(np.float32)
+    stp.tl.GeneEmbeddings(genes=tuple(genes), vectors=vectors, encoder="letters").save(tmp_path / "genes.safetensors")
+    common = ["train", stores[0], "--model", "sgn", "--shapes-key", "spots", "--genes", *genes, "--no-progress"]
+    status, _, err = run(*common, "--out", tmp_path / "without")
+    assert status == 1
+    assert "--embeddings" in err
+    given = ["--embeddings", tmp_path / "genes.safetensors", "--max-epochs", 1]
+    status, _, err = run(*common, *given, "--out", tmp_path / "with")
+    assert status == 0, err
+    assert stp.models.load(tmp_path / "with").is_text_queried
+
+
 def test_a_pixnet_starts_alike_from_the_same_seed():
     import torch
 

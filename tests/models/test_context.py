@@ -72,7 +72,7 @@ def test_the_closed_form_is_scikit_learns_ridge_on_the_pooled_statistics(trained
 
 def test_the_map_says_what_the_regression_says(trained, colour_section, monkeypatch):
     from stpredict.models._context import _statistics
-    from stpredict.models._samples import WindowSamples
+    from stpredict.models._windows import WindowSamples
 
     context = trained.context_map
     # windows as tiles are: laid on the encoder's own grid, and every border far from every shape

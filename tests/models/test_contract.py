@@ -39,6 +39,8 @@ def test_the_directory_is_the_registry():
 
     assert {"GeneQuery", "Mean", "PixNet", "Ridge"} <= set(MODELS)
     assert set(models._classes()) == set(MODELS)
+    assert set(MODELS) <= set(models.__all__) == set(dir(models))
+    assert {f"{name}Config" for name in MODELS} - set(models.__all__) == {"MeanConfig", "RidgeConfig"}
 
 
 def test_predicts_finite_values_of_the_right_shape(trained, colour_section, model_name):
@@ -95,7 +97,7 @@ def test_a_shape_off_the_image_is_nan_and_the_others_stay(trained, colour_sectio
     assert np.isnan(values[3]).all()
     assert share[3] == 0
     keep = np.arange(24) != 3
-    if not model.sees_section:  # else the shape that is gone was context of the others
+    if not model.uses_section_context:  # else the shape that is gone was context of the others
         np.testing.assert_allclose(values[keep], whole[keep], rtol=1e-4, atol=1e-5)
     assert np.isfinite(values[keep]).all()
 

@@ -128,7 +128,7 @@ def test_the_bridge_is_the_paper_s_formula():
 
 def test_exemplars_are_the_nearest_windows_of_the_other_sections(trained, colour_section):
     sections = [colour_section(0), colour_section(1)]
-    features = trained.encoder.every(sections, patch_px=64).mean(1).numpy()
+    features = trained.encoder.encode_sections(sections, patch_px=64).mean(1).numpy()
     np.testing.assert_allclose(trained.bank_features.numpy(), features, atol=1e-6)
     owner = np.repeat([0, 1], 24)
     distance = np.sqrt(((features[:, None].astype(float) - features[None]) ** 2).sum(axis=2))

@@ -216,16 +216,16 @@ def test_further_genes_can_be_told_and_foreign_embeddings_are_refused(colour_sec
     model = fresh("spot").eval()
     with pytest.raises(ValueError, match="1 of 2 genes have neither text nor embedding in this model: .'teal'."):
         model.query(["red", "teal"])
-    model.know(embeddings(("teal", "red")))
+    model.add_embeddings(embeddings(("teal", "red")))
     assert model.query(["teal"]).shape == (1, 12)
     assert "teal" in model.vocabulary
     with pytest.raises(ValueError, match="width 9 in place of 8"):
-        model.know(embeddings(("plum",), width=9))
+        model.add_embeddings(embeddings(("plum",), width=9))
     with pytest.raises(ValueError, match="encoder 'other' in place of 'letters'"):
-        model.know(embeddings(("plum",), encoder="other"))
+        model.add_embeddings(embeddings(("plum",), encoder="other"))
     other = dataclasses.replace(embeddings(("red",)), vectors=np.ones((1, 8), np.float32))
     with pytest.raises(ValueError, match="'red' is known to the model with another embedding"):
-        model.know(other)
+        model.add_embeddings(other)
 
 
 def test_names_beside_definitions(colour_section):
@@ -316,7 +316,7 @@ def test_embeddings_are_taken_in_whole_or_not_at_all():
     other = embeddings(("plum", "red"))
     wrong = dataclasses.replace(other, vectors=np.stack([other.vectors[0], np.ones(8, np.float32)]))
     with pytest.raises(ValueError, match="'red' is known to the model with another embedding"):
-        model.know(wrong)
+        model.add_embeddings(wrong)
     assert "plum" not in model.vocabulary
 
 

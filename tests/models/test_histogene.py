@@ -76,7 +76,7 @@ def block_by_hand(block, x):
 
 def by_hand(model, section):
     """(n, g): the paper's formula for one section, in float64."""
-    from stpredict.models._patches import grid_of
+    from stpredict.models._patches import array_grid
 
     samples = model.samples([section], train=False)
     batch = samples.collate([samples[i] for i in range(len(samples))])
@@ -87,7 +87,7 @@ def by_hand(model, section):
         with torch.no_grad():
             patch = model.encoder(batch.image).numpy()
     rows, columns = (table.weight.detach().numpy() for table in (model.row_place, model.column_place))
-    place = grid_of(section)
+    place = array_grid(section)
     x = linear(patch, model.embedding) + rows[place[:, 0]] + columns[place[:, 1]]
     for block in model.blocks:
         x = block_by_hand(block, x)

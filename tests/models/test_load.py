@@ -58,7 +58,7 @@ def test_missing_and_unknown_tensors_are_named(saved):
     ("fields", "message"),
     [
         ({"format": "somebody-else/3"}, "is not a card of stpredict: its format is 'somebody-else/3'"),
-        ({"model": "Oracle"}, "model is 'Oracle', which this version does not know"),
+        ({"model": "Oracle"}, "model is 'Oracle', which is not known here: .*register.*entry point.*model_class="),
         ({"colour": "red"}, r"unknown fields \['colour'\]"),
         (
             {"config": {"genes": ["red", "green", "blue"], "mpp": 1.0, "depth": 3}},

@@ -42,7 +42,7 @@ def test_kinds_are_views_of_the_same_maps(made):
 def test_training_patches_have_mean_0_and_sd_1_and_outliers_are_cut(made, colour_section):
     encoder, sections = made("averaged"), [colour_section(0), colour_section(1)]
     encoder.fit(sections, patch_px=64)
-    z = encoder.every(sections, patch_px=64)
+    z = encoder.encode_sections(sections, patch_px=64)
     raw = (encoder._features(patches()) - encoder.centre) / encoder.spread
     assert z.shape == (48, encoder.width)
     uncut = z.abs().max(0).values < 5
@@ -71,25 +71,25 @@ def test_a_frozen_patch_is_encoded_once_and_a_trained_one_every_time(made, monke
 
 
 def test_places_are_the_section_s_own_or_those_of_a_grid_laid_over_it(colour_section):
-    from stpredict.models._patches import grid_of
+    from stpredict.models._patches import array_grid
 
     rng = np.random.default_rng(0)
     places = rng.permutation(np.stack(np.meshgrid(np.arange(6), np.arange(4), indexing="ij"), -1).reshape(-1, 2))
     centre = 60 + 37.0 * places + rng.uniform(-3, 3, places.shape)
     section = colour_section(0)
     laid = replace(section, geometry=np.array([shapely.Point(x, y) for y, x in centre], dtype=object))
-    np.testing.assert_array_equal(grid_of(laid), places)
+    np.testing.assert_array_equal(array_grid(laid), places)
     own = replace(laid, grid=places[::-1] + 11)
-    np.testing.assert_array_equal(grid_of(own), places[::-1])
+    np.testing.assert_array_equal(array_grid(own), places[::-1])
     geometry = laid.geometry.copy()
     geometry[3] = shapely.Point()
     kept = np.arange(24) != 3
-    np.testing.assert_array_equal(grid_of(replace(laid, geometry=geometry))[kept], places[kept])
-    assert grid_of(replace(laid, geometry=geometry))[3].tolist() == [0, 0]
+    np.testing.assert_array_equal(array_grid(replace(laid, geometry=geometry))[kept], places[kept])
+    assert array_grid(replace(laid, geometry=geometry))[3].tolist() == [0, 0]
 
 
 def test_a_hexagonal_array_without_a_grid_has_a_place_for_every_spot(colour_section):
-    from stpredict.models._patches import grid_of
+    from stpredict.models._patches import array_grid
 
     row, column = (each.ravel() for each in np.mgrid[:9, :8])
     xy = 10 + 10.0 * np.stack([column + 0.5 * (row % 2), row * 3**0.5 / 2], axis=1)
@@ -99,4 +99,4 @@ def test_a_hexagonal_array_without_a_grid_has_a_place_for_every_spot(colour_sect
         section, geometry=geometry, radius=np.full(72, 3.0), ids=np.arange(72), area=np.full(72, 28.0), expression=None,
         genes=None,
     )  # fmt: skip
-    np.testing.assert_array_equal(grid_of(many), np.stack([row, 2 * column + row % 2], axis=1))
+    np.testing.assert_array_equal(array_grid(many), np.stack([row, 2 * column + row % 2], axis=1))

@@ -72,8 +72,7 @@ def test_the_published_configuration_counts_as_derived_by_hand():
 def test_the_published_decoder_has_the_shapes_of_the_paper():
     import torch
 
-    from stpredict.models.pixnet import PUBLISHED
-    from stpredict.nn.decoder import Decoder
+    from stpredict.models.pixnet import PUBLISHED, Decoder
 
     with torch.device("meta"):
         decoder = Decoder((1536,) * 4, PUBLISHED["filters"], n_bilinear=2, window=8)
@@ -100,7 +99,7 @@ def test_the_small_configuration_counts_as_derived_by_hand(build):
 def test_attention_with_a_gradient_has_the_values_and_gradients_of_torchs_own():
     import torch
 
-    from stpredict.nn.decoder import _attend
+    from stpredict.models.pixnet import _attend
 
     torch.manual_seed(0)
     given = [torch.randn(3, 16, 6, dtype=torch.float64, requires_grad=True) for _ in range(3)]
@@ -115,7 +114,7 @@ def test_attention_with_a_gradient_has_the_values_and_gradients_of_torchs_own():
 def test_skip_fusion_is_attention_in_windows():
     import torch
 
-    from stpredict.nn.decoder import SkipFusion
+    from stpredict.models.pixnet import SkipFusion
 
     torch.manual_seed(0)
     fusion = SkipFusion(5, 6, window=4).eval()

@@ -9,7 +9,7 @@ import pytest
 
 
 def _windows(sections, **changes):
-    from stpredict.models._samples import WindowSamples
+    from stpredict.models._windows import WindowSamples
 
     settings = {"window_px": 256, "stride": 4, "reduction": "mean", "stain_jitter": 0.0, "train": True, "seed": 0}
     return WindowSamples(sections, **(settings | changes))

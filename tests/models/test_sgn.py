@@ -90,13 +90,13 @@ def by_hand(model, latent, genes):
 
 def test_an_answer_is_the_formula(trained, colour_section):
     from stpredict._inference import RuntimeOptions, embed
-    from stpredict.models._patches import grid_of
+    from stpredict.models._patches import array_grid
 
     features, _ = embed(
         trained, colour_section(2), runtime=RuntimeOptions(device="cpu", precision="32", progress=False)
     )
     assert features.shape == (24, trained.encoder.width)  # what it sees, without the places
-    latent = np.concatenate([features, grid_of(colour_section(2))], axis=1)
+    latent = np.concatenate([features, array_grid(colour_section(2))], axis=1)
     expected = by_hand(trained, latent, ("cyan", *GENES))
     np.testing.assert_allclose(predict(trained, colour_section(2), ("cyan", *GENES)), expected, atol=1e-5)
     assert expected.std(axis=0).min() > 1e-4
@@ -232,18 +232,18 @@ def test_an_unseen_gene_is_answered_after_loading(trained, colour_section, tmp_p
     assert np.abs(expected[:, 0] - expected[:, 1]).max() > 1e-4
     assert again.vocabulary == (*GENES, *UNSEEN)
     assert again.text_vectors(["red"]).shape == (1, 8)
-    assert again.answers_text
+    assert again.is_text_queried
 
 
 def test_further_genes_can_be_told_and_foreign_embeddings_are_refused():
     model = fresh().eval()
     with pytest.raises(ValueError, match="1 of 2 genes have neither text nor embedding in this model: .'teal'."):
         model.query(["red", "teal"])
-    model.know(embeddings(("teal", "red")))
+    model.add_embeddings(embeddings(("teal", "red")))
     assert model.query(["teal"]).shape == (1, 20)
     assert "teal" in model.vocabulary
     with pytest.raises(ValueError, match="width 9 in place of 8"):
-        model.know(embeddings(("plum",), width=9))
+        model.add_embeddings(embeddings(("plum",), width=9))
 
 
 def test_validation_sees_whole_sections(colour_section):
@@ -258,12 +258,12 @@ def test_validation_sees_whole_sections(colour_section):
 
 
 def test_batches_carry_the_places_of_their_rows(colour_section):
-    from stpredict.models._patches import grid_of
+    from stpredict.models._patches import array_grid
 
     section = dataclasses.replace(colour_section(0), grid=np.stack([np.arange(24) + 3, 40 - np.arange(24)], axis=1))
     samples = fresh().samples([section, colour_section(1)], train=False)
     batch = samples.collate([samples[i] for i in (7, 2, 29)])
-    expected = [[7, 16], [2, 21], grid_of(colour_section(1))[5].tolist()]
+    expected = [[7, 16], [2, 21], array_grid(colour_section(1))[5].tolist()]
     assert batch.extra["place"].tolist() == expected
 
 

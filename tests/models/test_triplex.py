@@ -123,7 +123,7 @@ def test_neighbours_are_patches_side_by_side(colour_section, lattice):
     model.context_encoder.fit([section], patch_px=32)
     for train_ in (False, True):
         batch = batch_of(model, [section], [0, 4], train=train_)
-        around, there = batch.extra["around"], batch.extra["there"]
+        around, there = batch.extra["around"], batch.extra["present"]
         corner = {0: (480 - 32, 0 - 32)} if lattice else {0: (485 - 32, -6 - 32)}
         point = geometry[4]
         low = [np.floor(v / 32) * 32 if lattice else np.floor(v - 16 + 0.5) for v in (point.y, point.x)]
@@ -156,13 +156,13 @@ def test_a_lattice_has_fewer_patches(colour_section, monkeypatch):
 
 def test_a_patch_off_the_image_is_not_seen(trained, colour_section):
     batch = batch_of(trained, [colour_section(0)], range(24))
-    there = batch.extra["there"].clone()
+    there = batch.extra["present"].clone()
     there[:, [0, 5]] = False
     with torch.no_grad():
         views = []
         for noise in (0.0, 100.0):
             around = torch.where(there[..., None], batch.extra["around"], noise)
-            changed = dataclasses.replace(batch, extra={**batch.extra, "around": around, "there": there})
+            changed = dataclasses.replace(batch, extra={**batch.extra, "around": around, "present": there})
             views.append(trained._views(changed))
         for one, other in zip(*views, strict=True):
             torch.testing.assert_close(one, other)
@@ -170,15 +170,15 @@ def test_a_patch_off_the_image_is_not_seen(trained, colour_section):
 
 
 def test_the_section_of_a_batch_is_all_its_shapes(trained, colour_section):
-    from stpredict.models._patches import grid_of
+    from stpredict.models._patches import array_grid
 
     sections = [colour_section(0), colour_section(1)]
     batch = batch_of(trained, sections, [30, 2, 25])
     extra = batch.extra
     assert extra["lengths"].tolist() == [24, 24]
     assert extra["row"].tolist() == [30, 2, 25]
-    np.testing.assert_array_equal(extra["place"].numpy(), np.concatenate([grid_of(s) for s in sections]))
-    torch.testing.assert_close(extra["whole"], trained.context_encoder.every(sections, patch_px=32))
+    np.testing.assert_array_equal(extra["place"].numpy(), np.concatenate([array_grid(s) for s in sections]))
+    torch.testing.assert_close(extra["whole"], trained.context_encoder.encode_sections(sections, patch_px=32))
     assert batch_of(trained, sections, [30]).extra["row"].tolist() == [6]
     with torch.no_grad():
         fused, own, _, section = trained._views(batch)

@@ -219,7 +219,7 @@ def test_texts_of_further_genes_reach_the_model(latent, pixnet, tmp_path, monkey
     with pytest.raises(ValueError, match="fixed panel"):
         _query(latent, model=pixnet, embeddings=texts)
     known = []
-    monkeypatch.setattr(pixnet, "know", lambda embeddings: known.append(embeddings.genes))
+    monkeypatch.setattr(pixnet, "add_embeddings", lambda embeddings: known.append(embeddings.genes))
     _query(latent, model=pixnet, embeddings=texts)
     _query(latent, model=pixnet, embeddings=tmp_path / "texts.safetensors", overwrite=True)
     assert known == [("mauve",), ("mauve",)]

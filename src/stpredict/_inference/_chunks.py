@@ -91,7 +91,7 @@ class PatchInference(ChunkedInference):
         self.fast = model if fast is None else fast
         self.share = _covered_share(section)
         on = np.flatnonzero(self.share > 0)
-        step = max(len(on), 1) if model.sees_section else batch_size * -(-CHUNK_ROWS // batch_size)
+        step = max(len(on), 1) if model.uses_section_context else batch_size * -(-CHUNK_ROWS // batch_size)
         self.groups = [on[k : k + step] for k in range(0, len(on), step)]
         self.n = len(self.groups)
 

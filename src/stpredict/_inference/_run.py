@@ -129,7 +129,7 @@ def embed(
         fast = fold_batch_norms(model, compile=runtime.compile)
         rows, share = _pooled_rows(_chunked(model, section, runtime, device, fast=fast), None)
     values = np.where(share[:, None] > 0, rows, np.nan).astype(np.float32)
-    return values[:, : values.shape[1] - model.n_last], share
+    return values[:, : values.shape[1] - model.n_auxiliary], share
 
 
 @contextmanager

@@ -116,8 +116,7 @@ def _read(plan: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _builder(name: str, of: dict[str, Any], folder: Path) -> Callable[[Sequence[str]], Model]:
     """A function of the panel that builds what [models.NAME] says; files are looked for beside the plan."""
     kind = of.pop("class", None)
-    known = [k for k in dir(stp.models) if isinstance(getattr(stp.models, k), type) and k not in ("Model", "Recipe")]
-    known = sorted(k for k in known if not k.endswith("Config"))
+    known = sorted(stp.models.list_models(trained=False)["name"])
     if kind not in known:
         close = difflib.get_close_matches(str(kind).lower(), [k.lower() for k in known], n=1)
         hint = f" Do you mean {next(k for k in known if k.lower() == close[0])!r}?" if close else ""

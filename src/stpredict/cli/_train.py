@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import pkgutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -38,6 +40,10 @@ if TYPE_CHECKING:
 
     from stpredict.models import Model
 
+    ModelName = str
+else:  # each model stands in a file of its own name; none is opened to know what there is
+    ModelName = Literal[tuple(m.name for m in pkgutil.iter_modules(stp.models.__path__) if not m.name.startswith("_"))]
+
 N_GENES = 250
 TAIL = 5  # epochs of the history that are printed
 
@@ -49,20 +55,24 @@ def train(
     out: Annotated[Path, Parameter(group=RESULT, help="Folder for the trained model: model.safetensors, card.json.")],
     overwrite: Annotated[bool, Parameter(group=RESULT, help="Replace a model in `--out`.", negative="")] = False,
     licence: Annotated[str, of_verb("tl.train", "licence", group=RESULT)] = "not stated",
-    model: Annotated[Literal["pixnet", "ridge", "mean"], Parameter(group=MODEL, help="What is trained.")] = "pixnet",
+    model: Annotated[ModelName, Parameter(group=MODEL, help="What is trained.")] = "pixnet",
     n_genes: Annotated[int, of_verb("pp.gene_panel", "n_genes", group=MODEL)] = N_GENES,
     by: Annotated[Literal["mean", "hvg_union"], of_verb("pp.gene_panel", "by", group=MODEL)] = "mean",
     min_spots: Annotated[int | None, of_verb("pp.gene_panel", "min_spots", group=MODEL)] = None,
     genes: Genes = None,
-    config: Annotated[Literal["small", "published"], Parameter(group=MODEL, help="Which PixNet.")] = "small",
-    encoder: Annotated[str | None, Parameter(group=MODEL, help="PixNet's encoder, by its timm or hub name.")] = None,
+    config: Annotated[Literal["small", "published"], Parameter(group=MODEL, help="Which configuration.")] = "small",
+    encoder: Annotated[str | None, Parameter(group=MODEL, help="Image encoder, by its timm or hub name.")] = None,
     encoder_weights: Annotated[
         str | None,
         Parameter(
             group=MODEL,
-            help="Where PixNet's encoder starts: a .safetensors file of timm, a trained PixNet by name or folder (its "
-            "decoder too), `timm` for what timm fetches. Default: random.",
+            help="Where the encoder starts: a .safetensors file of timm, `timm` for what timm fetches, or for PixNet a "
+            "trained one by name or folder (its decoder too). Default: random.",
         ),
+    ] = None,
+    embeddings: Annotated[
+        Path | None,
+        Parameter(group=MODEL, help="Gene embeddings, as tl.embed_genes writes them, for models that answer by text."),
     ] = None,
     model_mpp: Annotated[
         float | None, Parameter(group=MODEL, help="Micrometres per pixel at which the model sees. Default: its own.")
@@ -104,14 +114,17 @@ def train(
     """
     if card_file(out).exists() and not overwrite:
         raise FileExistsError(f"{out} holds a model already. Pass another --out, or --overwrite to replace it.")
-    start: dict[str, Any] = {"config": config, "encoder": encoder, "encoder_weights": encoder_weights}
+    start = {
+        "config": config, "encoder": encoder, "encoder_weights": encoder_weights, "mpp": model_mpp,
+        "embeddings": embeddings,
+    }  # fmt: skip
     check_start(model, start)
     where: dict[str, Any] = {"image_key": image_key, "shapes_key": shapes_key, "table_name": table_name, "layer": layer}
     where |= {"target": target, "tissue_key": tissue_key, "min_counts": min_counts}
     sdatas, held = checked(stores), validation(val)
     names = gene_names(genes)
     panel = names or stp.pp.gene_panel(sdatas, n_genes=n_genes, by=by, min_spots=min_spots, **where)
-    fresh = build(model, panel, seed=seed, mpp=model_mpp, **start)
+    fresh = build(model, panel, seed=seed, **start)
     history = stp.tl.train(
         sdatas, fresh, val=held, mpp=mpp, max_epochs=max_epochs, batch_size=batch_size, lr=lr, seed=seed,
         device=device, precision=precision, devices=devices, strategy=strategy, num_nodes=num_nodes,
@@ -122,28 +135,59 @@ def train(
     print(f"model: {out}")
 
 
-def check_start(model: str, start: dict[str, str | None]) -> None:
-    """Raise ValueError where options of PixNet are given to a model that has no encoder."""
-    given = [f"--{key.replace('_', '-')}" for key, value in start.items() if value not in (None, "small")]
-    if model != "pixnet" and given:
-        raise ValueError(f"{', '.join(given)}: --model {model} has no encoder; leave it out, or use --model pixnet.")
+def class_of(model: str) -> type[Model]:
+    """The class of a model by the name that `--model` takes."""
+    names = stp.models.list_models(trained=False)["name"]
+    return next(getattr(stp.models, name) for name in names if name.lower() == model)
 
 
-def build(
-    model: str,
-    panel: Sequence[str],
-    *,
-    seed: int,
-    mpp: float | None,
-    config: Literal["small", "published"],
-    encoder: str | None,
-    encoder_weights: str | None,
-) -> Model:
-    """A fresh model; the same seed gives the same weights."""
-    if model != "pixnet":
-        kind = {"ridge": stp.models.Ridge, "mean": stp.models.Mean}[model]
-        return kind(panel) if mpp is None else kind(panel, mpp=mpp)
-    return stp.models.PixNet(panel, encoder=encoder, mpp=mpp, encoder_weights=encoder_weights, config=config, seed=seed)
+def check_start(model: str, start: Mapping[str, Any]) -> None:
+    """Check that a model takes the options that it is given, and is given the embeddings that it needs.
+
+    Raises
+    ------
+    ValueError
+        Naming the options and the model.
+    """
+    kind = class_of(model)
+    takes = inspect.signature(kind).parameters
+    given = [key for key, value in start.items() if value not in (None, "small")]
+    unknown = [key for key in given if key not in takes]
+    if "config" in given and "str" not in str(takes["config"].annotation):
+        unknown.append("config")  # it has one configuration
+    if unknown:
+        options = ", ".join(f"--{key.replace('_', '-')}" for key in unknown)
+        raise ValueError(f"{options}: --model {model} has no such choice; leave it out, or use another --model.")
+    info = kind.info
+    if info is not None and info.text_queried == "yes" and start.get("embeddings") is None:
+        raise ValueError(
+            f"--model {model} answers by the text of genes: pass --embeddings FILE, which stp.tl.embed_genes writes of "
+            "the texts of stp.pp.describe_genes."
+        )
+
+
+def build(model: str, panel: Sequence[str], *, seed: int, **start: Any) -> Model:
+    """A fresh model; the same seed gives the same weights.
+
+    Parameters
+    ----------
+    model
+        As `--model` takes it.
+    panel
+        Ordered genes.
+    seed
+        Of the first weights, where the model draws any.
+    start
+        Further arguments of its constructor, as far as it has them; None: left to it.
+    """
+    made: Any = class_of(model)
+    takes = inspect.signature(made).parameters
+    given = {"seed": seed} | {key: value for key, value in start.items() if value is not None}
+    if model == "pixnet" and "embeddings" in given:
+        given["head"] = "text"
+    if "config" in given and "str" not in str(takes["config"].annotation):
+        del given["config"]  # the only one
+    return made(panel, **{key: value for key, value in given.items() if key in takes})
 
 
 def validation(val: Sequence[str] | None) -> float | list[Path] | None:

@@ -1,93 +1,110 @@
-"""The models: one file each. This directory is the registry."""
+"""Models: one file each, loading of trained ones, and the base class of your own.
+
+The directory is the list: a class in a new file is found, offered and tested without another line.
+"""
 
 from __future__ import annotations
 
 import importlib
-import pkgutil
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stpredict._arguments import check_arguments
 from stpredict._card import card_file, find_model, read_card, shipped
-from stpredict._schema import shown
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from stpredict.models._base import Model, Recipe
-    from stpredict.models.bleep import BLEEP, BLEEPConfig
-    from stpredict.models.egn import EGN, EGNConfig
-    from stpredict.models.genequery import GeneQuery, GeneQueryConfig
-    from stpredict.models.histogene import HisToGene, HisToGeneConfig
-    from stpredict.models.mean import Mean
-    from stpredict.models.pixnet import PixNet, PixNetConfig
-    from stpredict.models.ridge import Ridge
-    from stpredict.models.sgn import SGN, SGNConfig
-    from stpredict.models.stnet import STNet, STNetConfig
-    from stpredict.models.triplex import TRIPLEX, TRIPLEXConfig
+    from stpredict.models._base import Model as Model
+    from stpredict.models._base import predict_batch as predict_batch
+    from stpredict.models._fields import Config as Config
+    from stpredict.models._fields import Recipe as Recipe
+    from stpredict.models._info import ModelInfo as ModelInfo
+    from stpredict.models._registry import register as register
+    from stpredict.models._samples import Batch as Batch
+    from stpredict.models._samples import PatchSamples as PatchSamples
+    from stpredict.models._samples import Samples as Samples
+    from stpredict.models._windows import WindowSamples as WindowSamples
+    from stpredict.models.bleep import BLEEP as BLEEP
+    from stpredict.models.bleep import BLEEPConfig as BLEEPConfig
+    from stpredict.models.egn import EGN as EGN
+    from stpredict.models.egn import EGNConfig as EGNConfig
+    from stpredict.models.genequery import GeneQuery as GeneQuery
+    from stpredict.models.genequery import GeneQueryConfig as GeneQueryConfig
+    from stpredict.models.histogene import HisToGene as HisToGene
+    from stpredict.models.histogene import HisToGeneConfig as HisToGeneConfig
+    from stpredict.models.mean import Mean as Mean
+    from stpredict.models.pixnet import PixNet as PixNet
+    from stpredict.models.pixnet import PixNetConfig as PixNetConfig
+    from stpredict.models.ridge import Ridge as Ridge
+    from stpredict.models.sgn import SGN as SGN
+    from stpredict.models.sgn import SGNConfig as SGNConfig
+    from stpredict.models.stnet import STNet as STNet
+    from stpredict.models.stnet import STNetConfig as STNetConfig
+    from stpredict.models.triplex import TRIPLEX as TRIPLEX
+    from stpredict.models.triplex import TRIPLEXConfig as TRIPLEXConfig
 
-__all__ = [
-    "BLEEP",
-    "BLEEPConfig",
-    "EGN",
-    "EGNConfig",
-    "GeneQuery",
-    "GeneQueryConfig",
-    "HisToGene",
-    "HisToGeneConfig",
-    "Mean",
-    "Model",
-    "PixNet",
-    "PixNetConfig",
-    "Recipe",
-    "Ridge",
-    "SGN",
-    "SGNConfig",
-    "STNet",
-    "STNetConfig",
-    "TRIPLEX",
-    "TRIPLEXConfig",
-    "list_models",
-    "load",
-]
+    __all__: list[str]
 
-_SHARED = {"Model": "_base", "Recipe": "_base"}
+# for authors of models, by the file that each stands in
+_SHARED = {
+    "Batch": "_samples", "Config": "_fields", "Model": "_base", "ModelInfo": "_info", "PatchSamples": "_samples",
+    "Recipe": "_fields", "Samples": "_samples", "WindowSamples": "_windows", "predict_batch": "_base",
+    "register": "_registry",
+}  # fmt: skip
+_HERE = ("cite", "list_models", "load")
+_WITHOUT_CHOICES = ("MeanConfig", "RidgeConfig")  # beside the panel and mpp, which the constructors take
 
 
-def _classes() -> dict[str, str]:
-    """Class name -> module of every model file, found by looking (a model file holds one class of its own name)."""
-    files = [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
-    found = {}
-    for file in files:
-        module = importlib.import_module(f"{__name__}.{file}")
-        base = importlib.import_module(f"{__name__}._base").Model
-        for name, value in vars(module).items():
-            if isinstance(value, type) and issubclass(value, base) and value.__module__ == module.__name__:
-                found[name] = file
-    return found
+def _classes() -> dict[str, type[Model]]:
+    """The models of this package by name."""
+    from stpredict.models._registry import own_classes
+
+    return own_classes()
+
+
+def _public() -> list[str]:
+    """Every name that this namespace offers."""
+    configs = {kind.config_class.__name__ for kind in _classes().values()} - set(_WITHOUT_CHOICES)
+    return sorted({*_classes(), *configs, *_SHARED, *_HERE})
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__all__":
+        return _public()
     if name.startswith("__"):
         raise AttributeError(name)
-    # a model's config lives beside it
-    file = _SHARED.get(name) or _classes().get(name.removesuffix("Config"))
-    if file is None:
-        raise AttributeError(f"stpredict.models has no {name!r}; it has {sorted(set(_classes()) | set(__all__))}")
-    return getattr(importlib.import_module(f"{__name__}.{file}"), name)
+    if name in _SHARED:
+        return getattr(importlib.import_module(f"{__name__}.{_SHARED[name]}"), name)
+    kind = _classes().get(name.removesuffix("Config"))
+    if kind is None:
+        raise AttributeError(f"stpredict.models has no {name!r}; it has {_public()}")
+    return kind if name == kind.__name__ else kind.config_class
 
 
 def __dir__() -> list[str]:
-    return sorted(set(__all__) | set(_classes()))
+    return _public()
 
 
-def list_models() -> pd.DataFrame:
-    """The trained models that come with the package, one row each.
+def list_models(*, trained: bool = True) -> pd.DataFrame:
+    """The trained models that come with the package, or the classes that can be trained, one row each.
 
-    Columns: name (for `load`), model (class), n_genes, mpp (um per pixel), encoder, sections (training), licence.
+    Parameters
+    ----------
+    trained
+        Whether trained models are listed; else the classes, those that were registered among them.
+
+    Returns
+    -------
+    Of trained models: name (for `load`), model (class), n_genes, mpp (um per pixel), encoder, sections (training),
+    licence. Of classes: the fields of `ModelInfo`; None where something is not known.
     """
     import pandas as pd
 
+    check_arguments(list_models, locals())
+    if not trained:
+        return _class_table()
     cards = {name: read_card(folder) for name, folder in shipped().items()}
     rows = [
         {
@@ -104,25 +121,94 @@ def list_models() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["name", "model", "n_genes", "mpp", "encoder", "sections", "licence"])
 
 
-def load(name_or_path: str | Path) -> Model:
+def _class_table() -> pd.DataFrame:
+    import pandas as pd
+
+    from stpredict.models._info import ModelInfo
+    from stpredict.models._registry import known_classes
+
+    rows = [
+        {"name": name} if kind.info is None else asdict(kind.info) for name, kind in sorted(known_classes().items())
+    ]
+    return pd.DataFrame(rows, columns=[field.name for field in fields(ModelInfo)], dtype=object)
+
+
+def cite(name: str) -> str:
+    """A BibTeX entry of the paper behind a model class.
+
+    Parameters
+    ----------
+    name
+        Of the class, such as "PixNet".
+
+    Returns
+    -------
+    The text of the entry, with what is known of the paper.
+
+    Raises
+    ------
+    ValueError
+        For a name that no class has, and for a class without a paper.
+    """
+    from stpredict.models._registry import known_classes
+
+    check_arguments(cite, locals())
+    known = known_classes()
+    if name not in known:
+        raise ValueError(f"name={name!r} is no model class; there are {sorted(known)}.")
+    info = known[name].info
+    if info is None:
+        raise ValueError(f"{name} says nothing of its source; set info = stp.models.ModelInfo(...) in its class.")
+    return info.bibtex()
+
+
+def load(name_or_path: str | Path, *, model_class: type | None = None) -> Model:
     """A trained model, ready to predict: a shipped name (`list_models`) or a folder of `model.save`.
 
     A folder is read as data, whoever made it: nothing is unpickled or downloaded, no file outside it is opened, and its
-    network is compared with the weights (hash, names, shapes, types, finite values) before memory is taken for it.
+    network is compared with the weights (hash, names, shapes, types, finite values) before memory is taken for it. Its
+    card names a class and never says where code lies: the class is one of this package, one that you registered
+    (`register`), one that an installed package offers as an entry point of the group "stpredict.models", or
+    `model_class`.
 
-    Raises FileNotFoundError for an unknown name, ValueError for a damaged or foreign folder; all name the file.
+    Parameters
+    ----------
+    name_or_path
+        Name of a shipped model, or folder of a saved one.
+    model_class
+        The class of the model, for one of your own that is not registered; None: the class that the card names.
+
+    Returns
+    -------
+    The model in evaluation mode, with its card.
+
+    Raises
+    ------
+    FileNotFoundError
+        For an unknown name, and for a folder that lacks a file.
+    ValueError
+        For a damaged or foreign folder, and for a class that is not known or not the one of the card. Both name the
+        file.
     """
     from stpredict.models._folder import read_model
+    from stpredict.models._registry import class_named
 
     check_arguments(load, locals())
     folder = find_model(name_or_path)
     card = read_card(folder)
-    if card.model not in _classes():
-        known = sorted(_classes())
-        raise ValueError(
-            f"{card_file(folder)}: model is {shown(card.model)}, which this version does not know: {known}."
-        )
-    kind = getattr(importlib.import_module(f"{__name__}.{_classes()[card.model]}"), card.model)
+    kind = class_named(card.model, card_file(folder)) if model_class is None else _checked_class(model_class, folder)
     model: Model = read_model(folder, kind)
     model.loaded_from = str(name_or_path) if str(name_or_path) in shipped() else str(folder.resolve())
     return model
+
+
+def _checked_class(model_class: type, folder: Path) -> type[Model]:
+    """The class that the caller passed; ValueError where it is no model, or not the one of the card."""
+    from stpredict.models._base import Model
+
+    if not issubclass(model_class, Model):
+        raise ValueError(f"model_class={model_class!r} must be a subclass of stp.models.Model.")
+    saved = read_card(folder).model
+    if saved != model_class.__name__:
+        raise ValueError(f"{card_file(folder)}: model is {saved!r}; model_class is {model_class.__name__!r}.")
+    return model_class

@@ -1,33 +1,33 @@
-"""The questions that every model answers."""
+"""Interface and base class of all models."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import inspect
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import asdict
-from functools import wraps
+from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from stpredict._arguments import check_arguments
 from stpredict._card import Card
 from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
+from stpredict.models._constructor import constructor, first_seed
+from stpredict.models._declaration import Tiling, check_declaration
 from stpredict.models._fields import Recipe
 from stpredict.models._folder import write_model
+from stpredict.models._info import ModelInfo
 from stpredict.models._samples import Batch, Samples, sections_of
+from stpredict.models._texts import Vocabulary
 from stpredict.nn.pool import pool
 
 __all__ = [
@@ -42,28 +42,71 @@ __all__ = [
     "weights_sha256",
 ]
 
-_FIRST_SEED: ContextVar[int] = ContextVar("seed of first weights", default=0)
-
 
 class Model(nn.Module, ABC):
     """A model: what it cuts from sections, what it sees in an image, and how that becomes expression.
 
-    Concrete classes are final: nothing concrete is overridden. `genes` is the ordered panel, `mpp` the resolution at
-    which the model sees, `card` its card once trained or loaded.
+    Concrete classes are final. What one must declare is checked when it is made; a class from which several are to be
+    made names ABC among its bases.
+
+    Parameters
+    ----------
+    config
+        Of the class `config_class`; `genes`, `mpp` and `recipe` are taken from it.
+
+    Attributes
+    ----------
+    output
+        "spots": a latent for every shape; "raster": a latent map, pooled inside shapes.
+    context
+        What an answer depends on. "shape": on the image of its own shape. "neighbours": on the other shapes of the
+        section too, which its samples carry in `Batch.extra`; the head takes shapes one by one. "section": the head
+        takes all shapes of a section together, so a batch holds whole sections.
+    config_class
+        Frozen dataclass of all choices; its fields are what a card keeps.
+    n_auxiliary
+        Last columns of the latent that are no feature: the constant of maps, places.
+    info
+        Where the method comes from.
+    genes, mpp, recipe
+        Ordered panel; micrometres per pixel at which the model sees; how it is trained.
+    stride
+        Of the latent map, in pixels; dense models only.
+    card, loaded_from
+        Card once trained or loaded; name or folder once saved or loaded.
+
+    Raises
+    ------
+    ValueError
+        For a panel that is empty or names a gene twice.
+    TypeError
+        When a class is made that lacks something; it says what to write.
     """
 
     output: ClassVar[Literal["raster", "spots"]]
-    context: Literal["shape", "section"]
+    context: Literal["shape", "neighbours", "section"]
     config_class: ClassVar[type]
-    n_last: ClassVar[int] = 0  # last columns of the latent that are no feature: the constant of maps, places
+    n_auxiliary: ClassVar[int] = 0
+    info: ClassVar[ModelInfo | None] = None
 
     genes: tuple[str, ...]
     mpp: float
     config: Any
     recipe: Recipe
-    stride: float  # of the latent map, in pixels; dense models only
+    stride: float
     card: Card | None = None
-    loaded_from: str | None = None  # name or folder
+    loaded_from: str | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_declaration(cls, Model)
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        check_panel(config.genes, type(self).__name__)
+        self.config = config
+        self.genes, self.mpp, self.recipe = config.genes, config.mpp, config.recipe
+        self._gene_index = {gene: i for i, gene in enumerate(config.genes)}
 
     def __repr__(self) -> str:
         """One line: the layers are in `named_modules`."""
@@ -75,27 +118,93 @@ class Model(nn.Module, ABC):
         return f"{type(self).__name__}({len(self.genes)} genes, mpp={self.mpp:g}{with_encoder}, {made})"
 
     @property
-    def vocabulary(self) -> tuple[str, ...]:
-        """Every gene it can be asked for; more than the panel for models that answer by text."""
-        return self.genes
+    def gene_texts(self) -> Vocabulary | None:
+        """The embeddings of genes that a text-queried model answers by; None: a fixed panel."""
+        return None
 
     @property
-    def sees_section(self) -> bool:
+    def vocabulary(self) -> tuple[str, ...]:
+        """Every gene it can be asked for; more than the panel for models that answer by text."""
+        return self.genes if self.gene_texts is None else self.gene_texts.known
+
+    @property
+    def uses_section_context(self) -> bool:
         """Whether the answer for a shape depends on the other shapes of its section."""
-        return self.context == "section"
+        return self.context != "shape"
+
+    @property
+    def is_text_queried(self) -> bool:
+        """Whether it can be asked for any gene that has a text."""
+        return self.gene_texts is not None
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How a dense model goes over an image; None for a model of spots."""
+        if self.output != "raster":
+            return None
+        return Tiling(**{field.name: getattr(self.config, field.name) for field in fields(Tiling)})
+
+    def gene_index(self, genes: Sequence[str]) -> list[int]:
+        """Where these genes stand in the panel.
+
+        Raises
+        ------
+        ValueError
+            For genes that are not in it.
+        """
+        missing = [gene for gene in genes if gene not in self._gene_index]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of {len(genes)} genes are not in this {type(self).__name__}'s panel: {missing[:5]}. "
+                "Choose from model.genes, or use a text-queried model."
+            )
+        return [self._gene_index[gene] for gene in genes]
+
+    def gene_index_or_unseen(self, genes: Sequence[str], device: torch.device) -> Int[Tensor, " g"]:
+        """Where these genes stand in the panel; -1 for those that are not in it."""
+        return torch.tensor([self._gene_index.get(gene, -1) for gene in genes], device=device)
+
+    def add_embeddings(self, embeddings: GeneEmbeddings) -> None:
+        """Take in the texts of further genes, for this process; see `Vocabulary.add_embeddings`.
+
+        Raises
+        ------
+        ValueError
+            For a model with a fixed panel, and for embeddings of another space than the model's.
+        """
+        self._known_texts("does not answer by text; leave out embeddings=").add_embeddings(embeddings)
+
+    def text_vectors(self, genes: Sequence[str]) -> NDArray[np.float32]:
+        """Centred and scaled embeddings (g, w) of genes, for models that answer by text.
+
+        Raises
+        ------
+        ValueError
+            For a model with a fixed panel, and for genes without an embedding.
+        """
+        return self._known_texts("keeps no embeddings of genes").rows(genes).detach().cpu().numpy()
+
+    def _known_texts(self, otherwise: str) -> Vocabulary:
+        if self.gene_texts is None:
+            raise ValueError(f"{type(self).__name__} has a fixed panel and {otherwise}.")
+        return self.gene_texts
+
+    def know(self, embeddings: GeneEmbeddings) -> None:
+        """`add_embeddings` by its old name."""
+        _warn_renamed("know", "add_embeddings")
+        self.add_embeddings(embeddings)
 
     @property
     def answers_text(self) -> bool:
-        """Whether it can be asked for any gene that has a text."""
-        return False
+        """`is_text_queried` by its old name."""
+        _warn_renamed("answers_text", "is_text_queried")
+        return self.is_text_queried
 
-    def know(self, embeddings: GeneEmbeddings) -> None:
-        """Take in the texts of further genes; a model with a fixed panel raises ValueError."""
-        raise ValueError(f"{type(self).__name__} has a fixed panel and does not answer by text; leave out embeddings=.")
-
-    def text_vectors(self, genes: Sequence[str]) -> NDArray[np.float32]:
-        """(g, w) centred and scaled embeddings of genes, for models that answer by text."""
-        raise ValueError(f"{type(self).__name__} has a fixed panel and keeps no embeddings of genes.")
+    @property
+    def sees_section(self) -> bool:
+        """`uses_section_context` by its old name."""
+        _warn_renamed("sees_section", "uses_section_context")
+        return self.uses_section_context
 
     @abstractmethod
     def prepare(self, sections: Sequence[Section]) -> None:
@@ -117,26 +226,31 @@ class Model(nn.Module, ABC):
     def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g q"]) -> Float[Tensor, "n g"]:
         """Values before the link; linear in `latent`, so that pooling and head can change places."""
 
-    @abstractmethod
     def link(self, values: Tensor) -> Tensor:
-        """Values in units of the target; applied once, after pooling and head."""
+        """Values in units of the target; applied once, after pooling and head. The head's own, unless overridden."""
+        return values
 
     @abstractmethod
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
         """The training loss of a batch, for the genes of `query`."""
 
-    @abstractmethod
     def finish(self, sections: Sequence[Section]) -> None:
-        """After training: a reference bank, if the model keeps one."""
+        """After training: a reference bank, if the model keeps one. Nothing, unless overridden."""
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the model to a folder: `model.safetensors` and `card.json`.
 
+        Parameters
+        ----------
         overwrite
             Replace a model that is there already; whoever is killed meanwhile leaves the old one or the new one.
 
-        Raises ValueError for a model that was never trained (it has no card), FileExistsError where there is a model
-        already and `overwrite` is not given.
+        Raises
+        ------
+        ValueError
+            For a model that was never trained (it has no card).
+        FileExistsError
+            Where there is a model already and `overwrite` is not given.
         """
         if self.card is None:
             raise ValueError(f"this {type(self).__name__} was never trained, so it has no card. Call tl.train first.")
@@ -145,38 +259,12 @@ class Model(nn.Module, ABC):
         self.loaded_from = str(folder.resolve())
 
 
-def constructor[**P](init: Callable[P, None]) -> Callable[P, None]:
-    """Make a constructor check its arguments, draw weights by its `seed`, and leave torch's generator as it was.
-
-    The same arguments then give the same model, whatever was drawn before: a run is repeated by the seeds it names.
-    Weights are drawn on the CPU; those that `torch.set_default_device` puts elsewhere are not of the seed.
-    """
-
-    @wraps(init)
-    def made(*args: P.args, **kwargs: P.kwargs) -> None:
-        given = inspect.signature(init).bind(*args, **kwargs).arguments
-        check_arguments(init, given)
-        seed = given.get("seed")
-        generator = torch.default_generator
-        before = generator.get_state()
-        generator.manual_seed(_FIRST_SEED.get() if seed is None else int(seed))
-        try:
-            init(*args, **kwargs)
-        finally:
-            generator.set_state(before)
-
-    return made
-
-
-@contextmanager
-def first_seed(seed: int) -> Generator[None]:
-    """Within it, models that are made without `seed` draw their first weights by this one, and so does torch."""
-    torch.manual_seed(seed)
-    token = _FIRST_SEED.set(seed)
-    try:
-        yield
-    finally:
-        _FIRST_SEED.reset(token)
+def _warn_renamed(old: str, new: str) -> None:
+    warnings.warn(
+        f"Model.{old} is now called Model.{new}; the old name goes in the next version.",
+        DeprecationWarning,
+        stacklevel=3,
+    )
 
 
 def _state(model: Model) -> dict[str, Tensor]:

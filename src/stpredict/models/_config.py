@@ -1,4 +1,4 @@
-"""How `config=`, a panel and `mpp=` become the configuration of a model."""
+"""Resolve `config=`, a panel and `mpp=` into the configuration of a model."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from stpredict.models._fields import Config
 from stpredict.models._texts import text_spec
 from stpredict.nn.architecture import described
 
-BLANK: Mapping[str, Any] = {"genes": (), "vocabulary": (), "text": {}}  # what only the caller can say
+CALLER_FIELDS: Mapping[str, Any] = {"genes": (), "vocabulary": (), "text": {}}  # what only the caller can say
 
 
-def configured[C: Config](
+def resolve_config[C: Config](
     config: str | C,
     kind: type[C],
     published: Mapping[str, Any],
@@ -27,6 +27,10 @@ def configured[C: Config](
 ) -> C:
     """A named configuration or the caller's own, with what else was given put into it.
 
+    What a hub says of an encoder that it describes becomes part of the configuration, see `described`.
+
+    Parameters
+    ----------
     kind
         The dataclass of the model, "Config" after its name.
     published, small
@@ -34,10 +38,13 @@ def configured[C: Config](
     given
         Further values of fields; None leaves the configuration's.
 
-    What a hub says of an encoder that it describes becomes part of the configuration, see `described`.
-
-    Raises ValueError for an unknown name, a field of the wrong type or range, an empty or duplicated panel, and an
-    encoder that is to be trained at a rate of 0; ConnectionError where a hub has to be asked and cannot be.
+    Raises
+    ------
+    ValueError
+        For an unknown name, a field of the wrong type or range, an empty or duplicated panel, and an encoder that is to
+        be trained at a rate of 0.
+    ConnectionError
+        Where a hub has to be asked and cannot be.
     """
     named: dict[str, Mapping[str, Any]] = {"small": small or {}, "published": published}
     if isinstance(config, str):
@@ -69,4 +76,4 @@ def configured[C: Config](
 
 def _blank(kind: type) -> dict[str, Any]:
     required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
-    return {name: BLANK[name] for name in required}
+    return {name: CALLER_FIELDS[name] for name in required}

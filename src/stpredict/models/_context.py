@@ -1,4 +1,4 @@
-"""Fitting a dense model's context in closed form: a ridge regression on the surroundings of each shape."""
+"""Context branch of PixNet: encoder statistics around each cell, and their closed-form ridge regression."""
 
 from __future__ import annotations
 
@@ -7,44 +7,90 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
-from torch import Tensor
+from torch import Tensor, nn
 
 from stpredict._section import Section, blocks
-from stpredict.models._samples import WindowSamples
-from stpredict.nn.context import Context
-from stpredict.nn.encoders import EncoderSpec, folded_encoder, rgb
+from stpredict.models._scale import measured_expression
+from stpredict.models._windows import WindowSamples
+from stpredict.nn.encoders import Encoder, EncoderSpec, folded_encoder, rgb
 from stpredict.nn.pool import pool
 
 PENALTIES = tuple(10 ** (k / 2) for k in range(4, 11))  # 10^2 .. 10^5
 WINDOWS = 2  # a forward pass
 
 
-class ContextBranch(Context):
-    """A context with the weights of a panel, and its share of the map: 0 until it is fitted.
+class ContextBranch(nn.Module):
+    """Mean and standard deviation of a frozen CNN's maps in a square around each cell, as linear channels of the map.
 
-    spec, weights, cells, rank
-        See `Context`.
+    The square is centred on its cell: the outermost of `cells` + 1 cells count by half. Mean and standard deviation are
+    standardised by buffers that training fills, as the projection and the weights are; `share`, the part of the
+    prediction that comes from here, is 0 until then.
+
+    Parameters
+    ----------
+    spec
+        Which encoder; all its stages are used, whatever taps the spec names.
+    cells
+        Side of the square in cells of the coarsest stage, even.
+    rank
+        Channels of the projection.
+    n_genes
+        Length of the panel, whose weights on these channels and intercepts are kept here.
     """
 
+    centre: Tensor
+    spread: Tensor
+    projection: Tensor
+    box: Tensor
     weight: Tensor
     intercept: Tensor
     share: Tensor
 
     def __init__(self, spec: EncoderSpec, *, weights: str | Path | None, cells: int, rank: int, n_genes: int) -> None:
-        super().__init__(spec, weights=weights, cells=cells, rank=rank)
+        super().__init__()
+        self.encoder = Encoder(spec, weights=weights).requires_grad_(False)
+        self.cell_px = max(self.encoder.strides)
+        n = 2 * sum(self.encoder.channels)
+        weight = torch.ones(cells + 1)
+        weight[[0, -1]] = 0.5
+        self.register_buffer("box", weight / cells, persistent=False)
+        self.register_buffer("centre", torch.zeros(n))
+        self.register_buffer("spread", torch.ones(n))
+        self.register_buffer("projection", torch.zeros(rank, n))
         self.register_buffer("weight", torch.zeros(n_genes, rank))
         self.register_buffer("intercept", torch.zeros(n_genes))
         self.register_buffer("share", torch.zeros(()))
 
+    def train(self, mode: bool = True) -> ContextBranch:
+        """Always in eval mode: nothing here is trained by gradient."""
+        return super().train(False)
+
+    def statistics(self, image: Float[Tensor, "b 3 h w"], encoder: Encoder | None = None) -> Float[Tensor, "b f r c"]:
+        """Means, then standard deviations, of every channel around every coarse cell; RGB in [0, 1].
+
+        Parameters
+        ----------
+        encoder
+            The same one with its batch norms folded; None: the module's own.
+        """
+        maps = (encoder or self.encoder)(image)
+        sides = [self.cell_px // stride for stride in self.encoder.strides]
+        mean = torch.cat([_pooled(x.float(), k) for x, k in zip(maps, sides, strict=True)], dim=1)
+        square = torch.cat([_pooled(x.float().square(), k) for x, k in zip(maps, sides, strict=True)], dim=1)
+        mean, square = self._around(mean), self._around(square)
+        return torch.cat([mean, (square - mean.square()).clamp_min(0).sqrt()], dim=1)
+
     def forward(self, image: Float[Tensor, "b 3 h w"], *, size: Sequence[int]) -> Float[Tensor, "b k r c"]:
-        """The map of the context's channels; zeros, at no cost, as long as its share is 0."""
+        """The projected statistics, interpolated to a map of this size; zeros, at no cost, while the share is 0."""
         if self.share == 0:
             return image.new_zeros(len(image), len(self.projection), *size)
-        return super().forward(image, size=size)
+        standard = (self.statistics(image) - self.centre[:, None, None]) / self.spread[:, None, None]
+        return self.fine(torch.einsum("kf,bfrc->bkrc", self.projection, standard), size=size)
 
     def mixed(self, rows: Float[Tensor, "g d"], positions: Sequence[int]) -> Float[Tensor, "g k"]:
         """The head's rows (bias last) with the context's weights put in, each branch weighed by its share."""
@@ -58,9 +104,25 @@ class ContextBranch(Context):
         self.weight, self.intercept = torch.from_numpy(weight).to(device), torch.from_numpy(intercept).to(device)
         self.share = torch.tensor(share, device=device)
 
+    @staticmethod
+    def fine(coarse: Tensor, *, size: Sequence[int]) -> Tensor:
+        """A coarse map interpolated bilinearly."""
+        return F.interpolate(coarse, size=tuple(size), mode="bilinear", align_corners=False)
+
+    def _around(self, x: Tensor) -> Tensor:
+        n = x.shape[1]
+        half = len(self.box) // 2
+        x = F.pad(x, (half, half, half, half), mode="replicate")
+        x = F.conv2d(x, self.box.view(1, 1, -1, 1).expand(n, 1, -1, 1), groups=n)
+        return F.conv2d(x, self.box.view(1, 1, 1, -1).expand(n, 1, 1, -1), groups=n)
+
+
+def _pooled(x: Tensor, k: int) -> Tensor:
+    return F.avg_pool2d(x, k) if k > 1 else x
+
 
 def fit_context(
-    context: Context, sections: Sequence[Section], *, window_px: int, stride: float
+    context: ContextBranch, sections: Sequence[Section], *, window_px: int, stride: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Standardise and project the statistics so that they predict expression, and say how.
 
@@ -68,10 +130,12 @@ def fit_context(
     blocks: the squares around neighbours overlap), on the squared error; its coefficients are cut to the rank of the
     projection by singular values.
 
-    Returns the weights (g, rank) of the projected channels and the intercepts (g,).
+    Returns
+    -------
+    The weights (g, rank) of the projected channels and the intercepts (g,).
     """
     x = _statistics(context, sections, window_px=window_px, stride=stride)
-    y = np.concatenate([s.expression for s in sections]).astype(np.float64)
+    y = measured_expression(sections).astype(np.float64)
     centre, spread = x.mean(axis=0), x.std(axis=0)
     spread[spread < 1e-6] = 1.0
     search = GridSearchCV(Ridge(), {"alpha": PENALTIES}, scoring="neg_mean_squared_error", cv=LeaveOneGroupOut())
@@ -94,7 +158,9 @@ def _groups(sections: Sequence[Section]) -> NDArray[np.int64]:
     return np.repeat(np.arange(len(sections)), [s.n_shapes for s in sections])
 
 
-def _statistics(context: Context, sections: Sequence[Section], *, window_px: int, stride: float) -> NDArray[np.float64]:
+def _statistics(
+    context: ContextBranch, sections: Sequence[Section], *, window_px: int, stride: float
+) -> NDArray[np.float64]:
     """The statistics (n, f) pooled inside every shape of the sections, as a map of the projected ones will be."""
     samples = WindowSamples(
         sections, window_px=window_px, stride=stride, reduction="mean", stain_jitter=0.0, train=False, seed=0

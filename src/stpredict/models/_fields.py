@@ -1,4 +1,4 @@
-"""What every configuration and recipe is held to: the type and the range of each of its fields.
+"""Base classes of configurations and recipes, and the range of each of their fields.
 
 One table serves constructors and cards. A rule that joins several fields stands in the file of its model.
 """
@@ -6,13 +6,14 @@ One table serves constructors and cards. A rule that joins several fields stands
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from stpredict._schema import Range, check_fields, check_value, shown
 from stpredict.nn.architecture import check_encoder
+from stpredict.nn.encoders import EncoderSpec
 
 _ANY, _SOME = (0, 2**20), (1, 2**20)  # numbers of things
 _WEIGHT, _SHARE, _DROPPED = (0.0, 1e6), (0.0, 1.0), (0.0, 0.99)
@@ -63,6 +64,8 @@ class Checked:
 class Recipe(Checked):
     """How a model is trained when the caller says nothing else.
 
+    Parameters
+    ----------
     lr, encoder_lr
         Peak learning rates of AdamW; `encoder_lr` is that of pretrained encoder weights (0 freezes them).
     warmup
@@ -70,7 +73,10 @@ class Recipe(Checked):
     patience
         Epochs without a better validation loss before training stops; None = never (the schedule ends it).
 
-    Raises ValueError, naming the field, for a value of another type or out of its range.
+    Raises
+    ------
+    ValueError
+        For a value of another type or out of its range; it names the field.
     """
 
     max_epochs: int = 30
@@ -103,6 +109,41 @@ class Config(Checked):
         for name in ("text", "names"):
             if values.get(name):
                 check_text(name, values[name])
+
+
+@dataclass(frozen=True)
+class PanelConfig(Config):
+    """Ordered panel, and micrometres per pixel."""
+
+    genes: tuple[str, ...]
+    mpp: float = 2.0
+
+
+@dataclass(frozen=True)
+class PatchConfig(PanelConfig):
+    """And the side, in pixels, of the patch around each shape."""
+
+    patch_px: int = 128
+
+
+@dataclass(frozen=True)
+class EncoderConfig(Config):
+    """The fields that say which image encoder, and how it is fed; see `stpredict.nn.EncoderSpec`.
+
+    A config names it before the class that holds its first fields, since Python takes the fields of bases from the last
+    to the first.
+    """
+
+    encoder: str = "mobilenetv2_100"
+    taps: tuple[int, ...] = (0, 1, 2, 3, 4)
+    encoder_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    encoder_mean: tuple[float, ...] | None = None
+    encoder_std: tuple[float, ...] | None = None
+
+    @property
+    def encoder_spec(self) -> EncoderSpec:
+        """The same five as one."""
+        return EncoderSpec(self.encoder, self.taps, self.encoder_kwargs, self.encoder_mean, self.encoder_std)
 
 
 def check_text(name: str, spec: Mapping[str, Any]) -> None:

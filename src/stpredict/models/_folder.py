@@ -1,4 +1,4 @@
-"""The folder of a saved model: written whole or not at all, and read as data that a stranger may have made."""
+"""Save a model to a folder atomically, and read a folder as untrusted data."""
 
 from __future__ import annotations
 
@@ -30,8 +30,13 @@ def write_model(folder: Path, state: Mapping[str, Tensor], card: Card, *, overwr
     Both files are put beside those of an older model, and moved: first the weights, then the card. Whoever is killed in
     between leaves the old model or the new one, see `stpredict._card.card_file`.
 
-    Raises FileExistsError where there is a model already and `overwrite` is not given, and ValueError, with nothing
-    written, for what could not be read again: a card with a wrong field, a tensor with NaN or infinite values.
+    Raises
+    ------
+    FileExistsError
+        Where there is a model already and `overwrite` is not given.
+    ValueError
+        With nothing written, for what could not be read again: a card with a wrong field, a tensor with NaN or infinite
+        values.
     """
     check_card(card)
     check_values(state, folder)
@@ -72,7 +77,12 @@ def _sync(path: Path) -> None:
 def checked_weights(folder: Path) -> tuple[Card, Path]:
     """The card of a folder and the path of its weights, which have the hash that the card says.
 
-    Raises FileNotFoundError where one is missing, ValueError for a changed byte and for what `Card.read` refuses.
+    Raises
+    ------
+    FileNotFoundError
+        Where one is missing.
+    ValueError
+        For a changed byte and for what `Card.read` refuses.
     """
     card, path = read_card(folder), folder / WEIGHTS
     if not path.is_file():
@@ -93,6 +103,8 @@ def checked_weights(folder: Path) -> tuple[Card, Path]:
 class Saved:
     """A folder whose card, network and weights were found to fit, before any memory was taken for them.
 
+    Parameters
+    ----------
     skeleton, header
         The network, and the tensors of the file, on the device "meta".
     """

@@ -1,4 +1,4 @@
-"""The patch encoder of spot models: frozen, its features remembered by content, or trained."""
+"""Patch encoder of spot models, frozen (with cached features) or trained; and the array grid of a section."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ SQUARE, HEXAGON = (1.0, 1.0), (3**0.5 / 2, 0.5)  # distances of rows and columns
 class PatchEncoder(nn.Module):
     """Standardised features of uint8 patches.
 
+    Parameters
+    ----------
     spec, weights
         See `Encoder`.
     kind
@@ -38,7 +40,10 @@ class PatchEncoder(nn.Module):
     patch_px
         Side of the patches, which the encoder must take; None: it is not known yet.
 
-    Raises ValueError for a side that the encoder does not take.
+    Raises
+    ------
+    ValueError
+        For a side that the encoder does not take.
     """
 
     centre: Tensor
@@ -80,7 +85,7 @@ class PatchEncoder(nn.Module):
         self.centre, self.spread = rows.mean(0), rows.std(0).clamp_min(1e-6)
 
     @torch.no_grad()
-    def every(self, sections: Sequence[Section], *, patch_px: int) -> Tensor:
+    def encode_sections(self, sections: Sequence[Section], *, patch_px: int) -> Tensor:
         """Features of the patch around every shape, section after section, on the encoder's device; no gradient."""
         training = self.training
         found = (torch.cat(self._parts(sections, patch_px)) - self.centre) / self.eval().spread
@@ -101,7 +106,7 @@ class PatchEncoder(nn.Module):
         return self._cache(image)
 
 
-def grid_of(section: Section) -> NDArray[np.int64]:
+def array_grid(section: Section) -> NDArray[np.int64]:
     """(n, 2) integer places (row, column) of the shapes, from 0: the section's own grid, else one laid over it.
 
     Two grids are tried, both from the median distance of nearest neighbours and the smallest centre of either axis: of

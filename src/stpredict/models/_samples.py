@@ -1,14 +1,13 @@
-"""What models cut from sections: windows of a dense map, patches around shapes; and the batches they become."""
+"""Samples of patch-based models: patches around shapes or whole sections, and the batches made of them."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -17,8 +16,7 @@ from torch.utils.data import Dataset
 from stpredict import _coverage
 from stpredict._section import ImageView, Section
 from stpredict._window import Window
-from stpredict.nn.pool import Pooling, pooling
-from stpredict.nn.stain import jitter
+from stpredict.nn.pool import Pooling
 
 READ_BYTES = 2**26  # of an image's own pixels that are read together
 
@@ -27,6 +25,8 @@ READ_BYTES = 2**26  # of an image's own pixels that are read together
 class Batch:
     """Images with the shapes in them.
 
+    Parameters
+    ----------
     image
         (b, 3, h, w) uint8 RGB.
     pooling
@@ -103,128 +103,6 @@ def held_in_memory(section: Section, *, limit_bytes: int) -> Section:
     return replace(section, image=ImageView(pixels=pixels, scale=(1.0, 1.0), mpp=view.mpp))
 
 
-@dataclass(frozen=True)
-class _Cut:
-    """One window of one section with the shapes that count in it."""
-
-    section: int
-    window: Window
-    shapes: NDArray[np.int64]
-    turn: int = 0
-
-
-class WindowSamples(Samples):
-    """Square windows of sections; a shape counts only if it lies wholly inside.
-
-    With `n_genes`, a batch carries so many genes, drawn anew. In training a window is placed at random around a random
-    shape (sections in proportion to their shapes), turned by one of the 8 symmetries; otherwise windows are laid so
-    that every shape counts exactly once, away from the edge.
-    """
-
-    def __init__(
-        self,
-        sections: Sequence[Section],
-        *,
-        window_px: int,
-        stride: float | int,
-        reduction: Literal["mean", "sum"],
-        stain_jitter: float,
-        train: bool,
-        seed: int,
-        n_genes: int | None = None,
-    ) -> None:
-        self.sections, self.window_px, self.stride = sections, window_px, stride
-        self.reduction, self.stain_jitter, self.train, self.seed = reduction, stain_jitter, train, seed
-        self.n_genes = n_genes
-        self.bounds = [_coverage.bounds(s.geometry, s.radius) for s in sections]
-        self.cells = [_coverage.transform(s.geometry, s.radius, to_cells(stride)) for s in sections]
-        self._check_extent()
-        self.shapes = np.array([(i, k) for i, s in enumerate(sections) for k in range(s.n_shapes)])
-        self.cuts = [] if train else [cut for i in range(len(sections)) for cut in self._lay(i)]
-
-    def __len__(self) -> int:
-        return self._n_random() if self.train else len(self.cuts)
-
-    def __getitem__(self, index: int) -> tuple[NDArray, sp.csr_array, NDArray | None, NDArray, int]:
-        """Image (h, w, 3), coverage (n, cells), expression (n, g), rows (n, 2) and index of one window."""
-        cut = self._draw(index) if self.train else self.cuts[index]
-        section = self.sections[cut.section]
-        n = round(self.window_px / self.stride)
-        y0, x0 = round(cut.window.y0 / self.stride), round(cut.window.x0 / self.stride)
-        geometry, radius = (part[cut.shapes] for part in self.cells[cut.section])
-        covered = _coverage.coverage(geometry, radius, Window(y0, x0, n, n)) * self.stride**2
-        order = dihedral(np.arange(n * n).reshape(n, n), cut.turn).ravel()
-        image = dihedral(section.image.read(cut.window), cut.turn)
-        if self.stain_jitter:
-            rng = np.random.default_rng([self.seed, index, 1])
-            image = jitter(image, strength=self.stain_jitter, rng=rng)
-        expression = None if section.expression is None else section.expression[cut.shapes]
-        rows = np.column_stack([np.full(len(cut.shapes), cut.section), cut.shapes])
-        return np.ascontiguousarray(image), sp.csr_array(covered[:, order]), expression, rows, index
-
-    def collate(self, samples: Sequence[tuple[NDArray, sp.csr_array, NDArray | None, NDArray, int]]) -> Batch:
-        images, covered, expression, rows, draws = zip(*samples, strict=True)
-        section = self.sections[0]
-        into = pooling(covered, reduction=self.reduction, mpp=section.mpp)
-        target = None if expression[0] is None else torch.from_numpy(np.concatenate(expression))
-        image = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-        batch = Batch(image, into, target, section.genes or (), np.concatenate(rows))
-        return batch if self.n_genes is None else some_genes(batch, self.n_genes, draw=(self.seed, draws[0]))
-
-    def _check_extent(self) -> None:
-        for section, bounds in zip(self.sections, self.bounds, strict=True):
-            extent = np.nanmax(bounds[:, 2:] - bounds[:, :2], initial=0)
-            if extent >= self.window_px:
-                raise ValueError(
-                    f"section {section.name!r} has a shape {extent * section.mpp:.0f} um wide; the training window is "
-                    f"{self.window_px * section.mpp:.0f} um. Give the model a larger window_px or smaller shapes."
-                )
-
-    def _n_random(self) -> int:
-        """So many windows that a shape is expected to count about once an epoch, if shapes fill the section."""
-        n = 0.0
-        for section, bounds in zip(self.sections, self.bounds, strict=True):
-            extent = np.nanmedian(bounds[:, 2:] - bounds[:, :2])
-            y0, x0 = np.nanmin(bounds[:, :2], axis=0)
-            y1, x1 = np.nanmax(bounds[:, 2:], axis=0)
-            per_window = section.n_shapes * (self.window_px - extent) ** 2 / ((y1 - y0) * (x1 - x0))
-            n += section.n_shapes / max(per_window, 1.0)
-        return max(1, int(np.ceil(n)))
-
-    def _draw(self, index: int) -> _Cut:
-        rng = np.random.default_rng([self.seed, index])
-        i, k = map(int, self.shapes[rng.integers(len(self.shapes))])
-        low, high = self.bounds[i][k, :2], self.bounds[i][k, 2:]
-        corner = rng.integers(np.ceil(high - self.window_px), np.floor(low) + 1)
-        y0, x0 = self._snap(corner)
-        window = Window(y0, x0, self.window_px, self.window_px)
-        return _Cut(i, window, self._inside(i, window), int(rng.integers(8)))
-
-    def _snap(self, corner: NDArray) -> tuple[int, int]:
-        """The corner moved up and left to whole pixels that start a cell (strides may be halves)."""
-        unit = self.stride if float(self.stride).is_integer() else 2 * self.stride
-        y, x = np.floor(corner / unit) * unit
-        return int(y), int(x)
-
-    def _inside(self, i: int, window: Window) -> NDArray[np.int64]:
-        section = self.sections[i]
-        return np.flatnonzero(_coverage.inside(section.geometry, section.radius, window))
-
-    def _lay(self, i: int) -> list[_Cut]:
-        """Windows on a regular grid; each shape goes to the window whose centre is nearest."""
-        bounds = self.bounds[i]
-        extent = float(np.nanmax(bounds[:, 2:] - bounds[:, :2], initial=0))
-        step = max(1.0, (self.window_px - extent) * 0.6)
-        centre = (bounds[:, :2] + bounds[:, 2:]) / 2
-        cells = np.floor(centre / step).astype(np.int64)
-        cuts = []
-        for y, x in np.unique(cells, axis=0):
-            y0, x0 = self._snap((np.array([y, x]) + 0.5) * step - self.window_px / 2)
-            shapes = np.flatnonzero((cells == (y, x)).all(axis=1))
-            cuts.append(_Cut(i, Window(y0, x0, self.window_px, self.window_px), shapes))
-        return cuts
-
-
 class Patch(NamedTuple):
     """Image (h, w, 3), expression (g,), the row (2,) of its shape, and the number that random draws start from."""
 
@@ -237,15 +115,30 @@ class Patch(NamedTuple):
 class PatchSamples(Samples):
     """A square patch around the centre of every shape; the same in training and prediction.
 
+    Parameters
+    ----------
+    sections
+        Sections whose shapes are the samples, one after the other.
+    patch_px
+        Side of a patch.
     n_genes
         How many genes, drawn anew for every batch, a batch carries; None: all.
+    seed
+        Of that draw.
+    extra
+        What `Batch.extra` holds beside the images: rows of all shapes, section after section, by name.
+    images
+        Whether the images are read; without them a patch has no pixels, for models that know all they need by `extra`.
     """
 
     def __init__(
-        self, sections: Sequence[Section], *, patch_px: int, n_genes: int | None = None, seed: int = 0
-    ) -> None:
+        self, sections: Sequence[Section], *, patch_px: int, n_genes: int | None = None, seed: int = 0,
+        extra: Mapping[str, Tensor] | None = None, images: bool = True,
+    ) -> None:  # fmt: skip
         self.sections, self.patch_px, self.n_genes, self.seed = sections, patch_px, n_genes, seed
+        self.extra, self.images = dict(extra or {}), images
         self.shapes = [(i, k) for i, s in enumerate(sections) for k in range(s.n_shapes)]
+        self.first = np.cumsum([0, *(section.n_shapes for section in sections)])
         self.bounds = [_coverage.bounds(s.geometry, s.radius) for s in sections]
 
     def __len__(self) -> int:
@@ -257,8 +150,16 @@ class PatchSamples(Samples):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Patch]:
         """As `[index]` for each; a chunk of an image under several patches is read and decoded once."""
-        images: dict[int, NDArray[np.uint8]] = {}  # by the place in `indices`
         shapes = [self.shapes[index % len(self.shapes)] for index in indices]
+        images = self._read(shapes) if self.images else [np.empty((0, 0, 3), np.uint8)] * len(shapes)
+        return [
+            Patch(image, None if (of := self.sections[i].expression) is None else of[k], (i, k), index)
+            for image, (i, k), index in zip(images, shapes, indices, strict=True)
+        ]
+
+    def _read(self, shapes: Sequence[tuple[int, int]]) -> list[NDArray[np.uint8]]:
+        """The images of shapes, as many of one section together as `READ_BYTES` allows."""
+        images: dict[int, NDArray[np.uint8]] = {}  # by the place in `shapes`
         for i in {i for i, _ in shapes}:
             places = [place for place, (section, _) in enumerate(shapes) if section == i]
             view = self.sections[i].image
@@ -266,10 +167,7 @@ class PatchSamples(Samples):
             for first in range(0, len(places), step):
                 part = places[first : first + step]
                 images |= zip(part, view.read_all([self._window(*shapes[place]) for place in part]), strict=True)
-        return [
-            Patch(images[place], None if (of := self.sections[i].expression) is None else of[k], (i, k), index)
-            for place, ((i, k), index) in enumerate(zip(shapes, indices, strict=True))
-        ]
+        return [images[place] for place in range(len(shapes))]
 
     def _window(self, i: int, k: int) -> Window:
         bounds = self.bounds[i][k]
@@ -284,8 +182,40 @@ class PatchSamples(Samples):
         images, expression, rows, draws = zip(*samples, strict=True)
         target = None if expression[0] is None else torch.from_numpy(np.stack(expression))
         image = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-        batch = Batch(image, None, target, self.sections[0].genes or (), np.array(rows))
+        row = np.array(rows)
+        at = torch.from_numpy(self.first[row[:, 0]] + row[:, 1])
+        extra = {name: values[at] for name, values in self.extra.items()}
+        batch = Batch(image, None, target, self.sections[0].genes or (), row, extra)
         return batch if self.n_genes is None else some_genes(batch, self.n_genes, draw=(self.seed, draws[0]))
+
+
+class TurnedSamples(Samples):
+    """Patches under one of the symmetries of the square each, drawn anew whenever one is taken.
+
+    Parameters
+    ----------
+    patches
+        What is turned.
+    symmetries
+        1: none; 4: quarter turns; 8: flips too.
+    seed, stream
+        Numbers that the draws start from, before and after that of the sample.
+    """
+
+    def __init__(self, patches: PatchSamples, *, symmetries: int = 8, seed: int, stream: tuple[int, ...] = ()) -> None:
+        self.patches, self.symmetries, self.seed, self.stream = patches, symmetries, seed, stream
+
+    def __len__(self) -> int:
+        return len(self.patches)
+
+    def __getitem__(self, index: int) -> Patch:
+        """The patch of one shape, turned; the index decides how."""
+        patch = self.patches[index]
+        turn = int(np.random.default_rng([self.seed, index, *self.stream]).integers(self.symmetries))
+        return patch._replace(image=dihedral(patch.image, turn))
+
+    def collate(self, samples: Sequence[Patch]) -> Batch:
+        return self.patches.collate(samples)
 
 
 class SectionSamples(Samples):

@@ -1,4 +1,4 @@
-"""What text-queried models know of genes: their embeddings, and how they were made."""
+"""Vocabulary of text-queried models: gene embeddings, and how they were made."""
 
 from __future__ import annotations
 
@@ -32,12 +32,14 @@ def text_spec(embeddings: GeneEmbeddings) -> dict[str, Any]:
 class Vocabulary(nn.Module):
     """The genes that a text-queried model can answer for, with their embeddings.
 
+    Embeddings are centred and scaled to unit variance on the training panel (`fit`).
+
+    Parameters
+    ----------
     genes, spec
         Names of the rows that are saved with the model, and `text_spec` of their embeddings.
     embeddings
         None where the rows will be loaded.
-
-    Embeddings are centred and scaled to unit variance on the training panel (`fit`).
     """
 
     vectors: Tensor
@@ -57,7 +59,7 @@ class Vocabulary(nn.Module):
 
     @property
     def known(self) -> tuple[str, ...]:
-        """All genes that have an embedding: the saved ones, then those of `know`."""
+        """All genes that have an embedding: the saved ones, then those of `add_embeddings`."""
         return (*self.genes, *self._further)
 
     def fit(self, panel: Sequence[str]) -> None:
@@ -66,11 +68,14 @@ class Vocabulary(nn.Module):
         self.centre = rows.mean(0)
         self.scale = (rows - self.centre).square().mean().sqrt().clamp_min(1e-6)
 
-    def know(self, embeddings: GeneEmbeddings) -> None:
+    def add_embeddings(self, embeddings: GeneEmbeddings) -> None:
         """Take in further genes; they are not saved with the model.
 
-        Raises ValueError for embeddings of another encoder, revision, pooling or width, and for a gene that is known
-        with another embedding.
+        Raises
+        ------
+        ValueError
+            For embeddings of another encoder, revision, pooling or width, and for a gene that is known with another
+            embedding.
         """
         wanted = {key: self.spec[key] for key in (*SPEC, "width")}
         found = {key: getattr(embeddings, key) for key in (*SPEC, "width")}
@@ -96,7 +101,10 @@ class Vocabulary(nn.Module):
     def rows(self, genes: Sequence[str]) -> Float[Tensor, "g w"]:
         """Centred and scaled embeddings, in the order of `genes`.
 
-        Raises ValueError naming genes without an embedding, and the ways to get one.
+        Raises
+        ------
+        ValueError
+            For genes without an embedding, and the ways to get one.
         """
         missing = [gene for gene in genes if gene not in self._row and gene not in self._further]
         if missing:

@@ -1,4 +1,4 @@
-"""BLEEP: image and expression in one space; a patch is answered by the measured spots that lie nearest to it.
+"""BLEEP: contrastive embedding of patches and expression; prediction by the nearest measured spots.
 
 Source: "Spatially Resolved Gene Expression Prediction from Histology Images via Bi-modal Contrastive Learning"
 (BLEEP), NeurIPS 2023, methods; loss, sizes and optimiser compared with the official repository (bowang-lab/BLEEP:
@@ -37,20 +37,23 @@ from torch import Tensor, nn
 
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, constructor
-from stpredict.models._config import configured
-from stpredict.models._fields import Config
+from stpredict.models._config import resolve_config
+from stpredict.models._fields import EncoderConfig, PatchConfig
+from stpredict.models._info import ModelInfo
 from stpredict.models._patches import PatchEncoder
-from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, dihedral
-from stpredict.nn.encoders import EncoderSpec
+from stpredict.models._samples import Batch, PatchSamples, Samples, TurnedSamples
+from stpredict.models._scale import measured_expression
 
 Matching = Literal["average", "simple", "weighted"]
 ROWS = 1024  # shapes compared with the whole bank at once
 
 
 @dataclass(frozen=True)
-class BLEEPConfig(Config):
+class BLEEPConfig(EncoderConfig, PatchConfig):
     """Every choice of a BLEEP. Each value that the paper does not give carries its reason.
 
+    Parameters
+    ----------
     genes
         The ordered panel, all of which is embedded.
     mpp, patch_px
@@ -70,14 +73,7 @@ class BLEEPConfig(Config):
         to exp(- squared distance) in the joint space, which at this width is nearly "simple".
     """
 
-    genes: tuple[str, ...]
     mpp: float = 2.0  # 256 um are better than 128 for GeneQuery (benchmarks/README.md); not tuned for this model
-    patch_px: int = 128
-    encoder: str = "mobilenetv2_100"
-    taps: tuple[int, ...] = (0, 1, 2, 3, 4)
-    encoder_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    encoder_mean: tuple[float, ...] | None = None
-    encoder_std: tuple[float, ...] | None = None
     frozen: bool = True
     features: Literal["pooled", "averaged"] = "pooled"
     width: int = 256
@@ -109,6 +105,12 @@ PUBLISHED: Mapping[str, Any] = {
 class BLEEP(Model):
     """Expression of a patch as the average over the training spots nearest to it in a joint space.
 
+    The reference bank is built when training ends and is part of the checkpoint: 4 bytes x (width + genes) a spot.
+
+    Source: see the module's head.
+
+    Parameters
+    ----------
     genes
         The ordered panel.
     encoder_weights
@@ -122,16 +124,27 @@ class BLEEP(Model):
     seed
         Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
-    The reference bank is built when training ends and is part of the checkpoint: 4 bytes x (width + genes) a spot.
-
-    Raises ValueError for an empty or duplicated panel, an unknown configuration or matching, and a trained encoder
-    without a learning rate.
-    Source: see the module's head.
+    Raises
+    ------
+    ValueError
+        For an empty or duplicated panel, an unknown configuration or matching, and a trained encoder without a learning
+        rate.
     """
 
     output: ClassVar = "spots"
     context = "shape"
     config_class: ClassVar = BLEEPConfig
+    info: ClassVar = ModelInfo(
+        name="BLEEP",
+        task="image and expression in one space; the mean of the 50 nearest measured spots",
+        title=("Spatially Resolved Gene Expression Prediction from Histology Images via Bi-modal Contrastive Learning"),
+        authors="Xie et al.",
+        venue="NeurIPS",
+        year=2023,
+        code="https://github.com/bowang-lab/BLEEP",
+        code_licence="Apache-2.0",
+        encoder="resnet50",
+    )
 
     bank_embedding: Tensor
     bank_expression: Tensor
@@ -147,18 +160,20 @@ class BLEEP(Model):
         config: str | BLEEPConfig = "small",
         seed: int | None = None,
     ) -> None:
-        super().__init__()
-        c = self.config = _config(config, genes, mpp)
-        self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
-        spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
+        super().__init__(_config(config, genes, mpp))
+        c = self.config
         self.encoder = PatchEncoder(
-            spec, weights=encoder_weights, kind=c.features, frozen=c.frozen, folder=feature_cache, patch_px=c.patch_px
-        )
+            c.encoder_spec,
+            weights=encoder_weights,
+            kind=c.features,
+            frozen=c.frozen,
+            folder=feature_cache,
+            patch_px=c.patch_px,
+        )  # fmt: skip
         self.image_projection = ProjectionHead(self.encoder.width, c.width, dropout=c.dropout)
         self.expression_projection = ProjectionHead(len(c.genes), c.width, dropout=c.dropout)
         self.register_buffer("bank_embedding", torch.zeros(0, c.width))
         self.register_buffer("bank_expression", torch.zeros(0, len(c.genes)))
-        self._position = {gene: i for i, gene in enumerate(c.genes)}
 
     def prepare(self, sections: Sequence[Section]) -> None:
         """The scale of frozen features on the training sections; an older bank goes."""
@@ -169,11 +184,11 @@ class BLEEP(Model):
     def samples(self, sections: Sequence[Section], *, train: bool, seed: int = 0) -> Samples:
         """The patch around every shape; turned at random in training, where the encoder is trained."""
         patches = PatchSamples(sections, patch_px=self.config.patch_px, seed=seed)
-        return TurnedSamples(patches) if train and not self.config.frozen else patches
+        return TurnedSamples(patches, seed=seed, stream=(3,)) if train and not self.config.frozen else patches
 
     def query(self, genes: Sequence[str]) -> Float[Tensor, "g m"]:
         """The expression of these genes in the spots of the bank, target units; m = 0 before training ends."""
-        return self.bank_expression[:, [self._position[gene] for gene in genes]].T
+        return self.bank_expression[:, self.gene_index(genes)].T
 
     def latent(self, batch: Batch) -> Float[Tensor, "n d"]:
         """The patches in the joint space, not normalised."""
@@ -183,7 +198,10 @@ class BLEEP(Model):
     def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g m"]) -> Float[Tensor, "n g"]:
         """The average of the nearest bank spots; see `BLEEPConfig.matching`.
 
-        Raises ValueError for a model that has no bank yet.
+        Raises
+        ------
+        ValueError
+            For a model that has no bank yet.
         """
         if not len(self.bank_embedding):
             raise ValueError(
@@ -193,10 +211,6 @@ class BLEEP(Model):
         bank = query.T.contiguous()
         parts = [self._matched(rows, bank) for rows in latent.split(ROWS)]
         return torch.cat(parts) if parts else latent.new_zeros(0, len(query))
-
-    def link(self, values: Tensor) -> Tensor:
-        """Target units already."""
-        return values
 
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
         """The contrastive loss of the patches and the expression of a batch; the bank has no part in it.
@@ -213,7 +227,7 @@ class BLEEP(Model):
         """Embed the expression of the training sections: the reference bank."""
         training = self.training
         self.eval()
-        expression = torch.from_numpy(np.concatenate([s.expression for s in sections]).astype(np.float32))
+        expression = torch.from_numpy(measured_expression(sections).astype(np.float32))
         self.bank_expression = expression.to(self.bank_expression.device)
         with torch.autocast(self.bank_expression.device.type, enabled=False):
             parts = [self.expression_projection(rows) for rows in self.bank_expression.split(ROWS)]
@@ -249,37 +263,20 @@ class ProjectionHead(nn.Module):
         return self.norm(projected + self.dropout(self.second(F.gelu(projected))))
 
 
-class TurnedSamples(Samples):
-    """Patches under one of the 8 symmetries of the square each, drawn anew in every epoch."""
-
-    def __init__(self, patches: PatchSamples) -> None:
-        self.patches = patches
-
-    def __len__(self) -> int:
-        return len(self.patches)
-
-    def __getitem__(self, index: int) -> Patch:
-        """As `PatchSamples`, the image turned."""
-        patch = self.patches[index]
-        turn = int(np.random.default_rng([self.patches.seed, index, 3]).integers(8))
-        return patch._replace(image=dihedral(patch.image, turn))
-
-    def collate(self, samples: Sequence[Patch]) -> Batch:
-        """As `PatchSamples`."""
-        return self.patches.collate(samples)
-
-
 def contrastive(
     images: Float[Tensor, "n d"], spots: Float[Tensor, "n d"], *, temperature: float = 1.0
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the spot-by-image logits with soft targets, rows and columns weighing the same.
 
-    images, spots
-        Embeddings of the two sides of n spots, row by row; not normalised.
-
     The targets are the softmax over each row of the mean of the image-image and the spot-spot similarities; they carry
     gradient, and the columns use their transpose.
+
     Source: BLEEP, its loss as in models.py.
+
+    Parameters
+    ----------
+    images, spots
+        Embeddings of the two sides of n spots, row by row; not normalised.
     """
     logits = spots @ images.T / temperature
     targets = torch.softmax((images @ images.T + spots @ spots.T) / (2 * temperature), dim=1)
@@ -289,4 +286,4 @@ def contrastive(
 
 
 def _config(config: str | BLEEPConfig, genes: Sequence[str], mpp: float | None) -> BLEEPConfig:
-    return configured(config, BLEEPConfig, PUBLISHED, genes, mpp=mpp)
+    return resolve_config(config, BLEEPConfig, PUBLISHED, genes, mpp=mpp)

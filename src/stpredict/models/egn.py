@@ -1,4 +1,4 @@
-"""EGN: a transformer over one window, corrected by the measured expression of the training windows that look like it.
+"""EGN: vision transformer over one window, guided by its nearest training windows (exemplars).
 
 Source: "Exemplar Guided Deep Neural Network for Spatial Transcriptomics Analysis of Gene Expression Prediction" (EGN),
 arXiv 2210.16721 (WACV 2023), its formulas by a third-party note on the paper; compared with the official repository
@@ -28,26 +28,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stpredict import _coverage
 from stpredict._section import Section, image_digest
 from stpredict.models._base import Model, Recipe, constructor, predict_batch
-from stpredict.models._config import configured
-from stpredict.models._fields import Config
+from stpredict.models._config import resolve_config
+from stpredict.models._fields import EncoderConfig, PatchConfig
+from stpredict.models._info import ModelInfo
 from stpredict.models._patches import PatchEncoder
-from stpredict.models._samples import Batch, Patch, PatchSamples, Samples
-from stpredict.nn.encoders import EncoderSpec, rgb
-from stpredict.nn.exemplars import ExemplarBridge, Projector, ResidualPool
+from stpredict.models._samples import Batch, PatchSamples, Samples
+from stpredict.models._scale import fit_scale, measured_expression, register_scale
+from stpredict.nn.encoders import rgb
 from stpredict.nn.losses import mse_pcc
 from stpredict.nn.transformer import TransformerBlock
 
@@ -55,11 +56,13 @@ EXACT = "donot_use_mm_for_euclid_dist"  # a distance must not depend on the othe
 
 
 @dataclass(frozen=True)
-class EGNConfig(Config):
+class EGNConfig(EncoderConfig, PatchConfig):
     """Every choice of an EGN. Each value that the paper does not give carries its reason.
 
+    Parameters
+    ----------
     genes
-        The ordered panel; exemplars are told by the expression of all of it.
+        The ordered panel; exemplars are described by the expression of all of it.
     mpp, patch_px
         Micrometres per pixel and side of the window around each spot.
     encoder, taps, encoder_kwargs, encoder_mean, encoder_std
@@ -74,14 +77,7 @@ class EGNConfig(Config):
         See `ResidualPool`; weight of the Pearson term of the loss.
     """
 
-    genes: tuple[str, ...]
     mpp: float = 2.0  # 256 um are better than 128 for GeneQuery (benchmarks/README.md); not tuned for this model
-    patch_px: int = 128
-    encoder: str = "mobilenetv2_100"
-    taps: tuple[int, ...] = (0, 1, 2, 3, 4)
-    encoder_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    encoder_mean: tuple[float, ...] | None = None
-    encoder_std: tuple[float, ...] | None = None
     tokens: Literal["encoder", "pixels"] = "encoder"
     token_px: int = 32
     width: int = 256
@@ -116,6 +112,12 @@ PUBLISHED: Mapping[str, Any] = {
 class EGN(Model):
     """Expression of a window from its tokens and from its nearest training windows.
 
+    The bank of training windows (features, expression, section and place) is part of the checkpoint.
+
+    Source: see the module's head.
+
+    Parameters
+    ----------
     genes
         The ordered panel.
     encoder_weights
@@ -129,15 +131,28 @@ class EGN(Model):
     seed
         Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
-    The bank of training windows (features, expression, section and place) is part of the checkpoint.
-
-    Raises ValueError for an empty or duplicated panel, an unknown configuration, and windows that tokens do not fill.
-    Source: see the module's head.
+    Raises
+    ------
+    ValueError
+        For an empty or duplicated panel, an unknown configuration, and windows that tokens do not fill.
     """
 
     output: ClassVar = "spots"
     context = "shape"
     config_class: ClassVar = EGNConfig
+    info: ClassVar = ModelInfo(
+        name="EGN",
+        task="transformer over the patch, corrected by its nearest training patches",
+        title=(
+            "Exemplar Guided Deep Neural Network for Spatial Transcriptomics Analysis of Gene Expression Prediction"
+        ),
+        authors="Yang et al.",
+        venue="WACV",
+        year=2023,
+        arxiv="2210.16721",
+        code="https://github.com/Yan98/EGN",
+        encoder="resnet50",
+    )
 
     position: nn.Parameter
     bank_features: Tensor
@@ -158,12 +173,10 @@ class EGN(Model):
         config: str | EGNConfig = "small",
         seed: int | None = None,
     ) -> None:
-        super().__init__()
-        c = self.config = _config(config, genes, mpp)
-        self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
-        spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
+        super().__init__(_config(config, genes, mpp))
+        c = self.config
         kind: Literal["tokens", "averaged"] = "tokens" if c.tokens == "encoder" else "averaged"
-        self.encoder = PatchEncoder(spec, weights=encoder_weights, kind=kind, folder=feature_cache)
+        self.encoder = PatchEncoder(c.encoder_spec, weights=encoder_weights, kind=kind, folder=feature_cache)
         n_features, n_genes = self.encoder.width, len(c.genes)
         side = _tokens_a_side(c, self.encoder)
         on_pixels = c.tokens == "pixels"
@@ -181,40 +194,35 @@ class EGN(Model):
         self.genes_head = nn.Linear(2 * c.width, n_genes)
         nn.init.normal_(self.genes_head.weight, std=0.005)
         self._register_bank(n_features)
-        self._position = {gene: i for i, gene in enumerate(c.genes)}
 
     def _register_bank(self, n_features: int) -> None:
         self.register_buffer("bank_features", torch.zeros(0, n_features))
         self.register_buffer("bank_expression", torch.zeros(0, len(self.genes)))
         self.register_buffer("bank_section", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("bank_corner", torch.zeros(0, 2, dtype=torch.int64))
-        self.register_buffer("low", torch.zeros(len(self.genes)))
-        self.register_buffer("span", torch.ones(len(self.genes)))
+        register_scale(self, len(self.genes), "low", "span")
 
     @torch.no_grad()
     def prepare(self, sections: Sequence[Section]) -> None:
         """The scale of features and genes on the training sections, and the bank of their windows."""
         c, device = self.config, self.low.device
         self.encoder.fit(sections, patch_px=c.patch_px)
-        self.bank_features = _whole(self.encoder.every(sections, patch_px=c.patch_px)).contiguous()
-        expression = np.concatenate([s.expression for s in sections]).astype(np.float32)
-        low, high = expression.min(axis=0), expression.max(axis=0)
-        span = np.where(high > low, high - low, 1.0).astype(np.float32)
-        scaled = (expression - low) / span
-        for name, value in (("low", low), ("span", span), ("bank_expression", scaled)):
-            setattr(self, name, torch.from_numpy(value).to(device))
-        places = PlacedSamples(sections, patch_px=c.patch_px)
-        self.bank_section = torch.from_numpy(places.section[places.at[:, 0]]).to(device)
-        self.bank_corner = torch.from_numpy(np.concatenate(places.corners)).to(device)
+        self.bank_features = _whole(self.encoder.encode_sections(sections, patch_px=c.patch_px)).contiguous()
+        expression = measured_expression(sections).astype(np.float32)
+        scale = fit_scale(self, expression)
+        self.bank_expression = torch.from_numpy((expression - scale["low"]) / scale["span"]).to(device)
+        where = _whereabouts(sections, c.patch_px)
+        self.bank_section, self.bank_corner = where["section"].to(device), where["corner"].to(device)
         self.genes_head.bias.copy_(self.bank_expression.mean(0))
 
     def samples(self, sections: Sequence[Section], *, train: bool, seed: int = 0) -> Samples:
         """The window around every shape, with its place."""
-        return PlacedSamples(sections, patch_px=self.config.patch_px)
+        patch_px = self.config.patch_px
+        return PatchSamples(sections, patch_px=patch_px, extra=_whereabouts(sections, patch_px))
 
     def query(self, genes: Sequence[str]) -> Float[Tensor, "g q"]:
         """The rows of the linear head for these genes, its bias, and their training minimum and span."""
-        at = [self._position[gene] for gene in genes]
+        at = self.gene_index(genes)
         rest = torch.stack([self.genes_head.bias, self.low, self.span], dim=1)
         return torch.cat([self.genes_head.weight, rest], dim=1)[at]
 
@@ -224,14 +232,14 @@ class EGN(Model):
         features = self.encoder(batch.image)
         whole = _whole(features)
         index = self.nearest(whole, batch.extra["section"], batch.extra["corner"])
-        there = index >= 0
+        present = index >= 0
         views = (self.bank_features[index.clamp_min(0)], self.bank_expression[index.clamp_min(0)])
         h, r, s = self.projector(F.dropout(whole, c.feature_dropout, self.training), *views)
         z = self._tokens(batch.image, features) + self.position
         for i, block in enumerate(self.blocks, start=1):
             z = block(z)
             if i % c.bridge_every == 0:
-                z, h, r = self.bridges[i // c.bridge_every - 1](z, h, r, s, there)
+                z, h, r = self.bridges[i // c.bridge_every - 1](z, h, r, s, present)
         return self.norm(torch.cat([h, self.pool(z)], dim=1))
 
     def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g q"]) -> Float[Tensor, "n g"]:
@@ -239,18 +247,11 @@ class EGN(Model):
         weight, (bias, low, span) = query[:, :-3], query[:, -3:].T
         return low + span * (latent @ weight.T + bias)
 
-    def link(self, values: Tensor) -> Tensor:
-        """Target units already."""
-        return values
-
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
         """Squared error in min-max units + `pcc_weight` x (1 - mean over genes of Pearson over the batch's shapes)."""
         low, span = query[:, -2], query[:, -1]
         pred, true = ((v - low) / span for v in (predict_batch(self, batch, query), batch.measured))
         return mse_pcc(pred, true, pcc_weight=self.config.pcc_weight)
-
-    def finish(self, sections: Sequence[Section]) -> None:
-        """Nothing: the bank is there since `prepare`."""
 
     @torch.no_grad()
     def nearest(
@@ -258,7 +259,10 @@ class EGN(Model):
     ) -> Int[Tensor, "n k"]:
         """Bank rows of the exemplars of windows, the nearest first; -1 where there are no more.
 
-        Raises ValueError for a model without a bank.
+        Raises
+        ------
+        ValueError
+            For a model without a bank.
         """
         if not len(self.bank_features):
             raise ValueError("this EGN has no bank of training windows: call tl.train, or load a trained one.")
@@ -278,27 +282,109 @@ class EGN(Model):
         return self.embed_tokens(F.dropout(features, self.config.feature_dropout, self.training))
 
 
-class PlacedSamples(Samples):
-    """The window around every shape; in `Batch.extra` its section (`identity`) and its upper left corner, int64."""
+class Projector(nn.Module):
+    """First embeddings: of the window, of its exemplars with their expression, and of that expression alone.
 
-    def __init__(self, sections: Sequence[Section], *, patch_px: int) -> None:
-        self.patches = PatchSamples(sections, patch_px=patch_px)
-        self.at = np.array(self.patches.shapes, dtype=np.int64).reshape(-1, 2)
-        self.section = np.array([identity(section) for section in sections], dtype=np.int64)
-        self.corners = [corners(section, patch_px) for section in sections]
+    h = m(linear(e)), r = m(linear([e_j, y_j])), s = linear(y_j), with m the residual MLPs that h and r share.
+    Source: EGN, the projector; two residual MLPs as in the released runs.
+    """
 
-    def __len__(self) -> int:
-        return len(self.patches)
+    def __init__(self, n_features: int, n_genes: int, width: int, *, depth: int, dropout: float) -> None:
+        super().__init__()
+        self.window = nn.Linear(n_features, width)
+        self.exemplar = nn.Linear(n_features + n_genes, width)
+        self.expression = nn.Linear(n_genes, width)
+        self.refine = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout), nn.Linear(width, width)
+            )
+            for _ in range(depth)
+        )
 
-    def __getitem__(self, index: int) -> Patch:
-        return self.patches[index]
+    def forward(
+        self, window: Float[Tensor, "n f"], exemplars: Float[Tensor, "n k f"], expression: Float[Tensor, "n k g"]
+    ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n k d"], Float[Tensor, "n k d"]]:
+        """Embeddings h (n, d), r (n, k, d) and s (n, k, d)."""
+        views = [self.window(window), self.exemplar(torch.cat([exemplars, expression], dim=2))]
+        for mlp in self.refine:
+            views = [x + mlp(x) for x in views]
+        return views[0], views[1], self.expression(expression)
 
-    def collate(self, samples: Sequence[Patch]) -> Batch:
-        """As `PatchSamples`, with the places."""
-        batch = self.patches.collate(samples)
-        corner = np.stack([self.corners[i][k] for i, k in batch.rows])
-        extra = {"section": self.section[batch.rows[:, 0]], "corner": corner}
-        return replace(batch, extra={name: torch.from_numpy(value) for name, value in extra.items()})
+
+class ExemplarBridge(nn.Module):
+    """Exchange of information between exemplars, window embedding and tokens.
+
+    Gates (m, m') = sigmoid(mlp([h, h - r_j])) decide what of an exemplar's expression the window and the exemplar take:
+    h += mean_j m * v(s_j), r_j += m' * v(s_j). A mask, one number in (0, 1) for every head and place, is then made from
+    h and laid over the projected tokens: o = mask(h) * p(z); z += linear(o), h += linear(mean of o over places).
+
+    Source: EGN, the exemplar bridging block. Ours: layer norm before the gates' MLP, the mask and p, none after the
+    updates; absent exemplars are left out of the mean. From the code: SiLU, hidden width heads x head_width, linear v
+    and p, no bias on the way back.
+    """
+
+    def __init__(self, width: int, *, n_tokens: int, heads: int, head_width: int) -> None:
+        super().__init__()
+        inner = heads * head_width
+        self.heads = heads
+        self.value = nn.Linear(width, width)
+        self.gates = nn.Sequential(
+            nn.LayerNorm(2 * width), nn.Linear(2 * width, inner), nn.SiLU(), nn.Linear(inner, 2 * width)
+        )
+        self.mask = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, heads * n_tokens))
+        self.tokens = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, inner))
+        self.to_tokens = nn.Linear(inner, width, bias=False)
+        self.to_window = nn.Linear(inner, width, bias=False)
+
+    def forward(
+        self,
+        z: Float[Tensor, "n t d"],
+        h: Float[Tensor, "n d"],
+        r: Float[Tensor, "n k d"],
+        s: Float[Tensor, "n k d"],
+        present: Bool[Tensor, "n k"],
+    ) -> tuple[Float[Tensor, "n t d"], Float[Tensor, "n d"], Float[Tensor, "n k d"]]:
+        """Tokens, window embedding and exemplar embeddings after the exchange."""
+        value = self.value(s)
+        pair = torch.cat([h[:, None].expand_as(r), h[:, None] - r], dim=2)
+        of_window, of_exemplar = torch.sigmoid(self.gates(pair)).chunk(2, dim=2)
+        message = (of_window * value * present[..., None]).sum(1)
+        h = h + message / present.sum(1, keepdim=True).clamp_min(1)
+        mask = torch.sigmoid(self.mask(h)).unflatten(1, (-1, self.heads))  # (n, t, heads)
+        o = (self.tokens(z).unflatten(2, (self.heads, -1)) * mask[..., None]).flatten(2)
+        return z + self.to_tokens(o), h + self.to_window(o.mean(1)), r + of_exemplar * value
+
+
+class ResidualPool(nn.Module):
+    """Mean over places of a linear score of the tokens + `weight` x their mean under a softmax over places.
+
+    Source: "Residual Attention: A Simple but Effective Method for Multi-Label Recognition" (CSRA, ICCV 2021), here with
+    `width` scores instead of classes, as in EGN's code (weight .5, temperature .1).
+
+    Parameters
+    ----------
+    temperature
+        Multiplies the score in the softmax: 0 is the plain mean once more, infinity the maximum.
+    """
+
+    def __init__(self, width: int, *, weight: float, temperature: float) -> None:
+        super().__init__()
+        self.scores = nn.Linear(width, width)
+        self.weight, self.temperature = weight, temperature
+
+    def forward(self, z: Float[Tensor, "n t d"]) -> Float[Tensor, "n d"]:
+        """(n, d) of (n, t, d) tokens."""
+        score = self.scores(z)
+        if math.isinf(self.temperature):
+            return score.mean(1) + self.weight * score.amax(1)
+        return score.mean(1) + self.weight * (score * torch.softmax(self.temperature * score, dim=1)).sum(1)
+
+
+def _whereabouts(sections: Sequence[Section], patch_px: int) -> dict[str, Tensor]:
+    """Of the window of every shape its section (`identity`) and its upper left corner (`corners`), int64."""
+    section = np.repeat([identity(section) for section in sections], [section.n_shapes for section in sections])
+    corner = np.concatenate([corners(section, patch_px) for section in sections])
+    return {"section": torch.from_numpy(section.astype(np.int64)), "corner": torch.from_numpy(corner)}
 
 
 def identity(section: Section) -> int:
@@ -329,7 +415,7 @@ def _tokens_a_side(c: EGNConfig, encoder: PatchEncoder) -> int:
 
 
 def _config(config: str | EGNConfig, genes: Sequence[str], mpp: float | None) -> EGNConfig:
-    made = configured(config, EGNConfig, PUBLISHED, genes, mpp=mpp)
+    made = resolve_config(config, EGNConfig, PUBLISHED, genes, mpp=mpp)
     if made.depth < made.bridge_every:
         raise ValueError(f"depth={made.depth} leaves no place for a bridge after every {made.bridge_every} blocks.")
     return made

@@ -1,4 +1,4 @@
-"""GeneQuery: expression of any gene from its text, with all spots or all genes as the sequence of a transformer.
+"""GeneQuery: text-queried transformer whose sequence is all spots of a section or all genes of a panel.
 
 Source: "GeneQuery: A General QA-based Framework for Spatial Gene Expression Predictions from Histology Images", arXiv
 2411.18391 (BIBM 2025), sections 3 and 4. Built as the paper says; its released code does otherwise in these points:
@@ -24,24 +24,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, constructor
-from stpredict.models._config import configured
-from stpredict.models._fields import Config
+from stpredict.models._config import resolve_config
+from stpredict.models._fields import Config, EncoderConfig
+from stpredict.models._info import ModelInfo
 from stpredict.models._patches import PatchEncoder
 from stpredict.models._samples import Batch, PatchSamples, Samples, SectionSamples, sections_of
+from stpredict.models._scale import fit_scale, measured_expression, of_panel_or_mean, register_scale
 from stpredict.models._texts import Vocabulary, as_embeddings, text_spec
 from stpredict.nn.device import free_bytes
-from stpredict.nn.encoders import EncoderSpec
 from stpredict.nn.transformer import TransformerBlock
 
 TOKENS = 2**15  # tokens that go through the blocks together at inference
@@ -49,9 +48,23 @@ TOKEN_BYTES = 6 * 256 * 4  # held for every token of one sequence: two states, k
 
 
 @dataclass(frozen=True)
-class GeneQueryConfig(Config):
+class _Question(Config):
+    """What stands before the encoder: the genes and their texts, what is a sequence, and the patch."""
+
+    genes: tuple[str, ...]
+    vocabulary: tuple[str, ...]
+    text: Mapping[str, Any]
+    context: Literal["spot", "gene"] = "spot"
+    mpp: float = 2.0
+    patch_px: int = 128
+
+
+@dataclass(frozen=True)
+class GeneQueryConfig(EncoderConfig, _Question):
     """Every choice of a GeneQuery. Each value that the paper does not give carries its reason.
 
+    Parameters
+    ----------
     genes, vocabulary, text
         The ordered training panel; all genes whose embeddings are saved with the model; how those were made.
     context
@@ -68,17 +81,7 @@ class GeneQueryConfig(Config):
         Most spots and genes of a training sequence; there is no limit at prediction.
     """
 
-    genes: tuple[str, ...]
-    vocabulary: tuple[str, ...]
-    text: Mapping[str, Any]
-    context: Literal["spot", "gene"] = "spot"
     mpp: float = 2.0  # the paper: 224 px at full resolution; 256 um are better than 128 (benchmarks/README.md)
-    patch_px: int = 128
-    encoder: str = "mobilenetv2_100"
-    taps: tuple[int, ...] = (0, 1, 2, 3, 4)
-    encoder_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    encoder_mean: tuple[float, ...] | None = None
-    encoder_std: tuple[float, ...] | None = None
     frozen: bool = True
     features: Literal["pooled", "averaged"] = "pooled"
     names: Mapping[str, Any] | None = None  # the name-and-definition form: how the embeddings of names were made
@@ -119,6 +122,10 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
 class GeneQuery(Model):
     """Expression inside shapes for any gene that has a text.
 
+    Source: see the module's head.
+
+    Parameters
+    ----------
     genes, embeddings
         The ordered panel to train on; embeddings of it and of any further genes (`stp.tl.embed_genes`), all saved.
     names
@@ -136,13 +143,30 @@ class GeneQuery(Model):
     seed
         Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
-    Raises ValueError for an empty or duplicated panel, genes without an embedding, an unknown configuration, and a
-    context that contradicts it.
-    Source: see the module's head.
+    Raises
+    ------
+    ValueError
+        For an empty or duplicated panel, genes without an embedding, an unknown configuration, and a context that
+        contradicts it.
     """
 
     output: ClassVar = "spots"
+    context: Literal["shape", "section"] = (
+        "section"  # with spots as context; a model with genes as context is one of shapes
+    )
     config_class: ClassVar = GeneQueryConfig
+    info: ClassVar = ModelInfo(
+        name="GeneQuery",
+        task="transformer over spots or over genes; a gene's token from its text",
+        text_queried="yes",
+        title=("GeneQuery: A General QA-based Framework for Spatial Gene Expression Predictions from Histology Images"),
+        authors="Xiong et al.",
+        venue="BIBM",
+        year=2025,
+        arxiv="2411.18391",
+        code="https://github.com/xy-always/GeneQuery",
+        encoder="resnet50",
+    )
 
     blocks: Any  # a ModuleList of TransformerBlock
     mean: Tensor
@@ -164,56 +188,42 @@ class GeneQuery(Model):
         config: str | GeneQueryConfig = "small",
         seed: int | None = None,
     ) -> None:
-        super().__init__()
         embeddings, names = as_embeddings(embeddings), as_embeddings(names)
-        c = self.config = _config(config, genes, embeddings, names, context, mpp)
-        self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
+        super().__init__(_config(config, genes, embeddings, names, context, mpp))
+        c = self.config
         self.context = "section" if c.context == "spot" else "shape"
         self.texts = Vocabulary(c.vocabulary, c.text, embeddings)
         self.names = None if c.names is None else Vocabulary(c.vocabulary, c.names, names)
-        spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
         self.encoder = PatchEncoder(
-            spec, weights=encoder_weights, kind=c.features, frozen=c.frozen, folder=feature_cache, patch_px=c.patch_px
-        )
+            c.encoder_spec,
+            weights=encoder_weights,
+            kind=c.features,
+            frozen=c.frozen,
+            folder=feature_cache,
+            patch_px=c.patch_px,
+        )  # fmt: skip
         self.image_projection = nn.Linear(self.encoder.width, c.width)
         self.gene_projection = nn.Linear(int(c.text["width"]), c.width)
         self.name_projection = None if c.names is None else nn.Linear(int(c.names["width"]), c.width)
         sizes = {"heads": c.heads, "head_width": c.head_width, "mlp_width": c.mlp_width}
         self.blocks = nn.ModuleList(TransformerBlock(c.width, **sizes, dropout=c.dropout) for _ in range(c.depth))
         self.scalar = nn.Sequential(nn.LayerNorm(c.width), nn.Linear(c.width, 1))
-        for name, value in (("mean", 0.0), ("spread", 1.0), ("low", 0.0), ("span", 1.0)):
-            self.register_buffer(name, torch.full((len(c.genes),), value))
-        self._position = {gene: i for i, gene in enumerate(c.genes)}
+        register_scale(self, len(c.genes), "mean", "spread", "low", "span")
 
     @property
-    def vocabulary(self) -> tuple[str, ...]:
-        """Every gene that can be asked for."""
-        return self.texts.known
+    def gene_texts(self) -> Vocabulary:
+        """The genes that can be asked for, with their embeddings."""
+        return self.texts
 
-    @property
-    def answers_text(self) -> bool:
-        """Whether it can be asked for any gene that has a text."""
-        return True
-
-    def know(self, embeddings: GeneEmbeddings) -> None:
-        """Take in the texts of further genes, for this process; see `Vocabulary.know`."""
+    def add_embeddings(self, embeddings: GeneEmbeddings) -> None:
+        """Take in the texts of further genes, for this process; see `Vocabulary.add_embeddings`."""
         if self.names is not None:
             raise ValueError("a model of names and definitions takes all its texts when it is built.")
-        self.texts.know(embeddings)
-
-    def text_vectors(self, genes: Sequence[str]) -> NDArray[np.float32]:
-        """(g, w) centred and scaled embeddings of genes."""
-        return self.texts.rows(genes).detach().cpu().numpy()
+        super().add_embeddings(embeddings)
 
     def prepare(self, sections: Sequence[Section]) -> None:
         """The scale of every gene, and of features and texts, on the training sections."""
-        expression = np.concatenate([s.expression for s in sections])
-        low, high = expression.min(axis=0), expression.max(axis=0)
-        scale = {"low": low, "mean": expression.mean(axis=0)}
-        for name, value in (("span", high - low), ("spread", expression.std(axis=0))):
-            scale[name] = np.where(value > 0, value, 1.0)
-        for name, value in scale.items():
-            setattr(self, name, torch.from_numpy(value.astype(np.float32)).to(self.low.device))
+        fit_scale(self, measured_expression(sections))
         for vocabulary in (self.texts, self.names):
             if vocabulary is not None:
                 vocabulary.fit(self.genes)
@@ -233,10 +243,8 @@ class GeneQuery(Model):
         An unseen gene has no scale of its own: it gets the panel's, so its values have no unit to be scored by.
         """
         rows = [vocabulary.rows(genes) for vocabulary in (self.texts, self.names) if vocabulary is not None]
-        at = torch.tensor([self._position.get(gene, -1) for gene in genes], device=self.low.device)
-        scale = [
-            torch.where(at >= 0, each[at.clamp_min(0)], each.mean()) for each in (self.mean, self.spread, self.span)
-        ]
+        at = self.gene_index_or_unseen(genes, self.low.device)
+        scale = [of_panel_or_mean(each, at) for each in (self.mean, self.spread, self.span)]
         return torch.cat([*rows, torch.stack([at.float(), *scale], dim=1)], dim=1)
 
     def latent(self, batch: Batch) -> Float[Tensor, "n d"]:
@@ -247,14 +255,13 @@ class GeneQuery(Model):
     def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g q"]) -> Float[Tensor, "n g"]:
         """The transformer, for all spots of one section (context "spot") or spot by spot (context "gene").
 
-        Raises ValueError for a section whose keys do not fit into memory.
+        Raises
+        ------
+        ValueError
+            For a section whose keys do not fit into memory.
         """
         scaled = self._spot_aware([latent], query) if self.context == "section" else self._gene_aware(latent, query)
         return query[:, -3] + query[:, -2] * scaled
-
-    def link(self, values: Tensor) -> Tensor:
-        """Target units already."""
-        return values
 
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
         """MSE over all (spot, gene) pairs, in min-max units (the minimum cancels)."""
@@ -265,9 +272,6 @@ class GeneQuery(Model):
             scaled = self._among_themselves(latent, query)
         mean, spread, span = query[:, -3:].T
         return ((mean + spread * scaled - batch.measured) / span).square().mean()
-
-    def finish(self, sections: Sequence[Section]) -> None:
-        """Nothing: the weights are all there is."""
 
     def _genes(self, query: Tensor) -> Float[Tensor, "g d"]:
         """Projected embeddings."""
@@ -341,7 +345,7 @@ def _config(
         raise ValueError(f"context={context!r} contradicts the config, whose context is {config.context!r}.")
     form = context or "spot"
     given = {"context": context, "names": None if names is None else text_spec(names), "mpp": mpp}
-    made = configured(config, GeneQueryConfig, PUBLISHED[form], genes, embeddings, small=SMALL[form], **given)
+    made = resolve_config(config, GeneQueryConfig, PUBLISHED[form], genes, embeddings, small=SMALL[form], **given)
     if embeddings is not None:
         embeddings.take(made.genes)  # raises for genes that have none
     if embeddings is not None and names is not None:

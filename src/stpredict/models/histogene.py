@@ -1,4 +1,4 @@
-"""HisToGene: the spots of a section as the sequence of a vision transformer.
+"""HisToGene: vision transformer over all spots of a section.
 
 Source: "Leveraging information in spatial transcriptomics to predict super-resolution gene expression from histology
 images in tumors" (Pang et al., bioRxiv 2021) and its released code. As published: a token is a patch's embedding plus
@@ -20,7 +20,7 @@ a linear layer to the genes; the mean squared error; one section a step. We diff
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -33,21 +33,31 @@ from torch import Tensor, nn
 
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, constructor, predict_batch
-from stpredict.models._config import configured
-from stpredict.models._fields import Config
-from stpredict.models._patches import PatchEncoder, grid_of
-from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, SectionSamples
+from stpredict.models._config import resolve_config
+from stpredict.models._fields import EncoderConfig, PatchConfig
+from stpredict.models._info import ModelInfo
+from stpredict.models._patches import PatchEncoder, array_grid
+from stpredict.models._samples import Batch, PatchSamples, Samples, SectionSamples
+from stpredict.models._scale import fit_scale, measured_expression, register_scale
 from stpredict.nn.device import free_bytes
-from stpredict.nn.encoders import EncoderSpec
 from stpredict.nn.transformer import TransformerBlock
 
 FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
-class HisToGeneConfig(Config):
+class _EmbeddedPatch(PatchConfig):
+    """What stands before the encoder: the patch, and what of it is embedded."""
+
+    patch: Literal["features", "pixels"] = "features"
+
+
+@dataclass(frozen=True)
+class HisToGeneConfig(EncoderConfig, _EmbeddedPatch):
     """Every choice of a HisToGene. Each value that the paper does not give carries its reason.
 
+    Parameters
+    ----------
     genes, mpp, patch_px
         Ordered panel; micrometres per pixel and side of the patch around each shape.
     patch
@@ -64,15 +74,8 @@ class HisToGeneConfig(Config):
         Share of an encoder's features that is dropped in training.
     """
 
-    genes: tuple[str, ...]
     mpp: float = 2.0  # the paper: 112 px at full resolution; 256 um are better than 128 (benchmarks/README.md)
-    patch_px: int = 128
-    patch: Literal["features", "pixels"] = "features"
-    encoder: str | None = "mobilenetv2_100"
-    taps: tuple[int, ...] = (0, 1, 2, 3, 4)
-    encoder_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    encoder_mean: tuple[float, ...] | None = None
-    encoder_std: tuple[float, ...] | None = None
+    encoder: str | None = "mobilenetv2_100"  # type: ignore[assignment]  # None with pixels
     frozen: bool = True
     n_places: int = 64  # the paper
     place_sd: float = 0.02  # ViT's: a place that training never saw then says next to nothing
@@ -107,6 +110,10 @@ PUBLISHED: Mapping[str, Any] = {
 class HisToGene(Model):
     """Expression inside shapes, from the patches and the places of all shapes of a section.
 
+    Source: see the module's head.
+
+    Parameters
+    ----------
     genes
         The ordered panel.
     encoder_weights
@@ -121,14 +128,28 @@ class HisToGene(Model):
     seed
         Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
-    Raises ValueError for an empty or duplicated panel, an unknown configuration, and settings that contradict each
-    other; in use, for sections with more rows or columns than `n_places`, or too large for the memory.
-    Source: see the module's head.
+    Raises
+    ------
+    ValueError
+        For an empty or duplicated panel, an unknown configuration, and settings that contradict each other; in use, for
+        sections with more rows or columns than `n_places`, or too large for the memory.
     """
 
     output: ClassVar = "spots"
     context = "section"
     config_class: ClassVar = HisToGeneConfig
+    info: ClassVar = ModelInfo(
+        name="HisToGene",
+        task="transformer over the spots of a section, with learned places",
+        title=(
+            "Leveraging information in spatial transcriptomics to predict super-resolution gene expression from "
+            "histology images in tumors"
+        ),
+        authors="Pang et al.",
+        venue="bioRxiv",
+        year=2021,
+        code="https://github.com/maxpmx/HisToGene",
+    )
 
     blocks: Any  # a ModuleList of TransformerBlock
     mean: Tensor
@@ -145,9 +166,8 @@ class HisToGene(Model):
         config: str | HisToGeneConfig = "small",
         seed: int | None = None,
     ) -> None:
-        super().__init__()
-        c = self.config = _config(config, genes, mpp)
-        self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
+        super().__init__(_config(config, genes, mpp))
+        c = self.config
         self.encoder = _encoder(c, encoder_weights, feature_cache)
         self.embedding = nn.Linear(3 * c.patch_px**2 if self.encoder is None else self.encoder.width, c.width)
         self.row_place = nn.Embedding(c.n_places, c.width)
@@ -161,32 +181,31 @@ class HisToGene(Model):
         )
         self.norm = nn.LayerNorm(c.width)
         self.linear = nn.Linear(c.width, len(c.genes))
-        self.register_buffer("mean", torch.zeros(len(c.genes)))
-        self.register_buffer("spread", torch.ones(len(c.genes)))
-        self._position = {gene: i for i, gene in enumerate(c.genes)}
+        register_scale(self, len(c.genes), "mean", "spread")
 
     def prepare(self, sections: Sequence[Section]) -> None:
         """Mean and spread of every gene, and of the features, on the training sections."""
-        expression = np.concatenate([s.expression for s in sections])
-        mean, spread = expression.mean(axis=0), expression.std(axis=0)
-        for name, value in (("mean", mean), ("spread", np.where(spread > 0, spread, 1.0))):
-            setattr(self, name, torch.from_numpy(value.astype(np.float32)).to(self.mean.device))
+        fit_scale(self, measured_expression(sections))
         if self.encoder is not None:
             self.encoder.fit(sections, patch_px=self.config.patch_px)
 
     def samples(self, sections: Sequence[Section], *, train: bool, seed: int = 0) -> Samples:
         """The patch around every shape with its place; in training all those of a section together.
 
-        Raises ValueError for a section with more rows or columns than `n_places`.
+        Raises
+        ------
+        ValueError
+            For a section with more rows or columns than `n_places`.
         """
-        patches = _PlacedPatches(sections, patch_px=self.config.patch_px, n_places=self.config.n_places)
+        place = np.concatenate([_places(section, self.config.n_places) for section in sections])
+        patches = PatchSamples(sections, patch_px=self.config.patch_px, extra={"place": torch.from_numpy(place)})
         if not train:
             return patches
         return SectionSamples(patches, n_spots=len(patches), n_genes=len(self.genes), seed=seed)
 
     def query(self, genes: Sequence[str]) -> Float[Tensor, "g d"]:
         """The rows of the final layer for these genes, in target units, the bias last."""
-        at = [self._position[gene] for gene in genes]
+        at = self.gene_index(genes)
         weight, bias = self.linear.weight[at], self.linear.bias[at]
         spread = self.spread[at]
         return torch.cat([spread[:, None] * weight, (self.mean[at] + spread * bias)[:, None]], dim=1)
@@ -203,7 +222,10 @@ class HisToGene(Model):
     def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g q"]) -> Float[Tensor, "n g"]:
         """The transformer over all shapes of one section, and the final layer.
 
-        Raises ValueError for a section whose keys do not fit into memory.
+        Raises
+        ------
+        ValueError
+            For a section whose keys do not fit into memory.
         """
         self._check_memory(len(latent))
         x = latent[None]
@@ -211,16 +233,9 @@ class HisToGene(Model):
             x = block(x)
         return self.norm(x[0]) @ query[:, :-1].T + query[:, -1]
 
-    def link(self, values: Tensor) -> Tensor:
-        """Target units already."""
-        return values
-
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
         """Mean squared error over all (shape, gene) pairs, section by section through the transformer."""
         return F.mse_loss(predict_batch(self, batch, query), batch.measured)
-
-    def finish(self, sections: Sequence[Section]) -> None:
-        """Nothing: the weights are all there is."""
 
     def _check_memory(self, n: int) -> None:
         c = self.config
@@ -235,20 +250,8 @@ class HisToGene(Model):
             )
 
 
-class _PlacedPatches(PatchSamples):
-    """The patch around every shape, and in `extra["place"]` (n, 2) its row and column on the section's grid."""
-
-    def __init__(self, sections: Sequence[Section], *, patch_px: int, n_places: int) -> None:
-        super().__init__(sections, patch_px=patch_px)
-        self.places = [_places(section, n_places) for section in sections]
-
-    def collate(self, samples: Sequence[Patch]) -> Batch:
-        place = np.stack([self.places[i][k] for i, k in (sample.row for sample in samples)])
-        return replace(super().collate(samples), extra={"place": torch.from_numpy(place)})
-
-
 def _places(section: Section, n_places: int) -> NDArray[np.int64]:
-    places = grid_of(section)
+    places = array_grid(section)
     rows, columns = places.max(axis=0, initial=0) + 1
     if max(rows, columns) > n_places:
         raise ValueError(
@@ -264,12 +267,13 @@ def _encoder(c: HisToGeneConfig, weights: str | Path | None, folder: str | Path 
         if weights is not None:
             raise ValueError("patch='pixels' has no encoder; leave out encoder_weights=.")
         return None
-    spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
-    return PatchEncoder(spec, weights=weights, kind="pooled", frozen=c.frozen, folder=folder, patch_px=c.patch_px)
+    return PatchEncoder(
+        c.encoder_spec, weights=weights, kind="pooled", frozen=c.frozen, folder=folder, patch_px=c.patch_px
+    )
 
 
 def _config(config: str | HisToGeneConfig, genes: Sequence[str], mpp: float | None) -> HisToGeneConfig:
-    made = configured(config, HisToGeneConfig, PUBLISHED, genes, mpp=mpp)
+    made = resolve_config(config, HisToGeneConfig, PUBLISHED, genes, mpp=mpp)
     if (made.patch, made.encoder is None) not in (("features", False), ("pixels", True)):
         raise ValueError(
             f"patch={made.patch!r} with encoder={made.encoder!r}: use 'features' with the name of an encoder, or "

@@ -1,4 +1,4 @@
-"""Mean: the null that predicts every gene's training mean everywhere."""
+"""Mean: null model that predicts the training mean of each gene everywhere."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe, as_panel, check_panel, constructor, predict_batch
+from stpredict.models._base import Model, Recipe, as_panel, constructor, predict_batch
 from stpredict.models._fields import Config
+from stpredict.models._info import ModelInfo
 from stpredict.models._samples import Batch, PatchSamples, Samples
 
 
@@ -35,15 +36,16 @@ class Mean(Model):
     output: ClassVar = "spots"
     context = "shape"
     config_class: ClassVar = MeanConfig
+    info: ClassVar = ModelInfo(
+        name="Mean",
+        task="the training mean of each gene, whatever the image shows",
+    )
 
     mean: Tensor
 
     @constructor
     def __init__(self, genes: Sequence[str] = (), *, mpp: float = 1.0, config: MeanConfig | None = None) -> None:
-        super().__init__()
-        self.config = config or MeanConfig(genes=as_panel(genes), mpp=mpp)
-        check_panel(self.config.genes, "Mean")
-        self.genes, self.mpp, self.recipe = self.config.genes, self.config.mpp, self.config.recipe
+        super().__init__(config or MeanConfig(genes=as_panel(genes), mpp=mpp))
         self.register_buffer("mean", torch.zeros(len(self.genes)))
 
     def prepare(self, sections: Sequence[Section]) -> None:
@@ -57,7 +59,7 @@ class Mean(Model):
 
     def query(self, genes: Sequence[str]) -> Float[Tensor, "g 1"]:
         """The means of these genes."""
-        return self.mean[[self.genes.index(gene) for gene in genes], None]
+        return self.mean[self.gene_index(genes), None]
 
     def latent(self, batch: Batch) -> Float[Tensor, "n 1"]:
         """A one."""
@@ -67,13 +69,6 @@ class Mean(Model):
         """The mean, for every shape."""
         return latent @ query.T
 
-    def link(self, values: Tensor) -> Tensor:
-        """Target units already."""
-        return values
-
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
         """Mean squared error."""
         return torch.nn.functional.mse_loss(predict_batch(self, batch, query), batch.measured)
-
-    def finish(self, sections: Sequence[Section]) -> None:
-        """Nothing."""

@@ -1,4 +1,4 @@
-"""PixNet: a dense map of expression from an H&E image, fitted through sums or means inside measured shapes.
+"""PixNet: dense expression map from an H&E image, supervised by its sums or means inside measured shapes.
 
 Source: "From Spots to Pixels: Dense Spatial Gene Expression Prediction from Histology Images", arXiv 2503.01347
 (CVPR 2026), Figure 2 and its caption; decoder details from two long third-party notes on its v4, and where both are
@@ -33,30 +33,33 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from stpredict._card import WEIGHTS, find_model, read_card
 from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, constructor, predict_batch
-from stpredict.models._config import configured
+from stpredict.models._config import resolve_config
 from stpredict.models._context import ContextBranch, fit_context
-from stpredict.models._fields import Config
+from stpredict.models._fields import EncoderConfig, PanelConfig
 from stpredict.models._folder import checked
-from stpredict.models._heads import PanelHead, TextHead
-from stpredict.models._samples import Batch, Samples, WindowSamples
+from stpredict.models._info import ModelInfo
+from stpredict.models._samples import Batch, Samples
+from stpredict.models._scale import of_panel_or_mean
 from stpredict.models._texts import Vocabulary, as_embeddings
+from stpredict.models._windows import WindowSamples
 from stpredict.nn.architecture import IMAGENET
-from stpredict.nn.decoder import Decoder
 from stpredict.nn.encoders import Encoder, EncoderSpec, rgb
 from stpredict.nn.losses import mse_pcc
 from stpredict.nn.state import read_tensors
 
 
 @dataclass(frozen=True)
-class PixNetConfig(Config):
+class PixNetConfig(EncoderConfig, PanelConfig):
     """Every choice of a PixNet. Each value that the sources do not give carries its reason.
 
+    Parameters
+    ----------
     genes, mpp
         Ordered panel; micrometres per pixel.
     encoder, taps, encoder_kwargs, encoder_mean, encoder_std
@@ -74,13 +77,8 @@ class PixNetConfig(Config):
         Side, in cells of its level, of the squares within which the skip fusion attends.
     """
 
-    genes: tuple[str, ...]
     mpp: float = 2.0  # not given; of 1 and 2 um the better on a held-out training section (benchmarks/README.md)
-    encoder: str = "mobilenetv2_100"
     taps: tuple[int, ...] = (1, 2, 3, 4)
-    encoder_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    encoder_mean: tuple[float, ...] | None = None
-    encoder_std: tuple[float, ...] | None = None
     filters: tuple[int, ...] = (32, 48, 64, 96)  # narrow: 2 cores; chosen before any score was seen
     n_bilinear: int = 1  # the paper has 2 of 5; a CNN pyramid needs 3 steps, the finest of which is bilinear
     attention_window: int = 8  # not given; 64 tokens cost little, and the window of a level stays below a 100 um spot
@@ -133,6 +131,10 @@ PUBLISHED: Mapping[str, Any] = {
 class PixNet(Model):
     """A continuous map of expression, read out inside any shape.
 
+    Source: see the module's head.
+
+    Parameters
+    ----------
     genes
         The ordered panel.
     encoder, mpp, seed
@@ -146,14 +148,29 @@ class PixNet(Model):
     config
         "small" (a CNN pyramid, trained and shipped here), "published" (UNI2-h, for a GPU), or a `PixNetConfig`.
 
-    Raises ValueError for an empty or duplicated panel, or sizes that do not divide (with what they must divide by).
-    Source: see the module's head.
+    Raises
+    ------
+    ValueError
+        For an empty or duplicated panel, or sizes that do not divide (with what they must divide by).
     """
 
     output: ClassVar = "raster"
-    n_last: ClassVar = 1
+    n_auxiliary: ClassVar = 1
     context = "shape"
     config_class: ClassVar = PixNetConfig
+    info: ClassVar = ModelInfo(
+        name="PixNet",
+        task="a continuous map from an encoder's pyramid, averaged inside the shape",
+        text_queried="optional",
+        title="From Spots to Pixels: Dense Spatial Gene Expression Prediction from Histology Images",
+        venue="CVPR",
+        year=2026,
+        arxiv="2503.01347",
+        encoder="hf-hub:MahmoodLab/UNI2-h",
+        encoder_licence="gated: its licence has to be accepted on the hub",
+    )
+
+    stride: float
 
     @constructor
     def __init__(
@@ -168,14 +185,11 @@ class PixNet(Model):
         config: str | PixNetConfig = "small",
         seed: int | None = None,
     ) -> None:
-        super().__init__()
         embeddings = as_embeddings(embeddings)
         home = _home_of(encoder_weights)
         donor = None if home is None else _donor(home, encoder)
-        self.config = _config(config, genes, encoder, mpp, donor, head, embeddings)
-        c = self.config
-        self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
-        spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
+        super().__init__(_config(config, genes, encoder, mpp, donor, head, embeddings))
+        c, spec = self.config, self.config.encoder_spec
         self.encoder = Encoder(spec, weights=None if home is not None else encoder_weights)
         self.decoder = Decoder(self.encoder.channels, c.filters, n_bilinear=c.n_bilinear, window=c.attention_window)
         self.genes_head = _genes_head(c, embeddings)
@@ -189,27 +203,9 @@ class PixNet(Model):
             self.load_state_dict(read_tensors(home / WEIGHTS, names), strict=False)
 
     @property
-    def vocabulary(self) -> tuple[str, ...]:
-        """Every gene that can be asked for: the panel, or with a text head all genes that have an embedding."""
-        return self.genes_head.known
-
-    @property
-    def answers_text(self) -> bool:
-        """Whether it can be asked for any gene that has a text."""
-        return self.config.head == "text"
-
-    def know(self, embeddings: GeneEmbeddings) -> None:
-        """Take in the texts of further genes, for this process; see `Vocabulary.know`."""
-        self._texts().know(embeddings)
-
-    def _texts(self) -> Vocabulary:
-        if not isinstance(self.genes_head, TextHead):
-            raise ValueError("this PixNet has a fixed panel; train one with head='text' to ask for other genes.")
-        return self.genes_head.texts
-
-    def text_vectors(self, genes: Sequence[str]) -> NDArray[np.float32]:
-        """(g, w) centred and scaled embeddings of genes."""
-        return self._texts().rows(genes).detach().cpu().numpy()
+    def gene_texts(self) -> Vocabulary | None:
+        """With a text head the genes that can be asked for, with their embeddings; None with a panel head."""
+        return self.genes_head.texts if isinstance(self.genes_head, TextHead) else None
 
     def prepare(self, sections: Sequence[Section]) -> None:
         """Start the head at the mean (and spread) of the training target, each section weighing the same."""
@@ -275,6 +271,192 @@ class PixNet(Model):
             self.context_map.fitted(*fitted, share=self.config.context_share)
 
 
+class ConvBlock(nn.Sequential):
+    """Depth-wise 3x3, batch norm, leaky ReLU, then 1x1, batch norm, leaky ReLU."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__(
+            nn.Conv2d(c_in, c_in, 3, padding=1, groups=c_in, bias=False),
+            nn.BatchNorm2d(c_in),
+            nn.LeakyReLU(),
+            nn.Conv2d(c_in, c_out, 1, bias=False),
+            nn.BatchNorm2d(c_out),
+            nn.LeakyReLU(),
+        )
+
+
+class DepthToSpaceUp(nn.Sequential):
+    """Upsampling of a deep level: 3x3 to 4 C, depth-to-space by 2, 3x3, block (K = C 2^d filters, d = 2)."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__(
+            nn.Conv2d(c_in, 4 * c_out, 3, padding=1),
+            nn.ReLU(),
+            nn.PixelShuffle(2),
+            nn.Conv2d(c_out, c_out, 3, padding=1),
+            nn.ReLU(),
+            ConvBlock(c_out, c_out),
+        )
+
+
+class BilinearUp(nn.Sequential):
+    """Upsampling of a shallow level: block, bilinear by 2, block."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__(ConvBlock(c_in, c_out), nn.Upsample(scale_factor=2, mode="bilinear"), ConvBlock(c_out, c_out))
+
+
+class SkipFusion(nn.Module):
+    """SAFB: an encoder feature is gated, joined with the upsampled map, and both attend to each other.
+
+    a = DWConv3x3(F); m = LN(Conv1x1(SiLU(a))); F' = BN(SiLU(a + m)); Q, K, V = Conv1x1([F', U]);
+    out = U + softmax(Q K^T / sqrt(d)) V, within squares of `window` cells.
+    """
+
+    def __init__(self, c_skip: int, c_up: int, *, window: int) -> None:
+        super().__init__()
+        self.spread = nn.Conv2d(c_skip, c_skip, 3, padding=1, groups=c_skip)
+        self.mix = nn.Conv2d(c_skip, c_skip, 1)
+        self.layer_norm = nn.LayerNorm(c_skip)
+        self.batch_norm = nn.BatchNorm2d(c_skip)
+        self.qkv = nn.Conv2d(c_skip + c_up, 3 * c_up, 1)
+        self.window = window
+
+    def forward(self, skip: Float[Tensor, "b s h w"], up: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """The upsampled map, with what it attends to added."""
+        a = self.spread(skip)
+        m = self.layer_norm(self.mix(F.silu(a)).movedim(1, -1)).movedim(-1, 1)
+        skip = self.batch_norm(F.silu(a + m))
+        q, k, v = self._windows(self.qkv(torch.cat([skip, up], dim=1)))
+        return up + self._merge(_attend(q, k, v), up.shape)
+
+    def _windows(self, qkv: Tensor) -> Tensor:
+        b, c3, h, w = qkv.shape
+        n = self.window
+        grid = qkv.reshape(b, 3, c3 // 3, h // n, n, w // n, n).permute(1, 0, 3, 5, 4, 6, 2)
+        return grid.reshape(3, -1, n * n, c3 // 3)  # (qkv, windows, cells, c)
+
+    def _merge(self, rows: Tensor, shape: Sequence[int]) -> Tensor:
+        b, c, h, w = shape
+        n = self.window
+        grid = rows.reshape(b, h // n, w // n, n, n, c).permute(0, 5, 1, 3, 2, 4)
+        return grid.reshape(b, c, h, w)
+
+
+def _attend(q: Float[Tensor, "w n d"], k: Float[Tensor, "w n d"], v: Float[Tensor, "w n d"]) -> Float[Tensor, "w n d"]:
+    """softmax(Q K^T / sqrt(d)) V within every window.
+
+    Written out where the CPU is to give a gradient: windows are small, and torch's fused backward pass is far slower.
+    """
+    if q.device.type != "cpu" or not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(q, k, v)
+    return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v
+
+
+class Decoder(nn.Module):
+    """The top-down path: from the bottom of the pyramid to the finest level, with a fusion wherever there is a skip."""
+
+    def __init__(self, channels: Sequence[int], filters: Sequence[int], *, n_bilinear: int, window: int) -> None:
+        super().__init__()
+        n_bare = len(filters) - len(channels)  # finest levels for which the encoder has no map
+        if n_bare < 0:
+            raise ValueError(f"{len(filters)} filters for {len(channels)} encoder maps; give one filter a level.")
+        self.bottom = ConvBlock(channels[-1], filters[-1])
+        self.ups, self.fusions = nn.ModuleList(), nn.ModuleList()
+        for level in range(len(filters) - 2, -1, -1):
+            up = BilinearUp if level < n_bilinear else DepthToSpaceUp
+            self.ups.append(up(filters[level + 1], filters[level]))
+            if level >= n_bare:
+                self.fusions.append(SkipFusion(channels[level - n_bare], filters[level], window=window))
+        self.last = ConvBlock(filters[0], filters[0])
+
+    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
+        """(b, filters[0], h, w) at the finest level, of encoder maps from fine to coarse."""
+        x = self.bottom(pyramid[-1])
+        for i, up in enumerate(self.ups):
+            x = up(x)
+            if i < len(self.fusions):
+                x = self.fusions[i](pyramid[-2 - i], x)
+        return self.last(x)
+
+
+class PanelHead(nn.Module):
+    """A free row for every gene of a fixed panel."""
+
+    def __init__(self, genes: Sequence[str], n_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(len(genes), n_features) * 0.02)
+        self.bias = nn.Parameter(torch.zeros(len(genes)))
+        self._position = {gene: i for i, gene in enumerate(genes)}
+
+    def start(self, mean: NDArray[np.float32], spread: NDArray[np.float32]) -> None:
+        """Set the bias to the training mean of each gene; `spread` is not needed."""
+        with torch.no_grad():
+            self.bias.copy_(torch.from_numpy(mean))
+
+    def forward(self, genes: Sequence[str]) -> Float[Tensor, "g d"]:
+        """The rows of these genes, the bias last."""
+        return torch.cat([self.weight, self.bias[:, None]], dim=1)[self.positions(genes)]
+
+    def positions(self, genes: Sequence[str]) -> list[int]:
+        """Where these genes are in the panel."""
+        return [self._position[gene] for gene in genes]
+
+
+class TextHead(nn.Module):
+    """Rows made from the embedding of a gene's text by a small network, so that a gene never seen has one too.
+
+    The network answers in standard units: a seen gene's row is scaled by its training spread and shifted by its
+    training mean, an unseen gene's by the means of both over the panel, since nothing of its counts is known.
+
+    Source: SGN's weights from text (256 L2-normalised weights and a bias from a text transformer; 64 genes a step),
+    here two linear layers on a frozen embedding; and the 1x1 head of PixNet, whose rows they replace.
+    """
+
+    network: Any  # layers share no interface that a type checker could see
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(
+        self,
+        genes: Sequence[str],
+        n_features: int,
+        *,
+        vocabulary: Sequence[str],
+        text: Mapping[str, Any],
+        embeddings: GeneEmbeddings | None,
+        hidden: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.texts = Vocabulary(vocabulary, text, embeddings)
+        self.network = nn.Sequential(
+            nn.Linear(int(text["width"]), hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, n_features + 1),
+        )
+        with torch.no_grad():
+            self.network[-1].weight.mul_(0.1)
+            self.network[-1].bias.zero_()
+        self.register_buffer("mean", torch.zeros(len(genes)))
+        self.register_buffer("spread", torch.ones(len(genes)))
+        self._panel, self._position = tuple(genes), {gene: i for i, gene in enumerate(genes)}
+
+    def start(self, mean: NDArray[np.float32], spread: NDArray[np.float32]) -> None:
+        """Keep each panel gene's training mean and spread, and fit the scale of the embeddings."""
+        self.mean, self.spread = torch.from_numpy(mean).to(self.mean), torch.from_numpy(spread).to(self.mean)
+        self.texts.fit(self._panel)
+
+    def forward(self, genes: Sequence[str]) -> Float[Tensor, "g d"]:
+        """The rows of these genes, the bias last."""
+        rows = self.network(self.texts.rows(genes))
+        at = torch.tensor([self._position.get(gene, -1) for gene in genes], device=rows.device)
+        mean, spread = of_panel_or_mean(self.mean, at), of_panel_or_mean(self.spread, at)
+        rows = rows * spread[:, None]
+        return torch.cat([rows[:, :-1], rows[:, -1:] + mean[:, None]], dim=1)
+
+
 def _home_of(encoder_weights: str | Path | None) -> Path | None:
     """The folder of the saved PixNet that gives its weights; None for a file, for timm's weights and for none."""
     if encoder_weights is None or encoder_weights == "timm" or Path(encoder_weights).is_file():
@@ -306,7 +488,7 @@ def _config(
     head: Literal["panel", "text"] | None,
     embeddings: GeneEmbeddings | None,
 ) -> PixNetConfig:
-    made = configured(config, PixNetConfig, PUBLISHED, genes, embeddings, encoder=encoder, mpp=mpp, head=head)
+    made = resolve_config(config, PixNetConfig, PUBLISHED, genes, embeddings, encoder=encoder, mpp=mpp, head=head)
     if made.n_bilinear >= len(made.filters):
         raise ValueError(f"n_bilinear={made.n_bilinear}: a decoder of {len(made.filters)} filters has one step less.")
     if made.head == "text" and not made.text:

@@ -1,4 +1,4 @@
-"""Ridge: the null that knows the colours of the patch and nothing of its shapes."""
+"""Ridge: null model, ridge regression on colour statistics of the patch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from sklearn.model_selection import GridSearchCV, KFold
 from torch import Tensor
 
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe, as_panel, check_panel, constructor, predict_batch
+from stpredict.models._base import Model, Recipe, as_panel, constructor, predict_batch
 from stpredict.models._fields import LIMITS, Config
+from stpredict.models._info import ModelInfo
 from stpredict.models._samples import Batch, PatchSamples, Samples
+from stpredict.models._scale import measured_expression
 from stpredict.nn.encoders import rgb
 from stpredict.nn.stain import HED_OF_RGB
 
@@ -56,6 +58,10 @@ class Ridge(Model):
     output: ClassVar = "spots"
     context = "shape"
     config_class: ClassVar = RidgeConfig
+    info: ClassVar = ModelInfo(
+        name="Ridge",
+        task="ridge regression on 42 colour statistics of the patch",
+    )
 
     centre: Tensor
     spread: Tensor
@@ -64,10 +70,7 @@ class Ridge(Model):
 
     @constructor
     def __init__(self, genes: Sequence[str] = (), *, mpp: float = 1.0, config: RidgeConfig | None = None) -> None:
-        super().__init__()
-        self.config = config or RidgeConfig(genes=as_panel(genes), mpp=mpp)
-        check_panel(self.config.genes, "Ridge")
-        self.genes, self.mpp, self.recipe = self.config.genes, self.config.mpp, self.config.recipe
+        super().__init__(config or RidgeConfig(genes=as_panel(genes), mpp=mpp))
         self.register_buffer("centre", torch.zeros(N_FEATURES))
         self.register_buffer("spread", torch.ones(N_FEATURES))
         self.register_buffer("weight", torch.zeros(len(self.genes), N_FEATURES + 1))
@@ -76,7 +79,7 @@ class Ridge(Model):
     def prepare(self, sections: Sequence[Section]) -> None:
         """The closed form, with the penalty chosen by inner cross-validation on these sections."""
         x = self._statistics(sections)
-        y = np.concatenate([s.expression for s in sections]).astype(np.float64)
+        y = measured_expression(sections).astype(np.float64)
         centre, spread = x.mean(axis=0), x.std(axis=0)
         spread[spread < 1e-8] = 1.0
         search = GridSearchCV(
@@ -103,7 +106,7 @@ class Ridge(Model):
 
     def query(self, genes: Sequence[str]) -> Float[Tensor, "g d"]:
         """The regression weights of these genes, the intercept last."""
-        return self.weight[[self.genes.index(gene) for gene in genes]]
+        return self.weight[self.gene_index(genes)]
 
     def latent(self, batch: Batch) -> Float[Tensor, "n d"]:
         """Standardised colour statistics and a one."""
@@ -114,16 +117,9 @@ class Ridge(Model):
         """The linear model."""
         return latent @ query.T
 
-    def link(self, values: Tensor) -> Tensor:
-        """Target units already."""
-        return values
-
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
         """Mean squared error."""
         return torch.nn.functional.mse_loss(predict_batch(self, batch, query), batch.measured)
-
-    def finish(self, sections: Sequence[Section]) -> None:
-        """Nothing."""
 
 
 def colour_statistics(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 42"]:

@@ -1,4 +1,4 @@
-"""SGN: a graph over a section's shapes, and for every gene a row of weights made from its text.
+"""SGN: graph network over the shapes of a section; each gene's output weights come from its text.
 
 Source: "Spatial Transcriptomics Analysis of Zero-shot Gene Expression Prediction" (MICCAI 2024) and its released code
 (Yan98/SGN: the graph, the text transformer, the loss). Where we differ, or do not follow the released code:
@@ -26,35 +26,53 @@ dropout, since four sections are few.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
+from scipy.spatial import KDTree
 from torch import Tensor, nn
 
 from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, constructor, predict_batch
-from stpredict.models._config import configured
-from stpredict.models._fields import Config
-from stpredict.models._patches import PatchEncoder, grid_of
-from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, SectionSamples, sections_of
+from stpredict.models._config import resolve_config
+from stpredict.models._fields import Config, EncoderConfig
+from stpredict.models._info import ModelInfo
+from stpredict.models._patches import PatchEncoder, array_grid
+from stpredict.models._samples import Batch, PatchSamples, Samples, SectionSamples, sections_of
+from stpredict.models._scale import fit_scale, measured_expression, of_panel_or_mean, register_scale
 from stpredict.models._texts import Vocabulary, as_embeddings
-from stpredict.nn.blocks import TextTransformer
-from stpredict.nn.encoders import EncoderSpec
-from stpredict.nn.graph import GraphLayer, edges
 from stpredict.nn.losses import mse_pcc
+from stpredict.nn.transformer import TransformerBlock
+
+DISTANCE_ROWS = 512  # shapes whose distances to all others are held at once
+KINDS = 2  # of edges: near on the grid, alike in their features
+TIES = 8  # features by which shapes of one place are told apart
 
 
 @dataclass(frozen=True)
-class SGNConfig(Config):
+class _TextPatchConfig(Config):
+    """What stands before the encoder: the genes and their texts, and the patch."""
+
+    genes: tuple[str, ...]
+    vocabulary: tuple[str, ...]
+    text: Mapping[str, Any]
+    mpp: float = 2.0
+    patch_px: int = 128
+
+
+@dataclass(frozen=True)
+class SGNConfig(EncoderConfig, _TextPatchConfig):
     """Every choice of an SGN. Each value that the source does not give carries its reason.
 
+    Parameters
+    ----------
     genes, vocabulary, text
         The ordered training panel; all genes whose embeddings are saved with the model; how those were made.
     mpp, patch_px
@@ -73,16 +91,7 @@ class SGNConfig(Config):
         Genes a training step.
     """
 
-    genes: tuple[str, ...]
-    vocabulary: tuple[str, ...]
-    text: Mapping[str, Any]
     mpp: float = 2.0  # 256 um around a spot, as for GeneQuery (benchmarks/README.md)
-    patch_px: int = 128
-    encoder: str = "mobilenetv2_100"
-    taps: tuple[int, ...] = (0, 1, 2, 3, 4)
-    encoder_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    encoder_mean: tuple[float, ...] | None = None
-    encoder_std: tuple[float, ...] | None = None
     frozen: bool = True
     features: Literal["pooled", "averaged"] = "pooled"
     feature_dropout: float = 0.5  # not given; hundreds of spots, a thousand features
@@ -115,6 +124,13 @@ PUBLISHED: Mapping[str, Any] = {
 class SGN(Model):
     """Expression inside shapes for any gene that has a text, from a graph over all shapes of a section.
 
+    The latent of a shape is its image features and its place (row, column) on the section's grid: the graph is part of
+    the head, which sees all rows of a section.
+
+    Source: see the module's head.
+
+    Parameters
+    ----------
     genes, embeddings
         The ordered panel to train on; embeddings of it and of any further genes (`stp.tl.embed_genes`), all saved.
     encoder_weights
@@ -128,17 +144,27 @@ class SGN(Model):
     seed
         Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
-    The latent of a shape is its image features and its place (row, column) on the section's grid: the graph is part of
-    the head, which sees all rows of a section.
-
-    Raises ValueError for an empty or duplicated panel and for genes without an embedding.
-    Source: see the module's head.
+    Raises
+    ------
+    ValueError
+        For an empty or duplicated panel and for genes without an embedding.
     """
 
     output: ClassVar = "spots"
-    n_last: ClassVar = 2
+    n_auxiliary: ClassVar = 2
     context = "section"
     config_class: ClassVar = SGNConfig
+    info: ClassVar = ModelInfo(
+        name="SGN",
+        task="graph over the section; a gene's weights from its text",
+        text_queried="yes",
+        title="Spatial Transcriptomics Analysis of Zero-shot Gene Expression Prediction",
+        authors="Yang et al.",
+        venue="MICCAI",
+        year=2024,
+        code="https://github.com/Yan98/SGN",
+        encoder="resnet18",
+    )
 
     layers: Any  # a ModuleList of GraphLayer
     mean: Tensor
@@ -157,59 +183,46 @@ class SGN(Model):
         config: str | SGNConfig = "small",
         seed: int | None = None,
     ) -> None:
-        super().__init__()
         embeddings = as_embeddings(embeddings)
-        c = self.config = _config(config, genes, embeddings, mpp)
-        self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
+        super().__init__(_config(config, genes, embeddings, mpp))
+        c = self.config
         self.texts = Vocabulary(c.vocabulary, c.text, embeddings)
-        spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
         self.encoder = PatchEncoder(
-            spec, weights=encoder_weights, kind=c.features, frozen=c.frozen, folder=feature_cache, patch_px=c.patch_px
-        )
+            c.encoder_spec,
+            weights=encoder_weights,
+            kind=c.features,
+            frozen=c.frozen,
+            folder=feature_cache,
+            patch_px=c.patch_px,
+        )  # fmt: skip
         widths = [self.encoder.width] + [c.width] * c.depth
         self.layers = nn.ModuleList(GraphLayer(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.out = nn.Linear(c.width, c.out_width)
         self.text_network = _text_network(c)
-        for name, value in (("mean", 0.0), ("spread", 1.0), ("span", 1.0)):
-            self.register_buffer(name, torch.full((len(c.genes),), value))
-        self._position = {gene: i for i, gene in enumerate(c.genes)}
+        register_scale(self, len(c.genes), "mean", "spread", "span")
 
     @property
-    def vocabulary(self) -> tuple[str, ...]:
-        """Every gene that can be asked for."""
-        return self.texts.known
-
-    @property
-    def answers_text(self) -> bool:
-        """Whether it can be asked for any gene that has a text."""
-        return True
-
-    def know(self, embeddings: GeneEmbeddings) -> None:
-        """Take in the texts of further genes, for this process; see `Vocabulary.know`."""
-        self.texts.know(embeddings)
-
-    def text_vectors(self, genes: Sequence[str]) -> NDArray[np.float32]:
-        """(g, w) centred and scaled embeddings of genes."""
-        return self.texts.rows(genes).detach().cpu().numpy()
+    def gene_texts(self) -> Vocabulary:
+        """The genes that can be asked for, with their embeddings."""
+        return self.texts
 
     def prepare(self, sections: Sequence[Section]) -> None:
         """The scale of every gene, and of features and texts, on the training sections."""
-        expression = np.concatenate([s.expression for s in sections])
-        scale = {"mean": expression.mean(axis=0)}
-        for name, value in (("spread", expression.std(axis=0)), ("span", np.ptp(expression, axis=0))):
-            scale[name] = np.where(value > 0, value, 1.0)
-        for name, value in scale.items():
-            setattr(self, name, torch.from_numpy(value.astype(np.float32)).to(self.mean.device))
+        fit_scale(self, measured_expression(sections))
         self.texts.fit(self.genes)
         self.encoder.fit(sections, patch_px=self.config.patch_px)
 
     def samples(self, sections: Sequence[Section], *, train: bool, seed: int = 0) -> Samples:
         """In training whole sections and some genes; else the patch around every shape."""
         c = self.config
+        extra = {"place": torch.from_numpy(np.concatenate([array_grid(section) for section in sections]))}
         if not train:
-            return PlacedSamples(sections, patch_px=c.patch_px)
-        frozen = self.encoder if c.frozen else None
-        patches = PlacedSamples(sections, patch_px=c.patch_px, encoder=frozen, n_genes=c.train_genes, seed=seed)
+            return PatchSamples(sections, patch_px=c.patch_px, extra=extra)
+        if c.frozen:  # a section is read in every step of training
+            extra["features"] = self.encoder.encode_sections(sections, patch_px=c.patch_px).cpu()
+        patches = PatchSamples(
+            sections, patch_px=c.patch_px, n_genes=c.train_genes, seed=seed, extra=extra, images=not c.frozen
+        )
         most = max(section.n_shapes for section in sections)
         return SectionSamples(patches, n_spots=most, n_genes=c.train_genes, seed=seed)
 
@@ -219,10 +232,8 @@ class SGN(Model):
         An unseen gene has no scale of its own: it gets the panel's, so its values have no unit to be scored by.
         """
         made = self.text_network(self.texts.rows(genes))
-        at = torch.tensor([self._position.get(gene, -1) for gene in genes], device=made.device)
-        scale = [
-            torch.where(at >= 0, each[at.clamp_min(0)], each.mean()) for each in (self.mean, self.spread, self.span)
-        ]
+        at = self.gene_index_or_unseen(genes, made.device)
+        scale = [of_panel_or_mean(each, at) for each in (self.mean, self.spread, self.span)]
         return torch.cat([F.normalize(made[:, :-1], dim=1), made[:, -1:], torch.stack(scale, dim=1)], dim=1)
 
     def latent(self, batch: Batch) -> Float[Tensor, "n d"]:
@@ -247,10 +258,6 @@ class SGN(Model):
         weight, bias, mean, spread = query[:, :-4], query[:, -4], query[:, -3], query[:, -2]
         return mean + spread * (self.out(x) @ weight.T + bias)
 
-    def link(self, values: Tensor) -> Tensor:
-        """Target units already."""
-        return values
-
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
         """MSE + 0.5 (1 - Pearson over the shapes of a section), in min-max units (the minimum cancels)."""
         pred, span = predict_batch(self, batch, query), query[:, -1].float()
@@ -260,46 +267,111 @@ class SGN(Model):
         ]
         return torch.stack(parts).mean()
 
-    def finish(self, sections: Sequence[Section]) -> None:
-        """Nothing: the weights are all there is."""
 
+class GraphLayer(nn.Module):
+    """LeakyReLU of the mean over the kinds of edges of: own weights x a shape + others' weights x its neighbours' mean.
 
-class PlacedSamples(PatchSamples):
-    """The patch around every shape, and in `Batch.extra["place"]` (n, 2) its row and column on the section's grid.
-
-    encoder
-        Frozen: its features (n, f) are then computed here, once, and stand in `Batch.extra["features"]` in place of the
-        images, which are left empty. A section is read in every step of training. None: the images.
+    A shape without neighbours of a kind sees zeros there. Source: a HeteroConv of two SAGEConv, mean over both.
     """
 
-    def __init__(
-        self,
-        sections: Sequence[Section],
-        *,
-        patch_px: int,
-        encoder: PatchEncoder | None = None,
-        n_genes: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(sections, patch_px=patch_px, n_genes=n_genes, seed=seed)
-        self.places = torch.from_numpy(np.concatenate([grid_of(section) for section in sections]))
-        self.features = None if encoder is None else encoder.every(sections, patch_px=patch_px).cpu()
-        self.first = np.cumsum([0, *(section.n_shapes for section in sections)])
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.own = nn.ModuleList(nn.Linear(n_in, n_out, bias=False) for _ in range(KINDS))
+        self.others = nn.ModuleList(nn.Linear(n_in, n_out) for _ in range(KINDS))
 
-    def __getitem__(self, index: int) -> Patch:
-        """Image (h, w, 3), which has no pixels where features stand for it, expression (g,), row (2,) and index."""
-        if self.features is None:
-            return super().__getitem__(index)
-        i, k = self.shapes[index % len(self.shapes)]
-        expression = self.sections[i].expression
-        return Patch(np.empty((0, 0, 3), np.uint8), None if expression is None else expression[k], (i, k), index)
+    def forward(self, x: Float[Tensor, "n a"], near: Int[Tensor, "2 e"], alike: Int[Tensor, "2 k"]) -> Tensor:
+        """(n, n_out); an edge is (source, target), and its message goes to the target."""
+        kinds = zip(self.own, self.others, (near, alike), strict=True)
+        parts = [own(x) + others(neighbour_mean(x, among)) for own, others, among in kinds]
+        return F.leaky_relu(torch.stack(parts).mean(dim=0), 0.2)
 
-    def collate(self, samples: Sequence[Patch]) -> Batch:
-        """The batch with the places, or places and features, of its rows."""
-        batch = super().collate(samples)
-        at = torch.from_numpy(self.first[batch.rows[:, 0]] + batch.rows[:, 1])
-        extra = {"place": self.places[at]}
-        return replace(batch, extra=extra if self.features is None else extra | {"features": self.features[at]})
+
+def neighbour_mean(x: Float[Tensor, "n a"], among: Int[Tensor, "2 e"]) -> Float[Tensor, "n a"]:
+    """The mean of the sources of every target's edges; 0 where there are none."""
+    source, target = among
+    total = torch.zeros_like(x).index_add(0, target, x[source])
+    count = torch.bincount(target, minlength=len(x)).clamp_min(1)
+    return total / count[:, None].to(x)
+
+
+def edges(
+    features: NDArray[np.floating], places: NDArray[np.int64], *, n_near: int, n_alike: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Edges (2, e) of source and target: from the near shapes on the grid, and from those with the most alike features.
+
+    Parameters
+    ----------
+    features, places
+        (n, f) and (n, 2) row and column of the shapes of one section.
+    n_near, n_alike
+        Most neighbours within a distance of sqrt(2), nearest first; and how many by Euclidean distance of
+        features. Ties go by row, column and features, so that the order of the shapes does not matter.
+    """
+    order = np.lexsort((*features.T[:TIES], places[:, 1], places[:, 0]))
+    x, at = features[order].astype(np.float64), places[order]
+    pairs = KDTree(at).query_pairs(1.5, output_type="ndarray")
+    target, source = np.concatenate([pairs, pairs[:, ::-1]]).astype(np.int64).T
+    near = _first(target, source, np.square(at[source] - at[target]).sum(axis=1).astype(np.float64), n_near)
+    alike = np.concatenate([_alike(x, k, n_alike) for k in range(0, len(x), DISTANCE_ROWS)], axis=1)
+    return order[near], order[alike]
+
+
+def _alike(x: NDArray[np.float64], start: int, n: int) -> NDArray[np.int64]:
+    """Edges to the rows `start`, ... from the `n` rows of the least distance each."""
+    some, n = x[start : start + DISTANCE_ROWS], min(n, len(x) - 1)
+    squares = np.square(x).sum(axis=1)
+    # rounded, so that distances that are equal but for the order of sums are ties
+    apart = np.round(squares[start : start + DISTANCE_ROWS, None] + squares - 2 * some @ x.T, 6)
+    apart[np.arange(len(some)), start + np.arange(len(some))] = np.inf
+    if n < 1:
+        return np.empty((2, 0), dtype=np.int64)
+    target, source = np.nonzero(apart <= np.partition(apart, n - 1, axis=1)[:, n - 1 : n])
+    return _first(target + start, source, apart[target, source], n)
+
+
+def _first(
+    target: NDArray[np.int64], source: NDArray[np.int64], distance: NDArray[np.float64], n: int
+) -> NDArray[np.int64]:
+    """The `n` edges of the least distance to every target, ties by source: (2, e), source and target."""
+    order = np.lexsort((source, distance, target))
+    target, source = target[order], source[order]
+    rank = np.arange(len(target)) - np.searchsorted(target, target)
+    return np.stack([source, target])[:, rank < n]
+
+
+class TextTransformer(nn.Module):
+    """A class token, a register and the text's one token through blocks whose branches start small (LayerScale .1)."""
+
+    def __init__(self, n_in: int, width: int, *, depth: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.embed = nn.Linear(n_in, width)
+        self.first = nn.Parameter(torch.randn(2, width) * 0.02)  # class token and register
+        self.blocks = nn.ModuleList()
+        for _ in range(depth):
+            block: Any = TransformerBlock(
+                width, heads=heads, head_width=width // heads, mlp_width=4 * width, dropout=dropout
+            )
+            block.out, block.mlp = nn.Sequential(block.out, _Scale(width)), block.mlp.append(_Scale(width))
+            self.blocks.append(block)
+        self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width + 1))
+
+    def forward(self, rows: Float[Tensor, "g w"]) -> Float[Tensor, "g d"]:
+        """Weights and a bias for every text."""
+        x = torch.cat([self.first.expand(len(rows), -1, -1), self.embed(rows)[:, None]], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.out(x[:, 0])
+
+
+class _Scale(nn.Module):
+    """A factor for every channel."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.full((width,), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
 
 
 def _text_network(c: SGNConfig) -> nn.Module:
@@ -317,7 +389,7 @@ def _text_network(c: SGNConfig) -> nn.Module:
 def _config(
     config: str | SGNConfig, genes: Sequence[str], embeddings: GeneEmbeddings | None, mpp: float | None
 ) -> SGNConfig:
-    made = configured(config, SGNConfig, PUBLISHED, genes, embeddings, mpp=mpp)
+    made = resolve_config(config, SGNConfig, PUBLISHED, genes, embeddings, mpp=mpp)
     if embeddings is not None:
         embeddings.take(made.genes)  # raises for genes that have none
     return made

@@ -1,4 +1,4 @@
-"""STNet: a classification network on the patch around every shape, its last layer replaced by a linear one.
+"""STNet: image network on the patch around each shape, with a linear output layer.
 
 Source: "Integrating spatial gene expression and breast tumour morphology via deep learning" (He et al., Nature
 Biomedical Engineering 2020) and its released code. As published: the last layer starts with weights of zero and the
@@ -28,24 +28,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, constructor, predict_batch
-from stpredict.models._config import configured
-from stpredict.models._fields import Config
+from stpredict.models._config import resolve_config
+from stpredict.models._fields import EncoderConfig, PatchConfig
+from stpredict.models._info import ModelInfo
 from stpredict.models._patches import PatchEncoder
-from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, dihedral
-from stpredict.nn.encoders import EncoderSpec
+from stpredict.models._samples import Batch, PatchSamples, Samples, TurnedSamples
+from stpredict.models._scale import measured_expression
 
 
 @dataclass(frozen=True)
-class STNetConfig(Config):
+class STNetConfig(EncoderConfig, PatchConfig):
     """Every choice of an STNet. Each value that the paper does not give carries its reason.
 
+    Parameters
+    ----------
     genes, mpp, patch_px
         Ordered panel; micrometres per pixel and side of the patch around each shape.
     encoder, taps, encoder_kwargs, encoder_mean, encoder_std
@@ -56,14 +58,7 @@ class STNetConfig(Config):
         1: the patch as it is; 4: its quarter turns; 8: flips too. Drawn from in training, averaged at prediction.
     """
 
-    genes: tuple[str, ...]
     mpp: float = 2.0  # the paper: 224 px at full resolution; 256 um are better than 128 (benchmarks/README.md)
-    patch_px: int = 128
-    encoder: str = "mobilenetv2_100"
-    taps: tuple[int, ...] = (0, 1, 2, 3, 4)
-    encoder_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    encoder_mean: tuple[float, ...] | None = None
-    encoder_std: tuple[float, ...] | None = None
     frozen: bool = True  # hundreds of spots; the paper trains all layers, on 23 patients
     symmetries: int = 8  # the paper
     recipe: Recipe = field(
@@ -88,6 +83,10 @@ PUBLISHED: Mapping[str, Any] = {
 class STNet(Model):
     """Expression inside shapes, each from the patch around it: a linear layer on an image network.
 
+    Source: see the module's head.
+
+    Parameters
+    ----------
     genes
         The ordered panel.
     encoder_weights
@@ -101,14 +100,26 @@ class STNet(Model):
     seed
         Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
-    Raises ValueError for an empty or duplicated panel, an unknown configuration, a number of symmetries other than 1, 4
-    or 8, and an encoder that is to be trained at a rate of 0.
-    Source: see the module's head.
+    Raises
+    ------
+    ValueError
+        For an empty or duplicated panel, an unknown configuration, a number of symmetries other than 1, 4 or 8, and an
+        encoder that is to be trained at a rate of 0.
     """
 
     output: ClassVar = "spots"
     context = "shape"
     config_class: ClassVar = STNetConfig
+    info: ClassVar = ModelInfo(
+        name="STNet",
+        task="image network, last layer replaced; the mean over 8 symmetries of the patch",
+        title="Integrating spatial gene expression and breast tumour morphology via deep learning",
+        authors="He et al.",
+        venue="Nature Biomedical Engineering",
+        year=2020,
+        code="https://github.com/bryanhe/ST-Net",
+        encoder="densenet121",
+    )
 
     @constructor
     def __init__(
@@ -121,17 +132,19 @@ class STNet(Model):
         config: str | STNetConfig = "small",
         seed: int | None = None,
     ) -> None:
-        super().__init__()
-        c = self.config = _config(config, genes, mpp)
-        self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
-        spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
+        super().__init__(_config(config, genes, mpp))
+        c = self.config
         self.encoder = PatchEncoder(
-            spec, weights=encoder_weights, kind="averaged", frozen=c.frozen, folder=feature_cache, patch_px=c.patch_px
-        )
+            c.encoder_spec,
+            weights=encoder_weights,
+            kind="averaged",
+            frozen=c.frozen,
+            folder=feature_cache,
+            patch_px=c.patch_px,
+        )  # fmt: skip
         self.linear = nn.Linear(self.encoder.width, len(c.genes))
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
-        self._position = {gene: i for i, gene in enumerate(c.genes)}
 
     @torch.no_grad()
     def prepare(self, sections: Sequence[Section]) -> None:
@@ -141,7 +154,7 @@ class STNet(Model):
         """
         if self.card is not None:
             return  # a trained one is trained on
-        mean = np.concatenate([s.expression for s in sections]).mean(axis=0)
+        mean = measured_expression(sections).mean(axis=0)
         self.linear.weight.zero_()
         self.linear.bias.copy_(torch.from_numpy(mean))
         self.encoder.fit(sections, patch_px=self.config.patch_px)
@@ -149,12 +162,12 @@ class STNet(Model):
     def samples(self, sections: Sequence[Section], *, train: bool, seed: int = 0) -> Samples:
         """The patch around every shape; in training in one of its symmetries."""
         patches = PatchSamples(sections, patch_px=self.config.patch_px)
-        return _TurnedPatches(patches, symmetries=self.config.symmetries, seed=seed) if train else patches
+        return TurnedSamples(patches, symmetries=self.config.symmetries, seed=seed) if train else patches
 
     def query(self, genes: Sequence[str]) -> Float[Tensor, "g d"]:
         """The rows of the last layer for these genes, the bias last."""
         rows = torch.cat([self.linear.weight, self.linear.bias[:, None]], dim=1)
-        return rows[[self._position[gene] for gene in genes]]
+        return rows[self.gene_index(genes)]
 
     def latent(self, batch: Batch) -> Float[Tensor, "n d"]:
         """Features of every patch: in training as it is, else the mean over its symmetries."""
@@ -166,35 +179,9 @@ class STNet(Model):
         """The last layer."""
         return latent @ query[:, :-1].T + query[:, -1]
 
-    def link(self, values: Tensor) -> Tensor:
-        """Target units already."""
-        return values
-
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
         """The squared error, summed over batch and genes, divided by the number of genes."""
         return (predict_batch(self, batch, query) - batch.measured).square().sum() / len(batch.genes)
-
-    def finish(self, sections: Sequence[Section]) -> None:
-        """Nothing: the weights are all there is."""
-
-
-class _TurnedPatches(Samples):
-    """Patches in one of the first `symmetries` symmetries of the square, drawn anew whenever one is taken."""
-
-    def __init__(self, patches: PatchSamples, *, symmetries: int, seed: int) -> None:
-        self.patches, self.symmetries, self.seed = patches, symmetries, seed
-
-    def __len__(self) -> int:
-        return len(self.patches)
-
-    def __getitem__(self, index: int) -> Patch:
-        """The patch of one shape, turned; the index decides how."""
-        patch = self.patches[index]
-        turn = int(np.random.default_rng([self.seed, index]).integers(self.symmetries))
-        return patch._replace(image=dihedral(patch.image, turn))
-
-    def collate(self, samples: Sequence[Patch]) -> Batch:
-        return self.patches.collate(samples)
 
 
 def _turned(image: UInt8[Tensor, "n 3 h w"], turn: int) -> UInt8[Tensor, "n 3 h w"]:
@@ -203,7 +190,7 @@ def _turned(image: UInt8[Tensor, "n 3 h w"], turn: int) -> UInt8[Tensor, "n 3 h 
 
 
 def _config(config: str | STNetConfig, genes: Sequence[str], mpp: float | None) -> STNetConfig:
-    made = configured(config, STNetConfig, PUBLISHED, genes, mpp=mpp)
+    made = resolve_config(config, STNetConfig, PUBLISHED, genes, mpp=mpp)
     if made.symmetries not in (1, 4, 8):
         raise ValueError(
             f"symmetries={made.symmetries} is no number of symmetries of a square: use 1 (none), 4 (quarter turns) "

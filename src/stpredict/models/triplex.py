@@ -1,4 +1,4 @@
-"""TRIPLEX: the spot's own patch, the patches around it, and all spots of its section, fused by cross-attention.
+"""TRIPLEX: cross-attention between a spot's patch, its surrounding patches, and all spots of the section.
 
 Source: "Accurate Spatial Gene Expression Prediction by Integrating Multi-Resolution Features" (CVPR 2024) and its
 released code (NEXGEM/TRIPLEX, state of the paper). Where we differ, or do not follow the released code:
@@ -31,28 +31,31 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stpredict._section import Section, take
 from stpredict._window import Window
 from stpredict.models._base import Model, Recipe, constructor
-from stpredict.models._config import configured
-from stpredict.models._fields import Config
-from stpredict.models._patches import PatchEncoder, grid_of
+from stpredict.models._config import resolve_config
+from stpredict.models._fields import EncoderConfig, PatchConfig
+from stpredict.models._info import ModelInfo
+from stpredict.models._patches import PatchEncoder, array_grid
 from stpredict.models._samples import Batch, Patch, PatchSamples, Samples
+from stpredict.models._scale import fit_scale, measured_expression, register_scale
 from stpredict.nn.device import free_bytes
-from stpredict.nn.encoders import EncoderSpec
-from stpredict.nn.towers import FusionTower, NeighbourTower, SectionTower, fusion_loss
+from stpredict.nn.transformer import TransformerBlock
 
 SPOTS = 8  # whose neighbouring patches are encoded together
 
 
 @dataclass(frozen=True)
-class TRIPLEXConfig(Config):
+class TRIPLEXConfig(EncoderConfig, PatchConfig):
     """Every choice of a TRIPLEX. Each value that the source does not give carries its reason.
 
+    Parameters
+    ----------
     genes, mpp, patch_px
         Ordered panel; micrometres per pixel; side of the patch around each spot, and of each patch around that.
     encoder, taps, encoder_kwargs, encoder_mean, encoder_std
@@ -71,14 +74,7 @@ class TRIPLEXConfig(Config):
         Share of a branch's loss that compares it with the fused prediction.
     """
 
-    genes: tuple[str, ...]
     mpp: float = 2.0  # 256 um around a spot, as for GeneQuery (benchmarks/README.md)
-    patch_px: int = 128
-    encoder: str = "mobilenetv2_100"
-    taps: tuple[int, ...] = (0, 1, 2, 3, 4)
-    encoder_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    encoder_mean: tuple[float, ...] | None = None
-    encoder_std: tuple[float, ...] | None = None
     frozen: bool = True
     context_features: Literal["pooled", "averaged"] = "pooled"
     feature_dropout: float = 0.5  # not given; hundreds of spots, a thousand features
@@ -107,6 +103,12 @@ PUBLISHED: Mapping[str, Any] = {
 class TRIPLEX(Model):
     """Expression inside shapes from three views: the patch, its neighbourhood, the section.
 
+    A shape's answer depends on all shapes of its section, not on the batch: every batch carries the section.
+
+    Source: see the module's head.
+
+    Parameters
+    ----------
     genes
         The ordered panel.
     encoder_weights
@@ -118,15 +120,25 @@ class TRIPLEX(Model):
     seed
         Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
-    A shape's answer depends on all shapes of its section, not on the batch: every batch carries the section.
-
-    Raises ValueError for an empty or duplicated panel, an even `side`, and a section too large for memory.
-    Source: see the module's head.
+    Raises
+    ------
+    ValueError
+        For an empty or duplicated panel, an even `side`, and a section too large for memory.
     """
 
     output: ClassVar = "spots"
-    context = "shape"
+    context = "neighbours"
     config_class: ClassVar = TRIPLEXConfig
+    info: ClassVar = ModelInfo(
+        name="TRIPLEX",
+        task="cross-attention between patch, surroundings and section",
+        title="Accurate Spatial Gene Expression Prediction by Integrating Multi-Resolution Features",
+        authors="Chung et al.",
+        venue="CVPR",
+        year=2024,
+        code="https://github.com/NEXGEM/TRIPLEX",
+        encoder="resnet18",
+    )
 
     branches: Any  # a ModuleList of Linear: from the patch, its neighbours, the section
     mean: Tensor
@@ -143,13 +155,11 @@ class TRIPLEX(Model):
         config: str | TRIPLEXConfig = "small",
         seed: int | None = None,
     ) -> None:
-        super().__init__()
-        c = self.config = _config(config, genes, mpp)
-        self.genes, self.mpp, self.recipe = c.genes, c.mpp, c.recipe
-        spec = EncoderSpec(c.encoder, c.taps, c.encoder_kwargs, c.encoder_mean, c.encoder_std)
+        super().__init__(_config(config, genes, mpp))
+        c = self.config
         places: dict[str, Any] = {"weights": encoder_weights, "folder": feature_cache, "patch_px": c.patch_px}
-        self.encoder = PatchEncoder(spec, kind="tokens", frozen=c.frozen, **places)
-        self.context_encoder = PatchEncoder(spec, kind=c.context_features, **places)
+        self.encoder = PatchEncoder(c.encoder_spec, kind="tokens", frozen=c.frozen, **places)
+        self.context_encoder = PatchEncoder(c.encoder_spec, kind=c.context_features, **places)
         self.projections = nn.ModuleList(
             nn.Identity() if width == c.width else nn.Linear(width, c.width)
             for width in (self.encoder.width, self.context_encoder.width, self.context_encoder.width)
@@ -159,21 +169,11 @@ class TRIPLEX(Model):
         self.fusion_tower = FusionTower(c.width, c.fusion)
         self.out = nn.Linear(c.width, len(c.genes))
         self.branches = nn.ModuleList(nn.Linear(c.width, len(c.genes)) for _ in range(3))
-        self.register_buffer("mean", torch.zeros(len(c.genes)))
-        self.register_buffer("spread", torch.ones(len(c.genes)))
-        self._position = {gene: i for i, gene in enumerate(c.genes)}
-
-    @property
-    def sees_section(self) -> bool:
-        """True: its samples carry all shapes of the section, though its head takes them one by one."""
-        return True
+        register_scale(self, len(c.genes), "mean", "spread")
 
     def prepare(self, sections: Sequence[Section]) -> None:
         """The scale of every gene and feature on the training sections."""
-        expression = np.concatenate([s.expression for s in sections])
-        spread = expression.std(axis=0)
-        for name, value in (("mean", expression.mean(axis=0)), ("spread", np.where(spread > 0, spread, 1.0))):
-            setattr(self, name, torch.from_numpy(value.astype(np.float32)).to(self.mean.device))
+        fit_scale(self, measured_expression(sections))
         for encoder in (self.encoder, self.context_encoder):
             encoder.fit(sections, patch_px=self.config.patch_px)
 
@@ -185,7 +185,7 @@ class TRIPLEX(Model):
 
     def query(self, genes: Sequence[str]) -> Float[Tensor, "g q"]:
         """Weights and bias of each gene on the fused token; its training mean and spread."""
-        at = self._at(genes)
+        at = self.gene_index(genes)
         columns = torch.stack([self.out.bias, self.mean, self.spread], dim=1)
         return torch.cat([self.out.weight, columns], dim=1)[at]
 
@@ -197,25 +197,15 @@ class TRIPLEX(Model):
         """The linear model."""
         return query[:, -2] + query[:, -1] * (latent @ query[:, :-3].T + query[:, -3])
 
-    def link(self, values: Tensor) -> Tensor:
-        """Target units already."""
-        return values
-
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
         """MSE of the fused prediction and of every branch, which are also compared with each other."""
         fused, *views = self._views(batch)
-        at, scale = self._at(batch.genes), query[:, -2:].float()
+        at, scale = self.gene_index(batch.genes), query[:, -2:].float()
         with torch.autocast(fused.device.type, enabled=False):
             pred = self.head(fused.float(), query.float())
             rows = [torch.cat([b.weight[at], b.bias[at, None], scale], dim=1) for b in self.branches]
             each = [self.head(view.float(), row) for view, row in zip(views, rows, strict=True)]
             return fusion_loss(pred, each, batch.measured, share=self.config.branch_share)
-
-    def finish(self, sections: Sequence[Section]) -> None:
-        """Nothing: the weights are all there is."""
-
-    def _at(self, genes: Sequence[str]) -> list[int]:
-        return [self._position[gene] for gene in genes]
 
     def _views(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(n, d) each: the fused token; what the branches of patch, neighbours and section predict from."""
@@ -225,22 +215,154 @@ class TRIPLEX(Model):
             project(F.dropout(each, self.config.feature_dropout, self.training))
             for project, each in zip(self.projections, features, strict=True)
         )
-        there, lengths = extra["there"], extra["lengths"].tolist()
-        around = self.neighbour_tower(around, there)
+        present, lengths = extra["present"], extra["lengths"].tolist()
+        around = self.neighbour_tower(around, present)
         parts = zip(whole.split(lengths), extra["place"].split(lengths), strict=True)
         section = torch.cat([self.section_tower(x, place) for x, place in parts])[extra["row"]]
-        fused = self.fusion_tower(section, own, around, there)
-        share = there.to(around) / there.sum(dim=1, keepdim=True)
+        fused = self.fusion_tower(section, own, around, present)
+        share = present.to(around) / present.sum(dim=1, keepdim=True)
         return fused, own.mean(dim=1), (share[..., None] * around).sum(dim=1), section
+
+
+class NeighbourBlock(TransformerBlock):
+    """A block over the places of a square, with a learned bias of attention for every (|rows|, |columns|) apart."""
+
+    offsets: Tensor
+
+    def __init__(self, width: int, *, side: int, heads: int, head_width: int, mlp_width: int, dropout: float) -> None:
+        super().__init__(width, heads=heads, head_width=head_width, mlp_width=mlp_width, dropout=dropout)
+        y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+        y, x = y.flatten(), x.flatten()
+        offsets = side * (y[:, None] - y).abs() + (x[:, None] - x).abs()
+        self.register_buffer("offsets", offsets, persistent=False)
+        self.bias = nn.Parameter(torch.zeros(self.heads, side * side))
+
+    def among(self, x: Float[Tensor, "b n d"], keep: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+        """Every place attends to the places that `keep` marks."""
+        q, k, v = self._project(x)
+        bias = self.bias[:, self.offsets].masked_fill(~keep[:, None, None, :], -torch.inf)
+        return self._finish(x, F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q)))
+
+
+class FusionBlock(TransformerBlock):
+    """A block whose queries come from one sequence and whose keys and values come from another; one norm for both."""
+
+    def across(
+        self, x: Float[Tensor, "b n d"], tokens: Float[Tensor, "b m d"], keep: Bool[Tensor, "b m"] | None = None
+    ) -> Float[Tensor, "b n d"]:
+        """Every row of `x` attends to the tokens that `keep` marks; None: to all."""
+        q, (_, k, v) = self._project(x)[0], self._project(tokens)
+        mask = None if keep is None else keep[:, None, None, :]
+        return self._finish(x, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+
+
+class NeighbourTower(nn.Module):
+    """Tokens of the side x side patches around a spot."""
+
+    blocks: Any  # a ModuleList of NeighbourBlock
+
+    def __init__(self, width: int, sizes: tuple[int, int, int, float], *, side: int) -> None:
+        super().__init__()
+        depth, inner = _block_sizes(width, sizes)
+        self.blocks = nn.ModuleList(NeighbourBlock(width, side=side, **inner) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Float[Tensor, "n s d"], present: Bool[Tensor, "n s"]) -> Float[Tensor, "n s d"]:
+        """Attention of each patch to the patches that are present."""
+        for block in self.blocks:
+            x = block.among(x, present)
+        return self.norm(x)
+
+
+class SectionTower(nn.Module):
+    """Tokens of all spots of one section: a block, their places by a convolution, and the other blocks."""
+
+    blocks: Any  # a ModuleList of TransformerBlock
+
+    def __init__(self, width: int, sizes: tuple[int, int, int, float]) -> None:
+        super().__init__()
+        depth, inner = _block_sizes(width, sizes)
+        self.blocks = nn.ModuleList(TransformerBlock(width, **inner) for _ in range(depth))
+        self.position = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Float[Tensor, "m d"], place: Int[Tensor, "m 2"]) -> Float[Tensor, "m d"]:
+        """Each spot with all others; `place` is its row and column."""
+        first, *others = self.blocks
+        x = first(x[None])[0]
+        x = (x + self._around(x, place))[None]
+        for block in others:
+            x = block(x)
+        return self.norm(x[0])
+
+    def _around(self, x: Tensor, place: Tensor) -> Tensor:
+        """The depth-wise convolution of the grid at every spot; empty places are 0, shared ones hold a mean."""
+        place = place - place.min(dim=0).values
+        height, breadth = (place.max(dim=0).values + 1).tolist()
+        at = place[:, 0] * breadth + place[:, 1]
+        count = torch.bincount(at, minlength=height * breadth).clamp_min(1)
+        grid = x.new_zeros(height * breadth, x.shape[1]).index_add(0, at, x) / count[:, None].to(x)
+        return self.position(grid.T.unflatten(1, (height, breadth))[None])[0].flatten(1).T[at]
+
+
+class FusionTower(nn.Module):
+    """Cross-attention of a spot's section token to the tokens of its patch and its neighbours, with shared blocks."""
+
+    blocks: Any  # a ModuleList of FusionBlock
+
+    def __init__(self, width: int, sizes: tuple[int, int, int, float]) -> None:
+        super().__init__()
+        depth, inner = _block_sizes(width, sizes)
+        self.blocks = nn.ModuleList(FusionBlock(width, **inner) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(
+        self,
+        section: Float[Tensor, "n d"],
+        own: Float[Tensor, "n t d"],
+        around: Float[Tensor, "n s d"],
+        present: Bool[Tensor, "n s"],
+    ) -> Float[Tensor, "n d"]:
+        """One fused token per spot: layer norm of the sum of both attended tokens."""
+        attended = [section[:, None], section[:, None]]
+        for block in self.blocks:
+            attended = [block.across(attended[0], own), block.across(attended[1], around, present)]
+        return self.norm((attended[0] + attended[1])[:, 0])
+
+
+def fusion_loss(
+    fused: Float[Tensor, "n g"], branches: Sequence[Tensor], true: Float[Tensor, "n g"], *, share: float = 0.3
+) -> Float[Tensor, ""]:
+    """MSE(fused, true) + sum over branches of (1 - share) MSE(branch, true) + share MSE(branch, fused).
+
+    The gradient of the last term reaches both of its sides.
+    """
+    loss = F.mse_loss(fused, true)
+    for branch in branches:
+        loss = loss + (1 - share) * F.mse_loss(branch, true) + share * F.mse_loss(branch, fused)
+    return loss
+
+
+def _block_sizes(width: int, sizes: tuple[int, int, int, float]) -> tuple[int, dict[str, Any]]:
+    """The depth, and the sizes of a block. Raises ValueError for heads that do not divide the width."""
+    depth, heads, ratio, dropout = sizes
+    if depth < 1 or width % heads:
+        raise ValueError(
+            f"a transformer of width {width} cannot have depth {depth} and {heads} heads: the depth is at "
+            "least 1 and the heads divide the width."
+        )
+    return depth, {"heads": heads, "head_width": width // heads, "mlp_width": ratio * width, "dropout": dropout}
 
 
 class TriplexSamples(Samples):
     """`PatchSamples`, with what TRIPLEX sees beside the patch in `Batch.extra`.
 
+    Parameters
+    ----------
     encoder
         Frozen: of every section in a batch "whole" (m, f) features of all shapes on the image, "place" (m, 2) their
         grid places, "lengths" how many are of each section, and "row" (n,) which of them each row is; of every row
-        "around" (n, side^2, f) features of the patches around it, row by row, and "there" (n, side^2): whether such a
+        "around" (n, side^2, f) features of the patches around it, row by row, and "present" (n, side^2): whether such a
         patch lies on the image at least in part (the shape's own always counts).
     width
         Of a token: a section whose tokens do not fit into memory is refused with ValueError.
@@ -255,11 +377,13 @@ class TriplexSamples(Samples):
         on = [_on_image(section, bounds) for section, bounds in zip(patches.sections, patches.bounds, strict=True)]
         sections = [take(section, rows) for section, rows in zip(patches.sections, on, strict=True)]
         self.row = [{int(k): j for j, k in enumerate(rows)} for rows in on]
-        self.place = [torch.from_numpy(grid_of(s)) if s.n_shapes else torch.zeros(0, 2).long() for s in sections]
+        self.place = [torch.from_numpy(array_grid(s)) if s.n_shapes else torch.zeros(0, 2).long() for s in sections]
         for section, place in zip(sections, self.place, strict=True):
             _check_memory(section, place, width, encoder.centre.device)
         self.whole = [
-            encoder.every([s], patch_px=patches.patch_px).cpu() if s.n_shapes else torch.zeros(0, encoder.width)
+            encoder.encode_sections([s], patch_px=patches.patch_px).cpu()
+            if s.n_shapes
+            else torch.zeros(0, encoder.width)
             for s in sections
         ]
         self.known: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
@@ -277,19 +401,19 @@ class TriplexSamples(Samples):
         """The batch of patches with its context. Raises KeyError for a shape that is not on the image."""
         batch = self.patches.collate(samples)
         shapes = [(int(i), int(k)) for i, k in batch.rows]
-        present = sorted({i for i, _ in shapes})
-        lengths = [len(self.whole[i]) for i in present]
-        first = dict(zip(present, np.cumsum([0, *lengths]).tolist(), strict=False))
+        sections = sorted({i for i, _ in shapes})
+        lengths = [len(self.whole[i]) for i in sections]
+        first = dict(zip(sections, np.cumsum([0, *lengths]).tolist(), strict=False))
         new = [shape for shape in dict.fromkeys(shapes) if shape not in self.known]
         seen = self.known | dict(zip(new, self._around(new), strict=True))
-        around, there = zip(*(seen[shape] for shape in shapes), strict=True)
+        around, present = zip(*(seen[shape] for shape in shapes), strict=True)
         extra = {
-            "whole": torch.cat([self.whole[i] for i in present]),
-            "place": torch.cat([self.place[i] for i in present]),
+            "whole": torch.cat([self.whole[i] for i in sections]),
+            "place": torch.cat([self.place[i] for i in sections]),
             "lengths": torch.tensor(lengths),
             "row": torch.tensor([first[i] + self.row[i][k] for i, k in shapes]),
             "around": torch.stack(around),
-            "there": torch.stack(there),
+            "present": torch.stack(present),
         }
         return replace(batch, extra=extra)
 
@@ -299,11 +423,11 @@ class TriplexSamples(Samples):
         found = []
         for start in range(0, len(shapes), SPOTS):
             cut = [self._cut(*shape) for shape in shapes[start : start + SPOTS]]
-            images, there = (torch.from_numpy(np.stack(part)) for part in zip(*cut, strict=True))
-            features = self.encoder(images[there].permute(0, 3, 1, 2).to(self.encoder.centre.device)).cpu()
-            around = torch.zeros(*there.shape, features.shape[1])
-            around[there] = features
-            found += list(zip(around, there, strict=True))
+            images, present = (torch.from_numpy(np.stack(part)) for part in zip(*cut, strict=True))
+            features = self.encoder(images[present].permute(0, 3, 1, 2).to(self.encoder.centre.device)).cpu()
+            around = torch.zeros(*present.shape, features.shape[1])
+            around[present] = features
+            found += list(zip(around, present, strict=True))
         return found
 
     def _cut(self, i: int, k: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -316,9 +440,9 @@ class TriplexSamples(Samples):
         pixels = image.read(window).reshape(self.side, px, self.side, px, 3).swapaxes(1, 2)
         low = corner[:, None] + px * np.arange(self.side)
         y, x = (low + px > 0) & (low < np.array([[image.height], [image.width]]))
-        there = np.outer(y, x).ravel()
-        there[len(there) // 2] = True
-        return pixels.reshape(-1, px, px, 3), there
+        present = np.outer(y, x).ravel()
+        present[len(present) // 2] = True
+        return pixels.reshape(-1, px, px, 3), present
 
 
 def _on_image(section: Section, bounds: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -339,7 +463,7 @@ def _check_memory(section: Section, place: Tensor, width: int, device: torch.dev
 
 
 def _config(config: str | TRIPLEXConfig, genes: Sequence[str], mpp: float | None) -> TRIPLEXConfig:
-    made = configured(config, TRIPLEXConfig, PUBLISHED, genes, mpp=mpp)
+    made = resolve_config(config, TRIPLEXConfig, PUBLISHED, genes, mpp=mpp)
     if made.side % 2 != 1:
         raise ValueError(f"side={made.side}: a spot lies in the middle of an odd number of patches; use 3, 5 or 7.")
     return made

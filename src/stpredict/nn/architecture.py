@@ -1,4 +1,4 @@
-"""Which timm network is meant: its name, the keywords that shape it, and what a hub says of it.
+"""Description of a timm network: its name, the keywords that shape it, and the metadata of a hub.
 
 A name and keywords may come out of a model's card, so that they are data: what would open a file or a socket, or take
 memory without bound, is no keyword here.
@@ -132,8 +132,14 @@ def described(
     What is not given is read from the hub's description: in the local cache, else from the hub. Keywords given win.
     Where neither has it, given keywords are enough if they determine the network; ImageNet's colours are then assumed.
 
-    Returns the fields encoder_kwargs, encoder_mean and encoder_std of a config.
-    Raises ConnectionError where the description is needed and cannot be had.
+    Returns
+    -------
+    The fields encoder_kwargs, encoder_mean and encoder_std of a config.
+
+    Raises
+    ------
+    ConnectionError
+        Where the description is needed and cannot be had.
     """
     wanted = {"encoder_kwargs": dict(kwargs), "encoder_mean": mean, "encoder_std": std}
     if not name.startswith(HUB) or (is_determined(name, kwargs) and mean and std):

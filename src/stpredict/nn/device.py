@@ -1,4 +1,4 @@
-"""Devices and number formats: what "auto" means, said once and logged."""
+"""Resolve devices and precisions; what "auto" means is decided and logged here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ _NAMES: dict[str, Precision] = {
 def resolve_device(device: str | torch.device) -> torch.device:
     """The device meant by "auto" (CUDA, else Apple's MPS, else the CPU), or the one named.
 
-    Raises ValueError for a name torch does not know, or a device that is not there; never another one instead.
+    Raises
+    ------
+    ValueError
+        For a name torch does not know, or a device that is not there; never another one instead.
     """
     if device == "auto":
         found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -44,7 +47,10 @@ def resolve_device(device: str | torch.device) -> torch.device:
 def resolve_precision(precision: str, device: torch.device) -> Precision:
     """The format of the forward pass meant by "auto" (bf16 where the device has it in hardware), or the one named.
 
-    Raises ValueError for an unknown name.
+    Raises
+    ------
+    ValueError
+        For an unknown name.
     """
     if precision == "auto":
         has_bf16 = _cuda_has_bf16(device) if device.type == "cuda" else _cpu_has_bf16(device)

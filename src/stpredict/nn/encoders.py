@@ -22,6 +22,8 @@ from stpredict.nn.state import differences, read_tensors
 class EncoderSpec:
     """Which encoder, and how it is fed.
 
+    Parameters
+    ----------
     name
         A timm name (``mobilenetv2_100``), or a hub name (``hf-hub:MahmoodLab/UNI2-h``), which is built as the keywords
         say; a hub is asked for weights alone, where ``weights="timm"``.
@@ -97,7 +99,10 @@ class Encoder(nn.Module):
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         """Feature maps (b, c_i, h / stride_i, w / stride_i), finest first, of RGB in [0, 1].
 
-        Raises ValueError where height or width is no multiple of `block_px`.
+        Raises
+        ------
+        ValueError
+            Where height or width is no multiple of `block_px`.
         """
         if image.shape[2] % self.block_px or image.shape[3] % self.block_px:
             raise ValueError(
@@ -140,6 +145,8 @@ def rgb(image: Tensor) -> Float[Tensor, "b 3 h w"]:
 def folded_encoder(encoder: Encoder) -> Encoder:
     """The same encoder with its batch norms folded into its convolutions; a vision transformer has none.
 
+    Parameters
+    ----------
     encoder
         In eval mode; it stays as it is.
     """

@@ -1,4 +1,4 @@
-"""Features of image patches: statistics of an encoder's maps, kept for every patch that a frozen encoder has seen."""
+"""Features of image patches from an encoder's maps, and a content-addressed cache of those of frozen encoders."""
 
 from __future__ import annotations
 
@@ -59,6 +59,8 @@ FEATURES: dict[str, Callable[[Encoder, Tensor], Tensor]] = {"pooled": pooled, "a
 class FeatureCache:
     """Features of uint8 patches, remembered by content: the patch, the encoder's weights and the number format.
 
+    Parameters
+    ----------
     kind
         Which of `FEATURES`.
     encoder
@@ -67,7 +69,10 @@ class FeatureCache:
     folder
         Where features are kept between processes, as safetensors with a hash of what they hold; None: in memory alone.
 
-    Raises ValueError, naming the file, where one in the folder was changed or damaged, or is of another encoder.
+    Raises
+    ------
+    ValueError
+        Where one in the folder was changed or damaged, or is of another encoder; it names the file.
     """
 
     def __init__(self, encoder: Encoder, *, kind: str = "pooled", folder: str | Path | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Batch norms that only scale and shift, folded into the convolutions before them: for prediction, and in training."""
+"""Fold batch norms in eval mode into the preceding convolutions, for prediction and in training."""
 
 from __future__ import annotations
 
@@ -38,14 +38,16 @@ HOOKS = (
 def folded[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> M:
     """The same function with fewer steps: a copy whose batch norms are part of the convolutions that feed them.
 
+    Several threads may ask for the same model: one of them probes it, and the others wait.
+
+    Parameters
+    ----------
     model
         In eval mode; it stays as it is, and the copy shares all weights that are not folded.
     probe
         Runs a model on some image. Which norm follows which convolution is seen by running it, and the folded copy
         must give the same, else the model itself comes back. Not run again as long as the model's parts and weights
         stay.
-
-    Several threads may ask for the same model: one of them probes it, and the others wait.
     """
     if not _norms(model) or model.training:
         return model
@@ -64,6 +66,8 @@ def folded_call(net: nn.Module, *given: Tensor, probe: Callable[[nn.Module], Ten
     Gradients reach the weights of both, as they do in the network itself: the weights of a folded convolution are
     computed anew in every call.
 
+    Parameters
+    ----------
     net
         Its batch norms are in eval mode; they and all else stay as they are.
     probe

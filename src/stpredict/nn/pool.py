@@ -1,4 +1,4 @@
-"""Pooling of a map inside shapes: the differentiable side of `stpredict._coverage`."""
+"""Differentiable pooling of a map inside shapes, weighted by covered area."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ class Pooling(NamedTuple):
 def pooling(covered: Sequence[sp.csr_array], *, reduction: Literal["mean", "sum"], mpp: float = 1.0) -> Pooling:
     """The weights that pool the maps of a batch inside their shapes.
 
+    Parameters
+    ----------
     covered
         For each map of the batch the (n_i, cells) covered areas in square pixels.
     reduction

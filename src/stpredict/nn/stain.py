@@ -1,4 +1,4 @@
-"""Haematoxylin and eosin as optical densities: separation, and the jitter used in training."""
+"""Stain separation and stain jitter in optical density."""
 
 from __future__ import annotations
 

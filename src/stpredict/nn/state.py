@@ -1,4 +1,4 @@
-"""Tensors in a safetensors file: what its header says, and reading them so that a bad file is a ValueError."""
+"""Read tensors of untrusted safetensors files, and compare them with those of a network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ _DTYPES = {
 def read_header(path: Path) -> dict[str, Tensor]:
     """Names, shapes and types of the tensors in a file, as tensors without memory (device "meta").
 
-    Raises ValueError, naming the file, for what is no safetensors file or holds another type of number.
+    Raises
+    ------
+    ValueError
+        For what is no safetensors file or holds another type of number; it names the file.
     """
     found = {}
     try:
@@ -43,7 +46,10 @@ def read_header(path: Path) -> dict[str, Tensor]:
 def read_tensors(path: Path, names: Collection[str] | None = None) -> dict[str, Tensor]:
     """The tensors of a file, or those of these names.
 
-    Raises ValueError, naming the file, for a damaged one, and the tensor where one holds NaN or infinite values.
+    Raises
+    ------
+    ValueError
+        For a damaged one, and the tensor where one holds NaN or infinite values; it names the file.
     """
     found = {}
     try:

@@ -1,4 +1,4 @@
-"""Text encoders: any language model of the transformers library as a function from texts to vectors."""
+"""Text encoders: language models of the transformers library as functions from texts to vectors."""
 
 from __future__ import annotations
 
@@ -34,6 +34,14 @@ _FOLDER = "A folder needs config.json, model.safetensors and the tokenizer's fil
 class TextEncoder:
     """A language model that turns texts into vectors: the states of its last layer, pooled, at length 1.
 
+    Weights are read from safetensors alone, code of a hub is never run, and weights that a checkpoint lacks are an
+    error (a pooler excepted, which is not used). Computes in float32 without dropout.
+
+    Attributes: `name` (hub id, or the folder's own name), `revision` (the commit; for a folder "sha256:" and 16 digits
+    of the hash of its weights), `pooling`, `max_tokens` (the limit in force), `device`.
+
+    Parameters
+    ----------
     name_or_path
         A hub id, such as ``emilyalsentzer/Bio_ClinicalBERT`` (768 values) or ``medicalai/ClinicalBERT`` (768 values, a
         DistilBERT), or a local folder as ``save_pretrained`` writes it. Of encoder-decoder models the encoder is used.
@@ -49,15 +57,18 @@ class TextEncoder:
     normalise
         Scale each vector to length 1.
 
-    Weights are read from safetensors alone, code of a hub is never run, and weights that a checkpoint lacks are an
-    error (a pooler excepted, which is not used). Computes in float32 without dropout.
-
-    Attributes: `name` (hub id, or the folder's own name), `revision` (the commit; for a folder
-    "sha256:" and 16 digits of the hash of its weights), `pooling`, `max_tokens` (the limit in force), `device`.
-
-    Raises ImportError without transformers; FileNotFoundError for a folder that is not there or lacks files;
-    ConnectionError for a hub id that is not in the local cache while HF_HUB_OFFLINE is set; OSError where the hub does
-    not have it; ValueError for damaged files, unknown pooling, and a limit that the encoder cannot take.
+    Raises
+    ------
+    ImportError
+        Without transformers.
+    FileNotFoundError
+        For a folder that is not there or lacks files.
+    ConnectionError
+        For a hub id that is not in the local cache while HF_HUB_OFFLINE is set.
+    OSError
+        Where the hub does not have it.
+    ValueError
+        For damaged files, unknown pooling, and a limit that the encoder cannot take.
     """
 
     def __init__(
@@ -91,7 +102,10 @@ class TextEncoder:
 
         A vector depends on its own text alone, not on the batch: padding is masked.
 
-        Raises ValueError for no texts, and for texts that are empty.
+        Raises
+        ------
+        ValueError
+            For no texts, and for texts that are empty.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         empty = [i for i, text in enumerate(texts) if not text.strip()]
@@ -149,7 +163,12 @@ def encoder_identity(name_or_path: str | Path, revision: str | None = None) -> t
     Of a local folder: its own name, and a hash of its weights. Of a hub id: the id, and the commit where `revision` is
     one or names one that is in the local cache; else None.
 
-    Raises FileNotFoundError for a folder that is not there or lacks files, ValueError for a folder with a revision.
+    Raises
+    ------
+    FileNotFoundError
+        For a folder that is not there or lacks files.
+    ValueError
+        For a folder with a revision.
     """
     folder = _folder(name_or_path)
     if folder is None:

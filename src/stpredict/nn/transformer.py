@@ -1,4 +1,4 @@
-"""Pre-norm transformer blocks whose attention is exact, masked on the key axis, and linear in memory."""
+"""Pre-norm transformer block with exact attention, masked on the key axis, linear in memory."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ ASKED_ROWS = 256  # asked tokens a step: their own keys make a (rows x rows) cor
 class TransformerBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)).
 
+    Source: GeneQuery (arXiv 2411.18391), two pre-norm blocks; projections without bias, GELU, as in ViT.
+
+    Parameters
+    ----------
     width, heads, head_width, mlp_width
         Width of a token; heads x head_width is the inner width of attention; hidden width of the two-layer MLP.
     dropout
         After the attention's output and after both layers of the MLP.
-
-    Source: GeneQuery (arXiv 2411.18391), two pre-norm blocks; projections without bias, GELU, as in ViT.
     """
 
     def __init__(self, width: int, *, heads: int, head_width: int, mlp_width: int, dropout: float) -> None:
@@ -57,6 +59,8 @@ class TransformerBlock(nn.Module):
     def asked(self, asked: Float[Tensor, "b m d"], context: Float[Tensor, "b n d"]) -> Float[Tensor, "b m d"]:
         """Tokens that each attend to the whole context and to themselves, and to no other asked token.
 
+        Parameters
+        ----------
         context
             The context's tokens as they go into this block.
         """

@@ -202,7 +202,7 @@ def _rows_of(
 
 
 def _scored(run: _Run, model: Model, train: Sequence[SpatialData], test: Sequence[SpatialData]) -> pd.DataFrame:
-    if not model.answers_text or model.genes != run.split.seen:
+    if not model.is_text_queried or model.genes != run.split.seen:
         raise ValueError(
             f"models[{run.name!r}] must return a model that answers by text, with the genes it is given as its panel."
         )

@@ -21,7 +21,7 @@ from scipy.spatial import KDTree
 
 from stpredict import _spatialdata, _training, metrics
 from stpredict.models._base import weights_sha256
-from stpredict.models._patches import grid_of
+from stpredict.models._patches import array_grid
 from stpredict.nn.device import resolve_device, resolve_precision
 from stpredict.tl._benchmark import _steps
 from stpredict.tl._benchmark._folds import centres_um
@@ -147,7 +147,7 @@ def _on_array(
 ) -> NDArray[np.float64]:
     """(g,) a score on the array of spots; NaN where the shapes are none."""
     try:
-        return metric.function(pred, true, grid_of(section))
+        return metric.function(pred, true, array_grid(section))
     except ValueError as error:
         logger.info("section %s has no %s: %s", section.name, metric.title, error)
         return np.full(pred.shape[1], np.nan)

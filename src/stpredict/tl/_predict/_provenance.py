@@ -45,14 +45,14 @@ def provenance(request: PredictRequest, seen: Fingerprint) -> dict[str, Any]:
     """The record of a result: model and genes, settings, image and shapes. Plain values."""
     model = request.model
     record = model_record(model, request.genes, request.runtime)
-    texts = {"texts_digest": texts_digest(model, request.genes)} if model.answers_text else {}
+    texts = {"texts_digest": texts_digest(model, request.genes)} if model.is_text_queried else {}
     config = {"config_digest": config_digest(model)}  # some settings are of the prediction, not of the weights
     return record | texts | config | {"image_digest": seen.image, "shapes_digest": seen.shapes}
 
 
 def model_record(model: Model, genes: Sequence[str], runtime: RuntimeOptions) -> dict[str, Any]:
     """Plain values that say which model, weights, resolution, units, tiling and versions made a result."""
-    card, config = model.card, model.config
+    card, tiling = model.card, model.tiling
     assert card is not None
     # of a settled runtime neither is looked for here: it may be that of a worker
     device = resolve_device("auto") if runtime.device == "auto" else torch.device(runtime.device)
@@ -65,12 +65,12 @@ def model_record(model: Model, genes: Sequence[str], runtime: RuntimeOptions) ->
         "encoder": card.encoder,
         "mpp": float(model.mpp),
         "target": card.target,
-        "link": getattr(config, "link", "identity"),
-        "reduction": getattr(config, "reduction", None),
+        "link": getattr(model.config, "link", "identity"),
+        "reduction": None if tiling is None else tiling.reduction,
         "genes": list(genes),
         **({"unseen_genes": unseen} if unseen else {}),
-        "core_px": getattr(config, "core_px", None),
-        "halo_px": getattr(config, "halo_px", None),
+        "core_px": None if tiling is None else tiling.core_px,
+        "halo_px": None if tiling is None else tiling.halo_px,
         "device": device.type,
         "precision": resolve_precision(runtime.precision, device),
         "seed": card.seed,
@@ -95,7 +95,7 @@ def config_digest(model: Model) -> str:
 
 def texts_digest(model: Model, genes: Sequence[str]) -> str:
     """A short hash of a model's gene embeddings; "" for one with a fixed panel."""
-    return hashlib.sha256(model.text_vectors(genes).tobytes()).hexdigest()[:16] if model.answers_text else ""
+    return hashlib.sha256(model.text_vectors(genes).tobytes()).hexdigest()[:16] if model.is_text_queried else ""
 
 
 def has_finished_result(sdata: SpatialData, request: PredictRequest) -> bool:

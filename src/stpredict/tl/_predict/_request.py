@@ -108,7 +108,9 @@ def add_embeddings(model: Model, embeddings: GeneEmbeddings | str | Path | None)
     Raises ValueError as the model's own method does, FileNotFoundError for a file that is not there.
     """
     if embeddings is not None:
-        model.know(embeddings if isinstance(embeddings, GeneEmbeddings) else GeneEmbeddings.load(Path(embeddings)))
+        model.add_embeddings(
+            embeddings if isinstance(embeddings, GeneEmbeddings) else GeneEmbeddings.load(Path(embeddings))
+        )
 
 
 def resolve_genes(model: Model, genes: str | Sequence[str] | None) -> list[str]:
@@ -122,7 +124,7 @@ def resolve_genes(model: Model, genes: str | Sequence[str] | None) -> list[str]:
     name = type(model).__name__
     unknown = sorted(set(wanted) - set(model.vocabulary))
     close = closest(unknown, model.vocabulary)
-    if unknown and model.answers_text:
+    if unknown and model.is_text_queried:
         try:
             model.query(unknown)  # raises, and says how to give them a text
         except ValueError as error:

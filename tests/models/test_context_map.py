@@ -9,11 +9,14 @@ import torch
 
 @pytest.fixture(scope="module")
 def context():
-    from stpredict.nn.context import Context
+    from stpredict.models._context import ContextBranch
     from stpredict.nn.encoders import EncoderSpec
 
     torch.manual_seed(0)
-    return Context(EncoderSpec("mobilenetv2_050", (0, 1, 2, 3, 4)), weights=None, cells=4, rank=3)
+    spec = EncoderSpec("mobilenetv2_050", (0, 1, 2, 3, 4))
+    made = ContextBranch(spec, weights=None, cells=4, rank=3, n_genes=2)
+    made.share = torch.tensor(1.0)
+    return made
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ def random_(module):
 
 
 def test_neighbours_attend_with_a_bias_of_their_distance():
-    from stpredict.nn.towers import NeighbourTower
+    from stpredict.models.triplex import NeighbourTower
 
     tower = random_(NeighbourTower(8, SIZES, side=3))
     assert tower.blocks[0].bias.shape == (2, 9)
@@ -53,7 +53,7 @@ def test_neighbours_attend_with_a_bias_of_their_distance():
 
 
 def test_fusion_asks_both_sequences_with_the_same_blocks():
-    from stpredict.nn.towers import FusionTower
+    from stpredict.models.triplex import FusionTower
 
     tower = random_(FusionTower(8, SIZES))
     section, own, around = torch.randn(3, 8), torch.randn(3, 4, 8), torch.randn(3, 9, 8)
@@ -70,7 +70,7 @@ def test_fusion_asks_both_sequences_with_the_same_blocks():
 
 
 def test_the_place_of_a_spot_is_told_by_a_convolution_of_the_grid():
-    from stpredict.nn.towers import SectionTower
+    from stpredict.models.triplex import SectionTower
 
     tower = random_(SectionTower(6, SIZES))
     place = torch.tensor([[3, 5], [3, 6], [4, 5], [7, 9], [3, 5]])  # two share a place, one is alone
@@ -92,7 +92,7 @@ def test_the_place_of_a_spot_is_told_by_a_convolution_of_the_grid():
 
 
 def test_a_section_is_a_block_then_places_then_the_other_blocks():
-    from stpredict.nn.towers import SectionTower
+    from stpredict.models.triplex import SectionTower
 
     tower = random_(SectionTower(6, SIZES))
     x, place = torch.randn(7, 6), torch.tensor([[i, 2 * i % 5] for i in range(7)])
@@ -106,7 +106,7 @@ def test_a_section_is_a_block_then_places_then_the_other_blocks():
 
 
 def test_the_loss_is_the_formula_and_its_gradient_reaches_both_sides():
-    from stpredict.nn.towers import fusion_loss
+    from stpredict.models.triplex import fusion_loss
 
     rng = np.random.default_rng(0)
     fused, true, *branches = (rng.normal(size=(7, 4)) for _ in range(5))
@@ -126,7 +126,7 @@ def test_the_loss_is_the_formula_and_its_gradient_reaches_both_sides():
 
 
 def test_heads_that_do_not_divide_are_refused():
-    from stpredict.nn.towers import SectionTower
+    from stpredict.models.triplex import SectionTower
 
     with pytest.raises(ValueError, match="width 6 cannot have depth 1 and 4 heads"):
         SectionTower(6, (1, 4, 2, 0.0))

@@ -15,7 +15,7 @@ def sources(edges, target):
 
 
 def test_near_edges_of_a_tiny_grid_by_hand():
-    from stpredict.nn.graph import edges
+    from stpredict.models.sgn import edges
 
     places = grid(3, 3)  # 0 1 2 / 3 4 5 / 6 7 8
     near, _ = edges(np.zeros((9, 1)), places, n_near=5, n_alike=1)
@@ -35,20 +35,20 @@ def test_near_edges_of_a_tiny_grid_by_hand():
 
 
 def test_alike_edges_are_the_least_distances(monkeypatch):
-    from stpredict.nn import graph
+    from stpredict.models import sgn
 
     x = np.random.default_rng(0).normal(size=(30, 6)).astype(np.float32)
     apart = np.linalg.norm(x[:, None].astype(float) - x, axis=2) + np.diag(np.full(30, np.inf))
     expected = [sorted(row.argsort()[:5].tolist()) for row in apart]
     for rows in (512, 7):
-        monkeypatch.setattr(graph, "ROWS", rows)
-        _, alike = graph.edges(x, grid(5, 6), n_near=5, n_alike=5)
+        monkeypatch.setattr(sgn, "DISTANCE_ROWS", rows)
+        _, alike = sgn.edges(x, grid(5, 6), n_near=5, n_alike=5)
         assert [sources(alike, target) for target in range(30)] == expected
         assert alike.dtype == np.int64
 
 
 def test_few_shapes_have_few_neighbours():
-    from stpredict.nn.graph import edges
+    from stpredict.models.sgn import edges
 
     for n in (1, 2, 4):
         near, alike = edges(np.arange(n)[:, None].astype(float), grid(1, n) * 9, n_near=5, n_alike=5)
@@ -57,20 +57,22 @@ def test_few_shapes_have_few_neighbours():
 
 
 def test_ties_go_by_place_and_not_by_the_last_bits_of_a_distance(monkeypatch):
-    from stpredict.nn import graph
+    from stpredict.models import sgn
 
-    monkeypatch.setattr(graph, "ROWS", 7)  # matrix products of equal rows differ in the last bits from block to block
+    monkeypatch.setattr(
+        sgn, "DISTANCE_ROWS", 7
+    )  # matrix products of equal rows differ in the last bits from block to block
     rng = np.random.default_rng(1)
     kind = rng.permutation(203) % 4  # four kinds of empty patches
     x = rng.normal(size=(4, 976)).astype(np.float32)[kind]
-    _, alike = graph.edges(x, grid(203, 1), n_near=5, n_alike=5)
+    _, alike = sgn.edges(x, grid(203, 1), n_near=5, n_alike=5)
     for target in range(203):
         same = np.flatnonzero((kind == kind[target]) & (np.arange(203) != target))
         assert sources(alike, target) == same[:5].tolist()
 
 
 def test_the_order_of_the_shapes_does_not_matter_even_where_distances_tie():
-    from stpredict.nn.graph import edges
+    from stpredict.models.sgn import edges
 
     rng = np.random.default_rng(1)
     x = rng.normal(size=(4, 300)).astype(np.float32)[rng.permutation(37) % 4]
@@ -84,7 +86,7 @@ def test_the_order_of_the_shapes_does_not_matter_even_where_distances_tie():
 
 
 def test_a_layer_is_the_mean_of_two_sage_means_by_hand():
-    from stpredict.nn.graph import GraphLayer, neighbour_mean
+    from stpredict.models.sgn import GraphLayer, neighbour_mean
 
     layer = GraphLayer(1, 1)
     with torch.no_grad():

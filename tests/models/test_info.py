@@ -1,0 +1,71 @@
+"""What is said of every method: in one place, and the same in the documentation."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+
+
+def test_every_class_says_where_it_comes_from(model_name):
+    from stpredict import models
+
+    info = getattr(models, model_name).info
+    assert info.name == model_name
+    assert info.task and "\n" not in info.task
+    assert (info.title is None) == (model_name in ("Mean", "Ridge"))
+
+
+def test_docs_have_the_row_of_every_class(model_name):
+    from stpredict import models
+
+    info = getattr(models, model_name).info
+    paper = info.paper or "none: a null"
+    code = "" if info.code is None else f"[code]({info.code})" + (f", {info.code_licence}" if info.code_licence else "")
+    row = f"| `{model_name}` | {paper} | {code} | {info.task} |"
+    assert row in DOCS.read_text(encoding="utf-8").splitlines(), row
+
+
+def test_whether_it_is_text_queried_is_what_models_answer(build, model_name):
+    from stpredict import models
+
+    said = getattr(models, model_name).info.text_queried
+    assert build(model_name).is_text_queried == (said == "yes")
+    assert (said == "optional") == (model_name == "PixNet")
+
+
+def test_the_classes_are_a_table():
+    from stpredict import models
+
+    table = models.list_models(trained=False).set_index("name")
+    assert table.loc["PixNet", "arxiv"] == "2503.01347"
+    assert table.loc["BLEEP", "code_licence"] == "Apache-2.0"
+    assert table.loc["Ridge", "title"] is None
+    assert isinstance(models.list_models(), pd.DataFrame)
+    assert "licence" in models.list_models(trained=True).columns
+
+
+def test_an_entry_for_a_bibliography():
+    from stpredict import models
+
+    text = models.cite("GeneQuery")
+    assert text.startswith("@misc{genequery2025,\n")
+    assert text.count("{") == text.count("}")
+    fields = dict(re.findall(r"^  (\w+) = \{(.*?)\},?$", text, re.MULTILINE))
+    assert fields["author"] == "Xiong and others"
+    assert fields["eprint"] == "2411.18391"
+    assert fields["year"] == "2025"
+    assert "author" not in models.cite("PixNet")  # not known
+
+
+def test_what_has_no_paper_is_said():
+    from stpredict import models
+
+    with pytest.raises(ValueError, match="Ridge has no paper to cite"):
+        models.cite("Ridge")
+    with pytest.raises(ValueError, match=r"name='Pixnet' is no model class; there are \['BLEEP'"):
+        models.cite("Pixnet")
