@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import shapely
+from shapely import affinity
 from spatialdata import SpatialData
 from spatialdata.transformations import Affine, Identity, Scale
 
@@ -203,3 +205,19 @@ def test_a_level_counts_as_large_as_its_size_says():
 
 def test_a_level_that_is_coarse_along_one_axis_is_not_taken():
     assert level_scale([(100, 100), (50, 25)], 3.0)[0] == 0
+
+
+@pytest.mark.parametrize(("name", "mpp"), [("_square_008um", 0.4), ("sample_square_016um", 0.8), ("bins", None)])
+@pytest.mark.parametrize("turn", [0.0, 0.3])
+def test_bins_of_visium_hd_give_the_scale_by_their_name_and_side(name, mpp, turn):
+    y, x = (at.ravel() * 20.0 + 30.0 for at in np.mgrid[:4, :5])
+    squares = shapely.box(x, y, x + 20, y + 20)
+    squares = [affinity.rotate(square, turn, origin=(0, 0), use_radians=True) for square in squares]
+    image = rgb(transformations={"global": Identity()})
+    shapes = polygons(squares, transformations={"global": Identity()})
+    sdata = SpatialData(images={"image": image}, shapes={name: shapes})
+    if mpp is None:
+        with pytest.raises(ValueError, match="no micrometres per pixel can be found"):
+            image_mpp(sdata, "image")
+    else:
+        assert image_mpp(sdata, "image") == pytest.approx(mpp)

@@ -153,12 +153,28 @@ DROPPED = {
 
 
 def test_only_usable_spots_and_why_not():
-    found = training_section(make_flawed(), genes=GENES, at_mpp=1.0)
+    found = training_section(make_flawed(), SectionSpec(min_counts=500), genes=GENES, at_mpp=1.0)
     assert found.ids.tolist() == [f"s{i}" for i in range(5, 20)]
     assert found.dropped == DROPPED
     assert np.isfinite(found.expression).all()
     assert found.grid.tolist() == [[row + 5, 18 - row] for row in range(4, 19)]
     assert len(found.geometry) == len(found.radius) == len(found.area) == 15
+
+
+@pytest.mark.parametrize(("radius", "least"), [(10.0, 17), (110.0, 500), (4.0, 3)])  # px of .5 um
+def test_how_many_counts_are_needed_is_of_the_shapes_area_alone(radius, least):
+    ids = [f"s{i}" for i in range(3)]
+    counts = np.zeros((3, 12), int)
+    counts[:, 0] = (least - 1, least, least * 9)
+    shapes = circles(np.array([[300.0, 300.0], [320.0, 320.0], [340.0, 340.0]]), radius, ids=ids)
+    sdata = SpatialData(
+        images={"image": rgb(640, 640)}, shapes={"spots": shapes}, tables={"table": counts_table(ids, counts=counts)}
+    )
+    rows, dropped = usable_rows(sdata)
+    assert rows.tolist() == [1, 2]
+    assert list(dropped.values()) == [1]
+    assert training_section(sdata, genes=GENES, at_mpp=1.0).ids.tolist() == ["s1", "s2"]
+    assert usable_rows(sdata, SectionSpec(min_counts=least * 9))[0].tolist() == [2]
 
 
 def test_usable_rows_are_the_same_spots_without_an_mpp():

@@ -153,7 +153,7 @@ def test_models_prints_the_card_of_a_folder(run, ridge):
     assert status == 0
     card = json.loads((ridge / "card.json").read_text())
     assert card["genes"][0] in said and card["genes"][-1] in said
-    for value in ("Ridge", "toy0", "log1p_cp10k", "stp-1", card["weights_sha256"]):
+    for value in ("Ridge", "toy0", "log1p_cp10k", "stp-2", card["weights_sha256"]):
         assert value in said
 
 

@@ -129,3 +129,13 @@ def test_on_simulated_sections_it_is_the_score_of_the_true_field(efficiency_sd, 
         counts = section.tables["table"].X
         found = np.nanmean(stp.metrics.ceiling(counts, np.arange(counts.shape[1]), n_splits=3))
         assert found == pytest.approx(section.attrs["toy"]["oracle"]["pcc_m"], abs=within)
+
+
+def test_halves_without_counts_are_left_out():
+    counts = np.random.default_rng(0).poisson(0.4, (400, 6))
+    counts[:, 0] += 1
+    found = metrics.ceiling(counts, np.arange(6))
+    assert np.isfinite(found[:1]).all()
+    assert np.isnan(
+        metrics.ceiling(np.array([[1, 0], [0, 1], [1, 0]]), np.arange(2))
+    ).all()  # one count cannot be split

@@ -35,7 +35,7 @@ def test_every_figure_by_hand(pair: tuple[np.ndarray, np.ndarray]) -> None:
     assert got["mse"] == pytest.approx(np.mean((pred.astype(float) - true) ** 2), rel=1e-9)
     assert got["mae"] == pytest.approx(np.mean(abs(pred.astype(float) - true)), rel=1e-9)
     assert got[["n_spots", "n_genes", "n_nan_genes", "n_top"]].tolist() == [N_SPOTS, N_GENES, 0, 50]
-    assert got.attrs["protocol"] == metrics.PROTOCOL == "stp-1"
+    assert got.attrs["protocol"] == metrics.PROTOCOL == "stp-2"
 
 
 def test_top_genes_are_chosen_after_nan_genes_are_removed(pair: tuple[np.ndarray, np.ndarray]) -> None:

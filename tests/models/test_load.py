@@ -96,7 +96,7 @@ def test_the_card_tells_what_was_trained(saved):
     from stpredict import models
 
     card = models.load(saved).card
-    assert (card.model, card.sections, card.licence, card.protocol) == ("Ridge", ("colour0",), "BSD-3-Clause", "stp-1")
+    assert (card.model, card.sections, card.licence, card.protocol) == ("Ridge", ("colour0",), "BSD-3-Clause", "stp-2")
     assert card.genes == ("red", "green", "blue")
     assert set(card.versions) == {"stpredict", "torch", "timm"}
     assert replace(card, weights_sha256=None) != card

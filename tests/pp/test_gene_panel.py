@@ -80,7 +80,9 @@ def test_only_common_genes_are_candidates():
 
 def test_spots_that_are_not_usable_do_not_count():
     counts = [[600, 10, 300], [600, 20, 300], [0, 499, 0]]  # the last is shallow
-    assert pp.gene_panel([make_section(counts, ["A", "B", "C"])], n_genes=3) == ["A", "C", "B"]
+    assert pp.gene_panel([make_section(counts, ["A", "B", "C"])], n_genes=3, min_counts=500) == ["A", "C", "B"]
+    # spots of 4 um need 500 x (4 / 55)^2 = 2.6 counts
+    assert pp.gene_panel([make_section(counts, ["A", "B", "C"])], n_genes=3) == ["B", "A", "C"]
     flagged = make_section([[600, 0], [0, 900_000]], ["A", "B"], in_tissue=[1, 0])
     assert pp.gene_panel([flagged], n_genes=1) == ["A"]
 

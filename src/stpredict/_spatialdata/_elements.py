@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("r", "g", "b", "red", "green", "blue")
 UNNAMED = re.compile(r"(c|ch|channel|band|image)?[ _:-]?\d+([:_-]\d+)*", re.IGNORECASE)  # as readers number channels
+REDUCED = ("hires_image", "lowres_image", "cytassist_image")  # as spatialdata-io calls Space Ranger's own pictures
 RASTER_PLACE = "images/{}"  # where the provenance of an image that stpredict wrote is kept
 
 
@@ -50,6 +51,9 @@ def resolve_image(sdata: SpatialData, image_key: str | None = None) -> str:
     candidates = [key for key in sdata.images if RASTER_PLACE.format(key) not in written]
     if not candidates:
         raise ValueError(f"the object has no H&E image; it has {_inventory(sdata)}. Add one to sdata.images.")
+    if len(candidates) > 1:  # Space Ranger's reduced copies of the slide are not meant where the slide is there
+        whole = [key for key in candidates if not key.endswith(REDUCED)]
+        candidates = whole or candidates
     if len(candidates) > 1:
         colour = [key for key in candidates if _is_colour(finest(sdata.images[key]))]
         candidates = colour if len(colour) == 1 else candidates

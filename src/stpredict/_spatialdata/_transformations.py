@@ -153,8 +153,8 @@ def image_mpp(sdata: SpatialData, image_key: str, shapes_key: str | None = None,
     ----------
     mpp : float, optional
         Trusted where it is given. Else a coordinate system in micrometres that the image maps to; else circles that are
-        a known array of spots (`shapes_key` first, then all others), by their diameter, checked by their grid, or square
-        bins of Visium HD ("square_008um" in their name), by their side.
+        a known array of spots (`shapes_key` first, then all others), by their diameter, checked by their grid, or
+        square bins of Visium HD ("square_008um" in their name), by their side.
 
     Raises
     ------

@@ -100,7 +100,7 @@ def fit(
             model.eval()
             _check_finite(model, history, recipe)
             val_pcc = _reliability(model, val) if val else {}
-    model.card = new_card(model, seed=plan.seed, val_pcc=val_pcc, **card)
+    model.card = new_card(model, seed=plan.seed, val_pcc=val_pcc, protocol=metrics.PROTOCOL, **card)
     return history
 
 

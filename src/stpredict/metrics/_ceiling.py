@@ -63,12 +63,18 @@ def _halves_correlation(
     matrix: sparse.csr_array, positions: NDArray[np.int64], rng: np.random.Generator
 ) -> NDArray[np.float64]:
     first = rng.binomial(matrix.data, 0.5)
-    targets = []
-    for data in (first, matrix.data - first):
-        half = sparse.csr_array((data, matrix.indices, matrix.indptr), shape=matrix.shape)
-        totals = np.asarray(half.sum(axis=1)).ravel()
-        targets.append(log1p_cp10k(half[:, positions].toarray(), totals))
-    return pcc(*targets)
+    halves = [
+        sparse.csr_array((data, matrix.indices, matrix.indptr), shape=matrix.shape)
+        for data in (first, matrix.data - first)
+    ]
+    totals = [np.asarray(half.sum(axis=1)).ravel() for half in halves]
+    # of a bin of few counts a half may be empty; a spot without any count is refused below
+    both = (totals[0] > 0) & (totals[1] > 0) | (totals[0] + totals[1] == 0)
+    if both.sum() < 2:
+        return np.full(len(positions), np.nan)
+    return pcc(
+        *(log1p_cp10k(half[both][:, positions].toarray(), n[both]) for half, n in zip(halves, totals, strict=True))
+    )
 
 
 def _raw(counts: Any) -> sparse.csr_array:
