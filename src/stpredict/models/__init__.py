@@ -92,13 +92,19 @@ def list_models(*, trained: bool = True) -> pd.DataFrame:
 
     Parameters
     ----------
-    trained
+    trained : bool, default True
         Whether trained models are listed; else the classes, those that were registered among them.
 
     Returns
     -------
-    Of trained models: name (for `load`), model (class), n_genes, mpp (um per pixel), encoder, sections (training),
-    licence. Of classes: the fields of `ModelInfo`; None where something is not known.
+    DataFrame
+        Of trained models: name (for `load`), model (class), n_genes, mpp (um per pixel), encoder, sections (training),
+        licence. Of classes: the fields of `ModelInfo`; None where something is not known.
+
+    Raises
+    ------
+    ValueError
+        For `trained` that is not a bool.
     """
     import pandas as pd
 
@@ -138,12 +144,13 @@ def cite(name: str) -> str:
 
     Parameters
     ----------
-    name
+    name : str
         Of the class, such as "PixNet".
 
     Returns
     -------
-    The text of the entry, with what is known of the paper.
+    str
+        The text of the entry, with what is known of the paper.
 
     Raises
     ------
@@ -173,14 +180,15 @@ def load(name_or_path: str | Path, *, model_class: type | None = None) -> Model:
 
     Parameters
     ----------
-    name_or_path
+    name_or_path : str | Path
         Name of a shipped model, or folder of a saved one.
-    model_class
+    model_class : type, optional
         The class of the model, for one of your own that is not registered; None: the class that the card names.
 
     Returns
     -------
-    The model in evaluation mode, with its card.
+    Model
+        The model in evaluation mode, with its card.
 
     Raises
     ------

@@ -51,7 +51,7 @@ class Model(nn.Module, ABC):
 
     Parameters
     ----------
-    config
+    config : Any
         Of the class `config_class`; `genes`, `mpp` and `recipe` are taken from it.
 
     Attributes
@@ -147,6 +147,16 @@ class Model(nn.Module, ABC):
     def gene_index(self, genes: Sequence[str]) -> list[int]:
         """Where these genes stand in the panel.
 
+        Parameters
+        ----------
+        genes : Sequence[str]
+            Names.
+
+        Returns
+        -------
+        list[int]
+            Positions, in the order of `genes`.
+
         Raises
         ------
         ValueError
@@ -161,11 +171,29 @@ class Model(nn.Module, ABC):
         return [self._gene_index[gene] for gene in genes]
 
     def gene_index_or_unseen(self, genes: Sequence[str], device: torch.device) -> Int[Tensor, " g"]:
-        """Where these genes stand in the panel; -1 for those that are not in it."""
+        """Where these genes stand in the panel, those that are not in it included.
+
+        Parameters
+        ----------
+        genes : Sequence[str]
+            Names.
+        device : torch.device
+            Where the positions are put.
+
+        Returns
+        -------
+        Int[Tensor, " g"]
+            Positions, in the order of `genes`; -1 for those that are not in the panel.
+        """
         return torch.tensor([self._gene_index.get(gene, -1) for gene in genes], device=device)
 
     def add_embeddings(self, embeddings: GeneEmbeddings) -> None:
         """Take in the texts of further genes, for this process; see `Vocabulary.add_embeddings`.
+
+        Parameters
+        ----------
+        embeddings : GeneEmbeddings
+            Embeddings of these genes, of the model's own text encoder.
 
         Raises
         ------
@@ -175,7 +203,17 @@ class Model(nn.Module, ABC):
         self._known_texts("does not answer by text; leave out embeddings=").add_embeddings(embeddings)
 
     def text_vectors(self, genes: Sequence[str]) -> NDArray[np.float32]:
-        """Centred and scaled embeddings (g, w) of genes, for models that answer by text.
+        """Centred and scaled embeddings of genes, for models that answer by text.
+
+        Parameters
+        ----------
+        genes : Sequence[str]
+            Names.
+
+        Returns
+        -------
+        ndarray of float32
+            (g, w) vectors, in the order of `genes`.
 
         Raises
         ------
@@ -190,7 +228,18 @@ class Model(nn.Module, ABC):
         return self.gene_texts
 
     def know(self, embeddings: GeneEmbeddings) -> None:
-        """`add_embeddings` by its old name."""
+        """`add_embeddings` by its old name, which goes in the next version.
+
+        Parameters
+        ----------
+        embeddings : GeneEmbeddings
+            As for `add_embeddings`.
+
+        Raises
+        ------
+        ValueError
+            Where `add_embeddings` raises it.
+        """
         _warn_renamed("know", "add_embeddings")
         self.add_embeddings(embeddings)
 
@@ -208,41 +257,129 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def prepare(self, sections: Sequence[Section]) -> None:
-        """Before training, from training sections only: scaler, output bias, a closed form."""
+        """Before training, from training sections only: scaler, output bias, a closed form.
+
+        Parameters
+        ----------
+        sections : Sequence[Section]
+            Training sections.
+        """
 
     @abstractmethod
     def samples(self, sections: Sequence[Section], *, train: bool, seed: int = 0) -> Samples:
-        """What to cut from the sections, and how to collate it into batches."""
+        """What to cut from the sections, and how to collate it into batches.
+
+        Parameters
+        ----------
+        sections : Sequence[Section]
+            What is cut.
+        train : bool
+            Whether for training, with random draws, or for prediction.
+        seed : int, default 0
+            Of the random draws.
+
+        Returns
+        -------
+        Samples
+            The samples.
+        """
 
     @abstractmethod
     def query(self, genes: Sequence[str]) -> Tensor:
-        """(g, d): what the head needs to know of each gene, in the order of `genes`."""
+        """What the head needs to know of each gene.
+
+        Parameters
+        ----------
+        genes : Sequence[str]
+            Names.
+
+        Returns
+        -------
+        Tensor
+            (g, d), in the order of `genes`.
+        """
 
     @abstractmethod
     def latent(self, batch: Batch) -> Tensor:
-        """All that is needed of the batch's images: a map (b, d, h / stride, w / stride) or rows (n, d)."""
+        """All that is needed of the batch's images.
+
+        Parameters
+        ----------
+        batch : Batch
+            Images with the shapes in them.
+
+        Returns
+        -------
+        Tensor
+            A map (b, d, h / stride, w / stride), or rows (n, d).
+        """
 
     @abstractmethod
     def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g q"]) -> Float[Tensor, "n g"]:
-        """Values before the link; linear in `latent`, so that pooling and head can change places."""
+        """Values before the link; linear in `latent`, so that pooling and head can change places.
+
+        Parameters
+        ----------
+        latent : Float[Tensor, "n d"]
+            Rows of the latent, pooled inside shapes for dense models.
+        query : Float[Tensor, "g q"]
+            What `query` returned.
+
+        Returns
+        -------
+        Float[Tensor, "n g"]
+            Values before the link.
+        """
 
     def link(self, values: Tensor) -> Tensor:
-        """Values in units of the target; applied once, after pooling and head. The head's own, unless overridden."""
+        """Values in units of the target; applied once, after pooling and head. The head's own, unless overridden.
+
+        Parameters
+        ----------
+        values : Tensor
+            What `head` returned.
+
+        Returns
+        -------
+        Tensor
+            Values of the same shape.
+        """
         return values
 
     @abstractmethod
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
-        """The training loss of a batch, for the genes of `query`."""
+        """The training loss of a batch, for the genes of `query`.
+
+        Parameters
+        ----------
+        batch : Batch
+            Images with measured shapes.
+        query : Tensor
+            What `query` returned.
+
+        Returns
+        -------
+        Tensor
+            A scalar.
+        """
 
     def finish(self, sections: Sequence[Section]) -> None:
-        """After training: a reference bank, if the model keeps one. Nothing, unless overridden."""
+        """After training: a reference bank, if the model keeps one. Nothing, unless overridden.
+
+        Parameters
+        ----------
+        sections : Sequence[Section]
+            Training sections.
+        """
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the model to a folder: `model.safetensors` and `card.json`.
 
         Parameters
         ----------
-        overwrite
+        path : str | Path
+            The folder.
+        overwrite : bool, default False
             Replace a model that is there already; whoever is killed meanwhile leaves the old one or the new one.
 
         Raises
@@ -277,7 +414,22 @@ def weights_sha256(model: Model) -> str:
 
 
 def predict_batch(model: Model, batch: Batch, query: Tensor) -> Tensor:
-    """(n, g) float32 predictions in target units for the shapes of a batch; only `latent` runs under autocast."""
+    """Predictions in target units for the shapes of a batch; only `latent` runs under autocast.
+
+    Parameters
+    ----------
+    model : Model
+        The model.
+    batch : Batch
+        Images with the shapes in them.
+    query : Tensor
+        What `model.query` returned.
+
+    Returns
+    -------
+    Tensor
+        (n, g) float32, in target units.
+    """
     latent = model.latent(batch).float()
     rows = latent if batch.pooling is None else pool(latent, batch.pooling)
     whole = sections_of(batch) if model.context == "section" else [slice(None)]

@@ -31,7 +31,7 @@ def resolve_config[C: Config](
 
     Parameters
     ----------
-    kind
+    kind : type[C]
         The dataclass of the model, "Config" after its name.
     published, small
         Where the named configurations differ from its defaults.

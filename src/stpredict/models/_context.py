@@ -33,13 +33,13 @@ class ContextBranch(nn.Module):
 
     Parameters
     ----------
-    spec
+    spec : EncoderSpec
         Which encoder; all its stages are used, whatever taps the spec names.
-    cells
+    cells : int
         Side of the square in cells of the coarsest stage, even.
-    rank
+    rank : int
         Channels of the projection.
-    n_genes
+    n_genes : int
         Length of the panel, whose weights on these channels and intercepts are kept here.
     """
 
@@ -75,7 +75,7 @@ class ContextBranch(nn.Module):
 
         Parameters
         ----------
-        encoder
+        encoder : Encoder, optional
             The same one with its batch norms folded; None: the module's own.
         """
         maps = (encoder or self.encoder)(image)

@@ -29,13 +29,13 @@ class Tiling:
 
     Parameters
     ----------
-    core_px, halo_px
+    core_px, halo_px : int
         Side of an inference tile, and how much of the image is read around it.
-    window_px
+    window_px : int
         Side of a training window.
-    reduction
+    reduction : {"mean", "sum"}
         How the map is pooled inside a shape.
-    turns
+    turns : int
         How many symmetries of the square a prediction is averaged over.
     """
 

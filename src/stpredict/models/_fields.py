@@ -66,12 +66,22 @@ class Recipe(Checked):
 
     Parameters
     ----------
-    lr, encoder_lr
-        Peak learning rates of AdamW; `encoder_lr` is that of pretrained encoder weights (0 freezes them).
-    warmup
+    max_epochs : int, default 30
+        Number of epochs, at least 1.
+    batch_size : int, default 8
+        Samples a step, at least 1.
+    lr : float, default 0.0005
+        Peak learning rate of AdamW.
+    encoder_lr : float, default 0.0005
+        That of pretrained encoder weights; 0 freezes them.
+    weight_decay : float, default 0.0001
+        Of AdamW.
+    warmup : float, default 0.1
         Share of the steps over which the learning rates rise; they fall along a cosine afterwards.
-    patience
-        Epochs without a better validation loss before training stops; None = never (the schedule ends it).
+    gradient_clip : float, default 1.0
+        Largest norm of the gradient of a step.
+    patience : int, optional
+        Epochs without a better validation loss before training stops; None: never (the schedule ends it).
 
     Raises
     ------
@@ -91,7 +101,14 @@ class Recipe(Checked):
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """What all configurations are held to; raises ValueError that names the field."""
+    """What all configurations are held to: fields of the declared types, within their ranges.
+
+    Raises
+    ------
+    ValueError
+        For a value of another type or out of its range, a gene without a name, an encoder without taps or one that is
+        not known, and texts whose making is not said in full; it names the field.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,20 +12,30 @@ class ModelInfo:
 
     Parameters
     ----------
-    name
+    name : str
         Of the class.
-    task
+    task : str
         Where its answer comes from, in one line.
-    text_queried
+    text_queried : {"no", "yes", "optional"}, default "no"
         Whether it can be asked for any gene that has a text: "no", "yes", or "optional" (an argument).
-    title, authors, venue, year
-        Of the paper; the authors short, as in "He et al.".
-    doi, arxiv
+    title : str, optional
+        Of the paper.
+    authors : str, optional
+        Of the paper, short, as in "He et al.".
+    venue : str, optional
+        Of the paper.
+    year : int, optional
+        Of the paper.
+    doi, arxiv : str, optional
         Identifiers of the paper.
-    code, code_licence
-        Address of the authors' code, and its licence.
-    encoder, encoder_licence
-        Image encoder that it is published with, by its timm or hub name, and the conditions of its weights.
+    code : str, optional
+        Address of the authors' code.
+    code_licence : str, optional
+        Its licence.
+    encoder : str, optional
+        Image encoder that it is published with, by its timm or hub name.
+    encoder_licence : str, optional
+        The conditions of its weights.
     """
 
     name: str

@@ -30,14 +30,14 @@ class PatchEncoder(nn.Module):
     ----------
     spec, weights
         See `Encoder`.
-    kind
+    kind : {"pooled", "averaged", "tokens"}
         "pooled": means and standard deviations at every stage, (n, f); "averaged": means at the last stage, (n, f);
         "tokens": the last stage's map, (n, t, f).
-    frozen
+    frozen : bool, default True
         Whether the encoder stays as it is; its features are then computed once for every patch.
-    folder
+    folder : str | Path, optional
         Where frozen features are kept between processes; None: in memory.
-    patch_px
+    patch_px : int, optional
         Side of the patches, which the encoder must take; None: it is not known yet.
 
     Raises

@@ -40,12 +40,13 @@ def register[M: type](model_class: M) -> M:
 
     Parameters
     ----------
-    model_class
+    model_class : M
         A subclass of `Model`. A class that was defined anew under the same name, as in a notebook, takes its place.
 
     Returns
     -------
-    The class itself: this is a decorator.
+    type
+        The class itself: this is a decorator.
 
     Raises
     ------
@@ -76,9 +77,9 @@ def class_named(name: str, where: Path) -> type[Model]:
 
     Parameters
     ----------
-    name
+    name : str
         What the card says; data that a stranger may have written.
-    where
+    where : Path
         The card, for messages.
 
     Raises

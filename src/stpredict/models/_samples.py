@@ -27,15 +27,17 @@ class Batch:
 
     Parameters
     ----------
-    image
+    image : Tensor
         (b, 3, h, w) uint8 RGB.
-    pooling
+    pooling : Pooling | None
         How a dense latent is pooled inside the n shapes; None where a row is an image.
-    expression, genes
-        (n, g) float32 target and its columns.
-    rows
+    expression : Tensor | None
+        (n, g) float32 target; None where nothing was measured.
+    genes : tuple[str, ...]
+        Names of the columns of the target.
+    rows : ndarray of int64
         (n, 2) which section (its position in the list) and which of its shapes each row is.
-    extra
+    extra : Mapping[str, Tensor], optional
         What else a model's own samples carry, by name.
     """
 
@@ -47,7 +49,18 @@ class Batch:
     extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
+        """The same batch on another device.
+
+        Parameters
+        ----------
+        device : torch.device | str
+            The device.
+
+        Returns
+        -------
+        Batch
+            The batch there.
+        """
         return replace(
             self,
             image=self.image.to(device),
@@ -58,7 +71,13 @@ class Batch:
 
     @property
     def measured(self) -> Tensor:
-        """The target; raises ValueError where nothing was measured."""
+        """The target.
+
+        Raises
+        ------
+        ValueError
+            Where nothing was measured.
+        """
         if self.expression is None:
             raise ValueError("this batch was cut from sections without expression; there is nothing to compare with.")
         return self.expression
@@ -74,7 +93,19 @@ class Samples(Dataset, ABC):
     def __getitem__(self, index: int) -> Any: ...
 
     @abstractmethod
-    def collate(self, samples: Sequence[Any]) -> Batch: ...
+    def collate(self, samples: Sequence[Any]) -> Batch:
+        """Make a batch of samples.
+
+        Parameters
+        ----------
+        samples : Sequence[Any]
+            Samples, as indexing returned them.
+
+        Returns
+        -------
+        Batch
+            The batch.
+        """
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """The samples of several indices, as torch's loaders ask for; what they share of an image may be read once."""
@@ -117,17 +148,17 @@ class PatchSamples(Samples):
 
     Parameters
     ----------
-    sections
+    sections : Sequence[Section]
         Sections whose shapes are the samples, one after the other.
-    patch_px
+    patch_px : int
         Side of a patch.
-    n_genes
+    n_genes : int, optional
         How many genes, drawn anew for every batch, a batch carries; None: all.
-    seed
+    seed : int, default 0
         Of that draw.
-    extra
+    extra : Mapping[str, Tensor], optional
         What `Batch.extra` holds beside the images: rows of all shapes, section after section, by name.
-    images
+    images : bool, default True
         Whether the images are read; without them a patch has no pixels, for models that know all they need by `extra`.
     """
 
@@ -194,9 +225,9 @@ class TurnedSamples(Samples):
 
     Parameters
     ----------
-    patches
+    patches : PatchSamples
         What is turned.
-    symmetries
+    symmetries : int, default 8
         1: none; 4: quarter turns; 8: flips too.
     seed, stream
         Numbers that the draws start from, before and after that of the sample.

@@ -24,9 +24,9 @@ def register_scale(model: nn.Module, n_genes: int, *names: str) -> None:
 
     Parameters
     ----------
-    model
+    model : nn.Module
         Gets a buffer (n_genes,) for each name.
-    n_genes
+    n_genes : int
         Length of the panel.
     names
         Of "low", "mean", "spread" (standard deviation) and "span" (largest minus least value).
@@ -40,9 +40,9 @@ def fit_scale(model: nn.Module, expression: NDArray[np.floating]) -> dict[str, N
 
     Parameters
     ----------
-    model
+    model : nn.Module
         Whose buffers are set, on the device where they are.
-    expression
+    expression : ndarray of floating
         (n, g) measured values.
 
     Returns

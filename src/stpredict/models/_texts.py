@@ -38,7 +38,7 @@ class Vocabulary(nn.Module):
     ----------
     genes, spec
         Names of the rows that are saved with the model, and `text_spec` of their embeddings.
-    embeddings
+    embeddings : GeneEmbeddings | None
         None where the rows will be loaded.
     """
 

@@ -37,21 +37,21 @@ class WindowSamples(Samples):
 
     Parameters
     ----------
-    sections
+    sections : Sequence[Section]
         Sections that windows are cut from.
-    window_px
+    window_px : int
         Side of a window.
-    stride
+    stride : float | int
         Of the model's latent map, in pixels; windows start at whole cells.
-    reduction
+    reduction : {"mean", "sum"}
         How a map is pooled inside a shape: its area-weighted mean, or its sum over square micrometres.
-    stain_jitter
+    stain_jitter : float, default 0.0
         Strength of random changes of the stain; 0: none.
-    train
+    train : bool
         Whether windows are drawn at random.
-    seed
+    seed : int
         Of the draws.
-    n_genes
+    n_genes : int, optional
         How many genes, drawn anew for every batch, a batch carries; None: all.
 
     Raises

@@ -54,23 +54,35 @@ class BLEEPConfig(EncoderConfig, PatchConfig):
 
     Parameters
     ----------
-    genes
+    genes : tuple[str, ...]
         The ordered panel, all of which is embedded.
-    mpp, patch_px
-        Micrometres per pixel and side of the patch around each spot.
+    mpp : float, default 2.0
+        Micrometres per pixel.
+    patch_px : int, default 128
+        Side of the patch around each spot in pixels.
     encoder, taps, encoder_kwargs, encoder_mean, encoder_std
         See `stpredict.nn.EncoderSpec`.
-    frozen, features
-        Whether the encoder stays as it is (its features are then computed once for every patch); which of its features,
-        see `PatchEncoder`. A trained encoder sees its patches turned and flipped at random in training.
-    width, dropout
-        Of the joint space, and within the projections into it.
-    temperature
+    frozen : bool, default True
+        Whether the encoder stays as it is (its features are then computed once for every patch). A trained encoder sees
+        its patches turned and flipped at random in training.
+    features : {"pooled", "averaged"}, default "pooled"
+        Which features of the encoder, see `PatchEncoder`.
+    width : int, default 256
+        Of the joint space.
+    dropout : float, default 0.1
+        Within the projections into the joint space.
+    feature_dropout : float, default 0.5
+        Share of an encoder's features that is dropped in training.
+    temperature : float, default 1.0
         Divides logits and similarities in the loss.
-    matching, top
+    matching : {"average", "simple", "weighted"}, default "average"
         "average": plain mean of the expression of the `top` bank spots with the highest cosine similarity (of all,
         where the bank has fewer); "simple": the first of them alone; "weighted": their mean with weights in proportion
         to exp(- squared distance) in the joint space, which at this width is nearly "simple".
+    top : int, default 50
+        How many bank spots `matching` takes.
+    recipe : Recipe, optional
+        See `Recipe`.
     """
 
     mpp: float = 2.0  # 256 um are better than 128 for GeneQuery (benchmarks/README.md); not tuned for this model
@@ -107,21 +119,19 @@ class BLEEP(Model):
 
     The reference bank is built when training ends and is part of the checkpoint: 4 bytes x (width + genes) a spot.
 
-    Source: see the module's head.
-
     Parameters
     ----------
-    genes
+    genes : Sequence[str], default ()
         The ordered panel.
-    encoder_weights
+    encoder_weights : str | Path, optional
         A local .safetensors state dict of timm; "timm" for the weights timm fetches for the name; None: random.
-    feature_cache
+    feature_cache : str | Path, optional
         A folder where features of a frozen encoder are kept between processes; None: in memory.
-    mpp
+    mpp : float, optional
         Overrides the configuration's.
-    config
+    config : str | BLEEPConfig, default "small"
         "small", "published" (ResNet50, trained; for a GPU), or a `BLEEPConfig`.
-    seed
+    seed : int, optional
         Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
     Raises
@@ -129,6 +139,10 @@ class BLEEP(Model):
     ValueError
         For an empty or duplicated panel, an unknown configuration or matching, and a trained encoder without a learning
         rate.
+
+    References
+    ----------
+    The head of the module; `stpredict.models.cite` gives the entry of the paper.
     """
 
     output: ClassVar = "spots"
@@ -275,7 +289,7 @@ def contrastive(
 
     Parameters
     ----------
-    images, spots
+    images, spots : Float[Tensor, "n d"]
         Embeddings of the two sides of n spots, row by row; not normalised.
     """
     logits = spots @ images.T / temperature

@@ -61,20 +61,38 @@ class EGNConfig(EncoderConfig, PatchConfig):
 
     Parameters
     ----------
-    genes
+    genes : tuple[str, ...]
         The ordered panel; exemplars are described by the expression of all of it.
-    mpp, patch_px
-        Micrometres per pixel and side of the window around each spot.
+    mpp : float, default 2.0
+        Micrometres per pixel.
+    patch_px : int, default 128
+        Side of the window around each spot in pixels.
     encoder, taps, encoder_kwargs, encoder_mean, encoder_std
         The frozen network of the exemplar space, see `stpredict.nn.EncoderSpec`.
-    tokens, token_px
-        "encoder": a token for every place of its last stage; "pixels": for every square of `token_px` px.
-    width, depth, heads, head_width, mlp_width, dropout
-        Of the transformer; `feature_dropout`: on features of the frozen network.
-    bridge_every, bridge_heads, bridge_head_width, projector_depth, exemplars
-        A bridging block after every so many blocks, its sizes; residual MLPs before the first; exemplars a window.
-    pool_weight, pool_temperature, pcc_weight
-        See `ResidualPool`; weight of the Pearson term of the loss.
+    tokens : {"encoder", "pixels"}, default "encoder"
+        "encoder": a token for every place of its last stage; "pixels": one for every square of `token_px` px.
+    token_px : int, default 32
+        Side of such a square in pixels.
+    width, depth, heads, head_width, mlp_width : int, optional
+        Sizes of the transformer.
+    dropout : float, default 0.1
+        Within the transformer and the projector.
+    feature_dropout : float, default 0.5
+        On features of the frozen network.
+    bridge_every : int, default 2
+        A bridging block after every so many blocks.
+    bridge_heads, bridge_head_width : int, optional
+        Sizes of a bridging block.
+    projector_depth : int, default 2
+        Residual MLPs before the first bridging block.
+    exemplars : int, default 6
+        Exemplars a window.
+    pool_weight, pool_temperature : float, optional
+        See `ResidualPool`.
+    pcc_weight : float, default 0.5
+        Weight of the Pearson term of the loss.
+    recipe : Recipe, optional
+        See `Recipe`.
     """
 
     mpp: float = 2.0  # 256 um are better than 128 for GeneQuery (benchmarks/README.md); not tuned for this model
@@ -114,27 +132,29 @@ class EGN(Model):
 
     The bank of training windows (features, expression, section and place) is part of the checkpoint.
 
-    Source: see the module's head.
-
     Parameters
     ----------
-    genes
+    genes : Sequence[str], default ()
         The ordered panel.
-    encoder_weights
+    encoder_weights : str | Path, optional
         A local .safetensors state dict of timm; "timm" for the weights timm fetches for the name; None: random.
-    feature_cache
+    feature_cache : str | Path, optional
         A folder where features of the frozen network are kept between processes; None: in memory.
-    mpp
+    mpp : float, optional
         Overrides the configuration's.
-    config
+    config : str | EGNConfig, default "small"
         "small", "published" (tokens from pixels, ResNet50 exemplars; for a GPU), or an `EGNConfig`.
-    seed
+    seed : int, optional
         Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
     Raises
     ------
     ValueError
         For an empty or duplicated panel, an unknown configuration, and windows that tokens do not fill.
+
+    References
+    ----------
+    The head of the module; `stpredict.models.cite` gives the entry of the paper.
     """
 
     output: ClassVar = "spots"
@@ -363,7 +383,7 @@ class ResidualPool(nn.Module):
 
     Parameters
     ----------
-    temperature
+    temperature : float
         Multiplies the score in the softmax: 0 is the plain mean once more, infinity the maximum.
     """
 

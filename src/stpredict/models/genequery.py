@@ -65,20 +65,37 @@ class GeneQueryConfig(EncoderConfig, _Question):
 
     Parameters
     ----------
-    genes, vocabulary, text
-        The ordered training panel; all genes whose embeddings are saved with the model; how those were made.
-    context
+    genes : tuple[str, ...]
+        The ordered training panel.
+    vocabulary : tuple[str, ...]
+        All genes whose embeddings are saved with the model.
+    text : Mapping[str, Any]
+        How those embeddings were made.
+    context : {"spot", "gene"}, default "spot"
         "spot": the sequence is all spots of a section, for one gene; "gene": the panel and the asked genes, for one
         spot.
-    mpp, patch_px
-        Micrometres per pixel and side of the patch around each spot.
+    mpp : float, default 2.0
+        Micrometres per pixel.
+    patch_px : int, default 128
+        Side of the patch around each spot in pixels.
     encoder, taps, encoder_kwargs, encoder_mean, encoder_std
         See `stpredict.nn.EncoderSpec`.
-    frozen, features
-        Whether the encoder stays as it is (its features are then computed once for every patch); which of its features,
-        see `PatchEncoder`.
-    train_spots, train_genes
+    frozen : bool, default True
+        Whether the encoder stays as it is (its features are then computed once for every patch).
+    features : {"pooled", "averaged"}, default "pooled"
+        Which features of the encoder, see `PatchEncoder`.
+    names : Mapping[str, Any], optional
+        For the name-and-definition form: how the embeddings of names were made.
+    width, depth, heads, head_width, mlp_width : int, optional
+        Sizes of the transformer.
+    dropout : float, default 0.1
+        Within the transformer.
+    feature_dropout : float, default 0.5
+        Share of an encoder's features that is dropped in training.
+    train_spots, train_genes : int, optional
         Most spots and genes of a training sequence; there is no limit at prediction.
+    recipe : Recipe, optional
+        See `Recipe`.
     """
 
     mpp: float = 2.0  # the paper: 224 px at full resolution; 256 um are better than 128 (benchmarks/README.md)
@@ -122,25 +139,25 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
 class GeneQuery(Model):
     """Expression inside shapes for any gene that has a text.
 
-    Source: see the module's head.
-
     Parameters
     ----------
-    genes, embeddings
-        The ordered panel to train on; embeddings of it and of any further genes (`stp.tl.embed_genes`), all saved.
-    names
+    genes : Sequence[str], default ()
+        The ordered panel to train on.
+    embeddings : GeneEmbeddings | str | Path, optional
+        Embeddings of the panel and of any further genes (`stp.tl.embed_genes`), all saved.
+    names : GeneEmbeddings | str | Path, optional
         Embeddings of the bare names beside those of definitions, for the name-and-definition form; or None.
-    context
+    context : {"spot", "gene"}, optional
         "spot" or "gene", see `GeneQueryConfig`; None: the configuration's, "spot" for a named one.
-    encoder_weights
+    encoder_weights : str | Path, optional
         A local .safetensors state dict of timm; "timm" for the weights timm fetches for the name; None: random.
-    feature_cache
+    feature_cache : str | Path, optional
         A folder where features of a frozen encoder are kept between processes; None: in memory.
-    mpp
+    mpp : float, optional
         Overrides the configuration's.
-    config
+    config : str | GeneQueryConfig, default "small"
         "small", "published" (ResNet50; for a GPU), or a `GeneQueryConfig`.
-    seed
+    seed : int, optional
         Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
     Raises
@@ -148,6 +165,10 @@ class GeneQuery(Model):
     ValueError
         For an empty or duplicated panel, genes without an embedding, an unknown configuration, and a context that
         contradicts it.
+
+    References
+    ----------
+    The head of the module; `stpredict.models.cite` gives the entry of the paper.
     """
 
     output: ClassVar = "spots"

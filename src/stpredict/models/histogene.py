@@ -58,20 +58,30 @@ class HisToGeneConfig(EncoderConfig, _EmbeddedPatch):
 
     Parameters
     ----------
-    genes, mpp, patch_px
-        Ordered panel; micrometres per pixel and side of the patch around each shape.
-    patch
+    genes : tuple[str, ...]
+        Ordered panel.
+    mpp : float, default 2.0
+        Micrometres per pixel.
+    patch_px : int, default 128
+        Side of the patch around each shape in pixels.
+    patch : {"features", "pixels"}, default "features"
         What is embedded: "features" of an encoder, or the "pixels", flattened, 0 to 255.
     encoder, taps, encoder_kwargs, encoder_mean, encoder_std
         See `stpredict.nn.EncoderSpec`; None with pixels.
-    frozen
+    frozen : bool, default True
         Whether the encoder stays as it is; its features are then computed once for every patch.
-    n_places, place_sd
-        Rows and columns of the array that have an embedding, and its standard deviation before training.
-    width, depth, heads, head_width, mlp_width, dropout
-        Of the transformer; dropout also of its input.
-    feature_dropout
+    n_places : int, default 64
+        Rows and columns of the array that have an embedding.
+    place_sd : float, default 0.02
+        Standard deviation of these embeddings before training.
+    width, depth, heads, head_width, mlp_width : int, optional
+        Sizes of the transformer.
+    dropout : float, default 0.1
+        Within the transformer, and of its input.
+    feature_dropout : float, default 0.5
         Share of an encoder's features that is dropped in training.
+    recipe : Recipe, optional
+        See `Recipe`.
     """
 
     mpp: float = 2.0  # the paper: 112 px at full resolution; 256 um are better than 128 (benchmarks/README.md)
@@ -110,22 +120,20 @@ PUBLISHED: Mapping[str, Any] = {
 class HisToGene(Model):
     """Expression inside shapes, from the patches and the places of all shapes of a section.
 
-    Source: see the module's head.
-
     Parameters
     ----------
-    genes
+    genes : Sequence[str], default ()
         The ordered panel.
-    encoder_weights
+    encoder_weights : str | Path, optional
         A local .safetensors state dict of timm; "timm" for the weights timm fetches for the name; None: random.
-    feature_cache
+    feature_cache : str | Path, optional
         A folder where features of a frozen encoder are kept between processes; None: in memory.
-    mpp
+    mpp : float, optional
         Overrides the configuration's.
-    config
+    config : str | HisToGeneConfig, default "small"
         "small" (features of a frozen MobileNetV2), "published" (raw pixels, 8 layers, for a GPU), or a
         `HisToGeneConfig`.
-    seed
+    seed : int, optional
         Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
     Raises
@@ -133,6 +141,10 @@ class HisToGene(Model):
     ValueError
         For an empty or duplicated panel, an unknown configuration, and settings that contradict each other; in use, for
         sections with more rows or columns than `n_places`, or too large for the memory.
+
+    References
+    ----------
+    The head of the module; `stpredict.models.cite` gives the entry of the paper.
     """
 
     output: ClassVar = "spots"

@@ -20,7 +20,17 @@ from stpredict.models._samples import Batch, PatchSamples, Samples
 
 @dataclass(frozen=True)
 class MeanConfig(Config):
-    """Ordered panel, and the resolution at which images would be read (none is looked at)."""
+    """Every choice of a Mean.
+
+    Parameters
+    ----------
+    genes : tuple[str, ...]
+        Ordered panel.
+    mpp : float, default 1.0
+        Micrometres per pixel at which images would be read (none is looked at).
+    recipe : Recipe, optional
+        See `Recipe`.
+    """
 
     genes: tuple[str, ...]
     mpp: float = 1.0
@@ -30,7 +40,23 @@ class MeanConfig(Config):
 class Mean(Model):
     """The training mean of each gene, whatever the image shows; its correlation is NaN, its MSE is a null.
 
-    Source: the numeric protocol stp-1, Nulls. Every training section weighs the same.
+    Parameters
+    ----------
+    genes : Sequence[str], default ()
+        The ordered panel.
+    mpp : float, default 1.0
+        Micrometres per pixel.
+    config : MeanConfig, optional
+        In place of `genes` and `mpp`.
+
+    Raises
+    ------
+    ValueError
+        For an empty or duplicated panel.
+
+    References
+    ----------
+    The numeric protocol stp-1, Nulls. Every training section weighs the same.
     """
 
     output: ClassVar = "spots"

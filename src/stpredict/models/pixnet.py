@@ -60,21 +60,54 @@ class PixNetConfig(EncoderConfig, PanelConfig):
 
     Parameters
     ----------
-    genes, mpp
-        Ordered panel; micrometres per pixel.
+    genes : tuple[str, ...]
+        Ordered panel.
+    mpp : float, default 2.0
+        Micrometres per pixel.
     encoder, taps, encoder_kwargs, encoder_mean, encoder_std
         See `stpredict.nn.EncoderSpec`; four taps, finest first: three skips and the bottom.
-    filters
+    filters : tuple[int, ...], default (32, 48, 64, 96)
         Decoder widths, finest level first.
-    n_bilinear
+    n_bilinear : int, default 1
         How many of the finest upsampling steps are bilinear; the deeper ones are depth-to-space.
-    head, vocabulary, text, text_hidden, text_dropout, train_genes
-        "panel", or "text": which genes have embeddings, how those were made, the size of the network that makes rows of
-        the head from them, and how many genes it is asked for in a training step.
-    context_rank, context_cells, context_share
-        Channels of the context (0: none), side of its square in cells of the coarsest stage, its share of the map.
-    attention_window
+    attention_window : int, default 8
         Side, in cells of its level, of the squares within which the skip fusion attends.
+    reduction : {"mean", "sum"}, default "mean"
+        How the map is pooled inside a shape: the area-weighted mean, or the sum.
+    link : {"identity", "log1p"}, default "identity"
+        "identity": the map is in log units; "log1p": it is the rate per 10,000 counts.
+    pcc_weight : float, default 0.5
+        Weight of the Pearson term of the loss.
+    window_px : int, default 384
+        Side of a training window in pixels.
+    stain_jitter : float, default 0.12
+        How much stain strength and hue vary in training.
+    core_px : int, default 1024
+        Side of the core of an inference tile in pixels.
+    halo_px : int, default 384
+        Width of the halo around it in pixels.
+    head : {"panel", "text"}, default "panel"
+        "panel": a free row of weights for every gene; "text": rows made from the embeddings of the genes' texts.
+    vocabulary : tuple[str, ...], default ()
+        With a text head: all genes whose embeddings are saved with the model.
+    text : Mapping[str, Any], optional
+        How those embeddings were made.
+    text_hidden : int, default 128
+        Hidden width of the network that makes rows of the head from embeddings.
+    text_dropout : float, default 0.1
+        Within that network.
+    train_genes : int, default 64
+        How many genes a text head is asked for in a training step.
+    context_rank : int, default 32
+        Channels of the context (0: none).
+    context_cells : int, default 4
+        Side of its square in cells of the coarsest stage.
+    context_share : float, default 0.5
+        The context's share of the map.
+    turns : int, default 1
+        4 or 8: the mean over quarter turns (and flips) at prediction, at that many times the cost; 1: none.
+    recipe : Recipe, optional
+        See `Recipe`.
     """
 
     mpp: float = 2.0  # not given; of 1 and 2 um the better on a held-out training section (benchmarks/README.md)
@@ -131,27 +164,35 @@ PUBLISHED: Mapping[str, Any] = {
 class PixNet(Model):
     """A continuous map of expression, read out inside any shape.
 
-    Source: see the module's head.
-
     Parameters
     ----------
-    genes
+    genes : Sequence[str], default ()
         The ordered panel.
-    encoder, mpp, seed
-        Override the configuration's; `seed` draws the first weights (None: 0, or that of `stp.tl.benchmark`).
-    encoder_weights
+    encoder : str, optional
+        Overrides the configuration's.
+    mpp : float, optional
+        Overrides the configuration's.
+    encoder_weights : str | Path, optional
         A local .safetensors state dict of timm; the name or folder of a saved PixNet, whose encoder and decoder are
         taken over; "timm" for the weights timm fetches for the name; None: random.
-    head, embeddings
-        "panel": a free row of weights for every gene; "text": rows made from the embeddings of the genes' texts
-        (`stp.tl.embed_genes`), so that any gene with a text can be asked for. None: as the configuration says.
-    config
+    head : {"panel", "text"}, optional
+        "panel": a free row of weights for every gene; "text": rows made from the embeddings of the genes' texts, so
+        that any gene with a text can be asked for. None: as the configuration says.
+    embeddings : GeneEmbeddings | str | Path, optional
+        Embeddings of the genes' texts (`stp.tl.embed_genes`), for a text head.
+    config : str | PixNetConfig, default "small"
         "small" (a CNN pyramid, trained and shipped here), "published" (UNI2-h, for a GPU), or a `PixNetConfig`.
+    seed : int, optional
+        Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
     Raises
     ------
     ValueError
         For an empty or duplicated panel, or sizes that do not divide (with what they must divide by).
+
+    References
+    ----------
+    The head of the module; `stpredict.models.cite` gives the entry of the paper.
     """
 
     output: ClassVar = "raster"

@@ -28,7 +28,26 @@ N_FEATURES = 42  # 7 statistics x (R, G, B, haematoxylin, eosin, DAB)
 
 @dataclass(frozen=True)
 class RidgeConfig(Config):
-    """Ordered panel, resolution, side of the patch in micrometres, and the penalties tried."""
+    """Every choice of a Ridge.
+
+    Parameters
+    ----------
+    genes : tuple[str, ...]
+        Ordered panel.
+    mpp : float, default 1.0
+        Micrometres per pixel.
+    patch_um : float, default 112.0
+        Side of the patch in micrometres.
+    penalties : tuple[float, ...], default 10^-1 .. 10^5
+        The penalties tried.
+    recipe : Recipe, optional
+        See `Recipe`.
+
+    Raises
+    ------
+    ValueError
+        For a patch of too few or too many pixels.
+    """
 
     genes: tuple[str, ...]
     mpp: float = 1.0
@@ -52,7 +71,23 @@ class Ridge(Model):
     deconvolution; features standardised on the training spots; one penalty for all genes, from 10^-1 .. 10^5, by inner
     cross-validation over five random parts of the training spots, on the squared error.
 
-    Source: the numeric protocol stp-1, Nulls.
+    Parameters
+    ----------
+    genes : Sequence[str], default ()
+        The ordered panel.
+    mpp : float, default 1.0
+        Micrometres per pixel.
+    config : RidgeConfig, optional
+        In place of `genes` and `mpp`.
+
+    Raises
+    ------
+    ValueError
+        For an empty or duplicated panel.
+
+    References
+    ----------
+    The numeric protocol stp-1, Nulls.
     """
 
     output: ClassVar = "spots"

@@ -73,22 +73,46 @@ class SGNConfig(EncoderConfig, _TextPatchConfig):
 
     Parameters
     ----------
-    genes, vocabulary, text
-        The ordered training panel; all genes whose embeddings are saved with the model; how those were made.
-    mpp, patch_px
-        Micrometres per pixel and side of the patch around each shape.
-    encoder, taps, encoder_kwargs, encoder_mean, encoder_std, frozen
-        See `stpredict.nn.EncoderSpec`; whether the encoder stays as it is.
-    features
-        "pooled" or "averaged"; see `PatchEncoder`.
-    n_near, n_alike
-        Most neighbours of a shape on the grid, and how many it has among the features.
-    width, depth, out_width
-        Of the graph's layers; length of a gene's row of weights.
-    text_network, text_hidden, text_depth, text_heads, text_dropout
-        "mlp" with its hidden width and dropout, or "transformer" with its depth and heads.
-    train_genes
+    genes : tuple[str, ...]
+        The ordered training panel.
+    vocabulary : tuple[str, ...]
+        All genes whose embeddings are saved with the model.
+    text : Mapping[str, Any]
+        How those embeddings were made.
+    mpp : float, default 2.0
+        Micrometres per pixel.
+    patch_px : int, default 128
+        Side of the patch around each shape in pixels.
+    encoder, taps, encoder_kwargs, encoder_mean, encoder_std
+        See `stpredict.nn.EncoderSpec`.
+    frozen : bool, default True
+        Whether the encoder stays as it is.
+    features : {"pooled", "averaged"}, default "pooled"
+        Which features of the encoder, see `PatchEncoder`.
+    feature_dropout : float, default 0.5
+        Share of an encoder's features that is dropped in training.
+    n_near : int, default 5
+        Most neighbours of a shape on the grid.
+    n_alike : int, default 5
+        How many neighbours it has among the features.
+    width, depth : int, optional
+        Of the graph's layers.
+    out_width : int, default 256
+        Length of a gene's row of weights.
+    text_network : {"mlp", "transformer"}, default "mlp"
+        What makes rows of weights from embeddings.
+    text_hidden : int, default 128
+        Hidden width of the "mlp".
+    text_depth, text_heads : int, optional
+        Of the "transformer".
+    text_dropout : float, default 0.1
+        Within either.
+    pcc_weight : float, default 0.5
+        Weight of the Pearson term of the loss.
+    train_genes : int, default 64
         Genes a training step.
+    recipe : Recipe, optional
+        See `Recipe`.
     """
 
     mpp: float = 2.0  # 256 um around a spot, as for GeneQuery (benchmarks/README.md)
@@ -127,27 +151,31 @@ class SGN(Model):
     The latent of a shape is its image features and its place (row, column) on the section's grid: the graph is part of
     the head, which sees all rows of a section.
 
-    Source: see the module's head.
-
     Parameters
     ----------
-    genes, embeddings
-        The ordered panel to train on; embeddings of it and of any further genes (`stp.tl.embed_genes`), all saved.
-    encoder_weights
+    genes : Sequence[str], default ()
+        The ordered panel to train on.
+    embeddings : GeneEmbeddings | str | Path, optional
+        Embeddings of the panel and of any further genes (`stp.tl.embed_genes`), all saved.
+    encoder_weights : str | Path, optional
         A local .safetensors state dict of timm; "timm" for the weights timm fetches for the name; None: random.
-    feature_cache
+    feature_cache : str | Path, optional
         A folder where image features are kept between processes; None: in memory.
-    mpp
+    mpp : float, optional
         Overrides the configuration's.
-    config
+    config : str | SGNConfig, default "small"
         "small" (frozen features of a small CNN), "published" (ResNet18, for a GPU), or an `SGNConfig`.
-    seed
+    seed : int, optional
         Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
     Raises
     ------
     ValueError
         For an empty or duplicated panel and for genes without an embedding.
+
+    References
+    ----------
+    The head of the module; `stpredict.models.cite` gives the entry of the paper.
     """
 
     output: ClassVar = "spots"
@@ -303,9 +331,9 @@ def edges(
     ----------
     features, places
         (n, f) and (n, 2) row and column of the shapes of one section.
-    n_near, n_alike
-        Most neighbours within a distance of sqrt(2), nearest first; and how many by Euclidean distance of
-        features. Ties go by row, column and features, so that the order of the shapes does not matter.
+    n_near, n_alike : int
+        Most neighbours within a distance of sqrt(2), nearest first; and how many by Euclidean distance of features.
+        Ties go by row, column and features, so that the order of the shapes does not matter.
     """
     order = np.lexsort((*features.T[:TIES], places[:, 1], places[:, 0]))
     x, at = features[order].astype(np.float64), places[order]

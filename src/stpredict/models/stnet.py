@@ -48,14 +48,20 @@ class STNetConfig(EncoderConfig, PatchConfig):
 
     Parameters
     ----------
-    genes, mpp, patch_px
-        Ordered panel; micrometres per pixel and side of the patch around each shape.
+    genes : tuple[str, ...]
+        Ordered panel.
+    mpp : float, default 2.0
+        Micrometres per pixel.
+    patch_px : int, default 128
+        Side of the patch around each shape in pixels.
     encoder, taps, encoder_kwargs, encoder_mean, encoder_std
         See `stpredict.nn.EncoderSpec`; the mean of the last tap over the patch is what a classifier would see.
-    frozen
+    frozen : bool, default True
         Whether the encoder stays as it is; its features are then computed once for every patch and symmetry.
-    symmetries
+    symmetries : int, default 8
         1: the patch as it is; 4: its quarter turns; 8: flips too. Drawn from in training, averaged at prediction.
+    recipe : Recipe, optional
+        See `Recipe`.
     """
 
     mpp: float = 2.0  # the paper: 224 px at full resolution; 256 um are better than 128 (benchmarks/README.md)
@@ -83,21 +89,19 @@ PUBLISHED: Mapping[str, Any] = {
 class STNet(Model):
     """Expression inside shapes, each from the patch around it: a linear layer on an image network.
 
-    Source: see the module's head.
-
     Parameters
     ----------
-    genes
+    genes : Sequence[str], default ()
         The ordered panel.
-    encoder_weights
+    encoder_weights : str | Path, optional
         A local .safetensors state dict of timm; "timm" for the weights timm fetches for the name; None: random.
-    feature_cache
+    feature_cache : str | Path, optional
         A folder where features of a frozen encoder are kept between processes; None: in memory.
-    mpp
+    mpp : float, optional
         Overrides the configuration's.
-    config
+    config : str | STNetConfig, default "small"
         "small" (frozen MobileNetV2), "published" (DenseNet-121, all layers trained, for a GPU), or an `STNetConfig`.
-    seed
+    seed : int, optional
         Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
     Raises
@@ -105,6 +109,10 @@ class STNet(Model):
     ValueError
         For an empty or duplicated panel, an unknown configuration, a number of symmetries other than 1, 4 or 8, and an
         encoder that is to be trained at a rate of 0.
+
+    References
+    ----------
+    The head of the module; `stpredict.models.cite` gives the entry of the paper.
     """
 
     output: ClassVar = "spots"

@@ -56,22 +56,34 @@ class TRIPLEXConfig(EncoderConfig, PatchConfig):
 
     Parameters
     ----------
-    genes, mpp, patch_px
-        Ordered panel; micrometres per pixel; side of the patch around each spot, and of each patch around that.
+    genes : tuple[str, ...]
+        Ordered panel.
+    mpp : float, default 2.0
+        Micrometres per pixel.
+    patch_px : int, default 128
+        Side of the patch around each spot, and of each patch around that, in pixels.
     encoder, taps, encoder_kwargs, encoder_mean, encoder_std
         See `stpredict.nn.EncoderSpec`. There are two encoders of this kind: one for the tokens of the spot's own patch,
         from its last tap, and a frozen one for neighbours and sections.
-    frozen
+    frozen : bool, default True
         Whether the encoder of the spot's own patch stays as it is.
-    context_features
-        "pooled" or "averaged": features of the frozen encoder; see `PatchEncoder`.
-    side, lattice
-        Patches along a side of the square around a spot, odd; whether they are of a lattice laid from pixel (0, 0), the
-        one that holds the spot's centre in the middle, or lie around the spot's own patch.
-    fusion, section, neighbours
+    context_features : {"pooled", "averaged"}, default "pooled"
+        Which features of the frozen encoder, see `PatchEncoder`.
+    feature_dropout : float, default 0.5
+        Share of an encoder's features that is dropped in training.
+    side : int, default 5
+        Patches along a side of the square around a spot, odd.
+    lattice : bool, default True
+        Whether these patches are of a lattice laid from pixel (0, 0), the one that holds the spot's centre in the
+        middle, or lie around the spot's own patch.
+    width : int, default 256
+        Of the tokens.
+    fusion, section, neighbours : tuple[int, int, int, float], default (1, 4, 2, 0.2)
         (depth, heads, width of the feed-forward layer / width, dropout) of the three transformers.
-    branch_share
+    branch_share : float, default 0.3
         Share of a branch's loss that compares it with the fused prediction.
+    recipe : Recipe, optional
+        See `Recipe`.
     """
 
     mpp: float = 2.0  # 256 um around a spot, as for GeneQuery (benchmarks/README.md)
@@ -105,25 +117,29 @@ class TRIPLEX(Model):
 
     A shape's answer depends on all shapes of its section, not on the batch: every batch carries the section.
 
-    Source: see the module's head.
-
     Parameters
     ----------
-    genes
+    genes : Sequence[str], default ()
         The ordered panel.
-    encoder_weights
+    encoder_weights : str | Path, optional
         A local .safetensors state dict of timm; "timm" for the weights timm fetches for the name; None: random.
-    feature_cache
+    feature_cache : str | Path, optional
         A folder where frozen image features are kept between processes; None: in memory.
-    config, mpp
-        "small" (a frozen CNN), "published" (a trained ResNet18, for a GPU), or a `TRIPLEXConfig`; its resolution.
-    seed
+    mpp : float, optional
+        Overrides the configuration's.
+    config : str | TRIPLEXConfig, default "small"
+        "small" (a frozen CNN), "published" (a trained ResNet18, for a GPU), or a `TRIPLEXConfig`.
+    seed : int, optional
         Draws the first weights; None: 0, or the seed that `stp.tl.benchmark` is at.
 
     Raises
     ------
     ValueError
         For an empty or duplicated panel, an even `side`, and a section too large for memory.
+
+    References
+    ----------
+    The head of the module; `stpredict.models.cite` gives the entry of the paper.
     """
 
     output: ClassVar = "spots"
@@ -359,14 +375,14 @@ class TriplexSamples(Samples):
 
     Parameters
     ----------
-    encoder
+    encoder : PatchEncoder
         Frozen: of every section in a batch "whole" (m, f) features of all shapes on the image, "place" (m, 2) their
         grid places, "lengths" how many are of each section, and "row" (n,) which of them each row is; of every row
         "around" (n, side^2, f) features of the patches around it, row by row, and "present" (n, side^2): whether such a
         patch lies on the image at least in part (the shape's own always counts).
-    width
+    width : int
         Of a token: a section whose tokens do not fit into memory is refused with ValueError.
-    keep
+    keep : bool
         Whether features around shapes are held in memory: in training they come again in every epoch.
     """
 

@@ -24,17 +24,17 @@ class EncoderSpec:
 
     Parameters
     ----------
-    name
+    name : str
         A timm name (``mobilenetv2_100``), or a hub name (``hf-hub:MahmoodLab/UNI2-h``), which is built as the keywords
         say; a hub is asked for weights alone, where ``weights="timm"``.
-    taps
+    taps : tuple[int, ...]
         CNN: indices of timm's feature stages, finest first (stage i has stride 2^(i + 1)). ViT: transformer blocks,
         counted from 1, early to late.
-    kwargs
+    kwargs : Mapping[str, Any], optional
         What shapes the network (`stpredict.nn.architecture.KEYWORDS`), for ``timm.create_model``; others are refused.
         Of a hub name: patch_size, embed_dim, depth and num_heads of a vision transformer, or its timm name as
         architecture.
-    mean, std
+    mean, std : tuple[float, ...], optional
         Normalisation of RGB in [0, 1]; None: what timm records for the name, ImageNet's for a hub name.
     """
 
@@ -48,11 +48,20 @@ class EncoderSpec:
 class Encoder(nn.Module):
     """A timm network that turns normalised RGB into feature maps, finest first.
 
-    A CNN gives maps at its own strides. A vision transformer sees the image in squares of its native size, laid side
-    by side from pixel (0, 0), so that an answer does not depend on how the image was tiled; all its maps have the
-    patch size as stride.
+    A CNN gives maps at its own strides. A vision transformer sees the image in squares of its native size, laid side by
+    side from pixel (0, 0), so that an answer does not depend on how the image was tiled; all its maps have the patch
+    size as stride.
 
-    Source: timm's ``features_only`` (CNN) and ``forward_intermediates`` (ViT).
+    Parameters
+    ----------
+    spec : EncoderSpec
+        Which network, and how it is fed.
+    weights : str | Path | None
+        A local .safetensors state dict of timm; "timm" for the weights timm fetches for the name; None: random.
+
+    References
+    ----------
+    timm's ``features_only`` (CNN) and ``forward_intermediates`` (ViT).
     """
 
     net: Any  # timm's networks share no interface that a type checker could see
@@ -89,7 +98,18 @@ class Encoder(nn.Module):
             self.register_buffer(key, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> Encoder:
-        """Training mode for everything but batch norm, whose pretrained statistics stay as they are."""
+        """Training mode for everything but batch norm, whose pretrained statistics stay as they are.
+
+        Parameters
+        ----------
+        mode : bool, default True
+            Training mode, or not.
+
+        Returns
+        -------
+        Encoder
+            The encoder itself.
+        """
         super().train(mode)
         for module in self.net.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -97,7 +117,17 @@ class Encoder(nn.Module):
         return self
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
-        """Feature maps (b, c_i, h / stride_i, w / stride_i), finest first, of RGB in [0, 1].
+        """Feature maps of an image.
+
+        Parameters
+        ----------
+        image : Float[Tensor, "b 3 h w"]
+            RGB in [0, 1].
+
+        Returns
+        -------
+        list[Tensor]
+            (b, c_i, h / stride_i, w / stride_i) each, finest first.
 
         Raises
         ------
@@ -147,7 +177,7 @@ def folded_encoder(encoder: Encoder) -> Encoder:
 
     Parameters
     ----------
-    encoder
+    encoder : Encoder
         In eval mode; it stays as it is.
     """
     return folded(encoder, lambda each: each._probed(each.net))

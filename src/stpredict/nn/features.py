@@ -61,12 +61,12 @@ class FeatureCache:
 
     Parameters
     ----------
-    kind
-        Which of `FEATURES`.
-    encoder
+    encoder : Encoder
         Frozen, in eval mode: its weights must not change while the cache is in use. It runs in the number format of the
         surrounding autocast, with its batch norms folded into its convolutions.
-    folder
+    kind : str, default "pooled"
+        Which of `FEATURES`.
+    folder : str | Path, optional
         Where features are kept between processes, as safetensors with a hash of what they hold; None: in memory alone.
 
     Raises

@@ -42,12 +42,11 @@ def folded[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> M:
 
     Parameters
     ----------
-    model
+    model : M
         In eval mode; it stays as it is, and the copy shares all weights that are not folded.
-    probe
-        Runs a model on some image. Which norm follows which convolution is seen by running it, and the folded copy
-        must give the same, else the model itself comes back. Not run again as long as the model's parts and weights
-        stay.
+    probe : Callable[[M], Tensor]
+        Runs a model on some image. Which norm follows which convolution is seen by running it, and the folded copy must
+        give the same, else the model itself comes back. Not run again as long as the model's parts and weights stay.
     """
     if not _norms(model) or model.training:
         return model
@@ -68,9 +67,9 @@ def folded_call(net: nn.Module, *given: Tensor, probe: Callable[[nn.Module], Ten
 
     Parameters
     ----------
-    net
+    net : nn.Module
         Its batch norms are in eval mode; they and all else stay as they are.
-    probe
+    probe : Callable[[nn.Module], Tensor]
         As for `folded`; run again only where the network has moved to another device or has other parameters.
     """
     state = next(net.parameters()).device, tuple(map(id, net.parameters()))

@@ -19,7 +19,22 @@ def mse_pcc(pred: Float[Tensor, "n g"], true: Float[Tensor, "n g"], *, pcc_weigh
     """Mean squared error + `pcc_weight` x (1 - mean over genes of the batch-wise Pearson correlation).
 
     A batch of one shape has no correlation: the second term is then its constant.
-    Source: PixNet (arXiv 2503.01347), Loss; eps and weight from the code of EGN / SGN.
+
+    Parameters
+    ----------
+    pred, true : Float[Tensor, "n g"]
+        Values of the n shapes of a batch, in the same target space.
+    pcc_weight : float, default 0.5
+        Weight of the second term, at least 0.
+
+    Returns
+    -------
+    Float[Tensor, ""]
+        A scalar.
+
+    References
+    ----------
+    PixNet (arXiv 2503.01347), Loss; eps and weight from the code of EGN / SGN.
     """
     loss = torch.nn.functional.mse_loss(pred, true)
     return loss + pcc_weight * (1 - batch_pcc(pred, true).mean()) if pcc_weight else loss

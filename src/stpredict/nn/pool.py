@@ -16,6 +16,17 @@ class Pooling(NamedTuple):
     """Which cells of a batch of maps weigh how much in which shape: a sparse (n, b * cells) matrix, entry by entry.
 
     Entries in place of a sparse tensor: sums by index have a gradient on every device and need no sorted columns.
+
+    Parameters
+    ----------
+    shape : Int[Tensor, " entries"]
+        Row of each entry: a shape of the batch.
+    cell : Int[Tensor, " entries"]
+        Column of each entry: a cell of the batch's maps, one map after the other.
+    weight : Float[Tensor, " entries"]
+        Its weight.
+    n_shapes : int
+        Number of rows n.
     """
 
     shape: Int[Tensor, " entries"]
@@ -24,7 +35,18 @@ class Pooling(NamedTuple):
     n_shapes: int
 
     def to(self, device: torch.device | str) -> "Pooling":  # noqa: UP037 (checked at run time, before the class is there)
-        """The same entries on another device."""
+        """The same entries on another device.
+
+        Parameters
+        ----------
+        device : torch.device | str
+            The device.
+
+        Returns
+        -------
+        Pooling
+            The entries there.
+        """
         return self._replace(**{key: getattr(self, key).to(device) for key in ("shape", "cell", "weight")})
 
 
@@ -33,10 +55,17 @@ def pooling(covered: Sequence[sp.csr_array], *, reduction: Literal["mean", "sum"
 
     Parameters
     ----------
-    covered
+    covered : Sequence[sp.csr_array]
         For each map of the batch the (n_i, cells) covered areas in square pixels.
-    reduction
+    reduction : {"mean", "sum"}
         "mean": the weights of a shape sum to one, the area-weighted mean. "sum": areas in square micrometres.
+    mpp : float, default 1.0
+        Micrometres per pixel, for "sum".
+
+    Returns
+    -------
+    Pooling
+        The weights, shapes in the order of the maps.
     """
     stacked = sp.csr_array(sp.block_diag(covered, format="csr"))
     total = np.asarray(stacked.sum(axis=1)).ravel()
@@ -51,7 +80,20 @@ def pooling(covered: Sequence[sp.csr_array], *, reduction: Literal["mean", "sum"
 
 
 def pool(maps: Float[Tensor, "b d h w"], into: Pooling) -> Float[Tensor, "n d"]:
-    """The maps of a batch pooled inside shapes, in float32; a shape without any covered cell gives 0."""
+    """The maps of a batch pooled inside shapes, in float32.
+
+    Parameters
+    ----------
+    maps : Float[Tensor, "b d h w"]
+        The maps of a batch.
+    into : Pooling
+        What `pooling` returned.
+
+    Returns
+    -------
+    Float[Tensor, "n d"]
+        A row a shape; 0 for a shape without any covered cell.
+    """
     rows = maps.movedim(1, -1).reshape(-1, maps.shape[1]).float()  # (b h w, d)
     out = rows.new_zeros(into.n_shapes, rows.shape[1])
     return out.index_add(0, into.shape, rows[into.cell] * into.weight[:, None])

@@ -42,19 +42,19 @@ class TextEncoder:
 
     Parameters
     ----------
-    name_or_path
+    name_or_path : str | Path
         A hub id, such as ``emilyalsentzer/Bio_ClinicalBERT`` (768 values) or ``medicalai/ClinicalBERT`` (768 values, a
         DistilBERT), or a local folder as ``save_pretrained`` writes it. Of encoder-decoder models the encoder is used.
-    revision
+    revision : str, optional
         Commit, branch, tag or ``refs/pr/1`` of a hub id; None: its main branch. The commit that this meant is kept.
-    pooling
-        "mean": over the tokens of a text, padding left out. "first": the first token, the summary of BERT and its
-        kind; of a causal model it has seen nothing of the text.
-    max_tokens
+    pooling : str, default "mean"
+        "mean": over the tokens of a text, padding left out. "first": the first token, the summary of BERT and its kind;
+        of a causal model it has seen nothing of the text.
+    max_tokens : int, optional
         Longer texts are cut there, special tokens included; None: as many as the encoder can take.
-    device
+    device : str, default "auto"
         "auto", "cpu", "cuda", ...
-    normalise
+    normalise : bool, default True
         Scale each vector to length 1.
 
     Raises
@@ -98,9 +98,23 @@ class TextEncoder:
     def encode(
         self, texts: Sequence[str], *, batch_size: int = 32, progress: bool = False
     ) -> tuple[NDArray[np.float32], int]:
-        """(n, w) vectors of the texts, and how many texts were longer than `max_tokens` and cut.
+        """Vectors of texts.
 
         A vector depends on its own text alone, not on the batch: padding is masked.
+
+        Parameters
+        ----------
+        texts : Sequence[str]
+            Texts, none of them empty.
+        batch_size : int, default 32
+            Texts at once.
+        progress : bool, default False
+            Show progress bars.
+
+        Returns
+        -------
+        tuple[ndarray, int]
+            (n, w) vectors, and how many texts were longer than `max_tokens` and cut.
 
         Raises
         ------

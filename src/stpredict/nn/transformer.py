@@ -18,9 +18,9 @@ class TransformerBlock(nn.Module):
 
     Parameters
     ----------
-    width, heads, head_width, mlp_width
+    width, heads, head_width, mlp_width : int
         Width of a token; heads x head_width is the inner width of attention; hidden width of the two-layer MLP.
-    dropout
+    dropout : float
         After the attention's output and after both layers of the MLP.
     """
 
@@ -61,7 +61,7 @@ class TransformerBlock(nn.Module):
 
         Parameters
         ----------
-        context
+        context : Float[Tensor, "b n d"]
             The context's tokens as they go into this block.
         """
         _, k, v = self._project(context)

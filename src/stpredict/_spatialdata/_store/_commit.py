@@ -18,7 +18,7 @@ _INDEX = {"kind": "inline", "must_understand": False}
 
 
 class Plan:
-    """The folder of a commit while it is made; see `_store_commit`.
+    """The folder of a commit while it is made; see `steps`.
 
     Parameters
     ----------

@@ -58,7 +58,7 @@ def commit(sdata: SpatialData, changes: Sequence[Change], *, overwrite: bool = F
     Notes
     -----
     In a store everything becomes visible in one step, and other writers wait. A process that is killed on the way
-    leaves what was there before, or everything new; the next call that opens the store clears up (`_store_commit`).
+    leaves what was there before, or everything new; the next call that opens the store clears up (`_commit`).
     """
     names = NewNames(sdata, overwrite=overwrite)
     store = names.store
