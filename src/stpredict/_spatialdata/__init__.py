@@ -17,8 +17,6 @@ from stpredict._spatialdata._elements import (
 from stpredict._spatialdata._sections import (
     SectionSpec,
     image_section,
-    is_gene,
-    matrix_of,
     section,
     section_name,
     training_section,
@@ -41,7 +39,7 @@ from stpredict._spatialdata._store._results import (
     new_table,
 )
 from stpredict._spatialdata._store._transaction import Store, open_store
-from stpredict._spatialdata._tables import ENSEMBL, match_genes, table_rows
+from stpredict._spatialdata._tables import ENSEMBL, is_gene, match_genes, matrix_of, table_rows
 from stpredict._spatialdata._target import Target, check_counts, check_target, sparse_target, target, totals, usable
 from stpredict._spatialdata._transformations import (
     DIAMETER_COLUMN,

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 import shapely
-from scipy import sparse
 
 from stpredict import _coverage
 from stpredict._section import ImageView, Section
 from stpredict._spatialdata._elements import (
     image_levels,
-    missing_key,
     resolve_image,
     resolve_shapes,
     warn_of_missing_chunks,
 )
 from stpredict._spatialdata._shapes import check_some_inside, shapes_element, shapes_in_pixels, tissue
-from stpredict._spatialdata._tables import match_genes, table_rows
+from stpredict._spatialdata._tables import match_genes, matrix_of, table_rows
 from stpredict._spatialdata._target import Target, check_counts, check_target, totals, usable
 from stpredict._spatialdata._target import target as target_of
 from stpredict._spatialdata._transformations import check_resolution, image_mpp, level_scale
@@ -199,54 +196,6 @@ def usable_rows(sdata: SpatialData, spec: SectionSpec | None = None) -> tuple[ND
     spec = _with_min_counts(spec, None if spec.min_counts is not None else _area_um2(sdata, spec, area))
     rows, _, dropped = _usable_rows(sdata, spec, on_image=on_image, share=_share(geometry, radius, area))
     return rows, dropped
-
-
-def matrix_of(table: AnnData, layer: str | None, *, what: str) -> Any:
-    """X, or the layer that is named, whole and in memory; features that are no genes count as 0, with a warning.
-
-    Raises ValueError for a layer that is not there.
-    """
-    if layer is None:
-        if table.X is None:
-            raise ValueError(f"{what} is empty. Name the layer with raw counts by layer=.")
-        return _of_genes(_in_memory(table.X), table, what)
-    existing = [key for key in table.layers.keys() if key is not None]  # anndata 0.13 lists X as None
-    if layer not in existing:
-        raise missing_key(layer, existing, what="layer", argument="layer")
-    return _of_genes(_in_memory(table.layers[layer]), table, what)
-
-
-def is_gene(table: AnnData) -> NDArray[np.bool_]:
-    """(n_vars,) which features of a table are genes: all, but those that var["feature_types"] calls something else.
-
-    10x tables hold antibodies, control probes and codewords beside "Gene Expression".
-    """
-    if "feature_types" not in table.var:
-        return np.ones(table.n_vars, bool)
-    genes = (table.var["feature_types"].astype(str).str.strip().str.lower() == "gene expression").to_numpy()
-    return genes if genes.any() else np.ones(table.n_vars, bool)
-
-
-def _of_genes(matrix: Any, table: AnnData, what: str) -> Any:
-    genes = is_gene(table)
-    if genes.all():
-        return matrix
-    kinds = sorted(set(table.var["feature_types"].astype(str)[~genes]))
-    warnings.warn(
-        f"{what} has {int((~genes).sum())} features that are no genes by var['feature_types'] "
-        f"({', '.join(kinds[:4])}); they are left out of totals and panels.",
-        UserWarning,
-        stacklevel=4,
-    )
-    return sparse.csr_array(matrix) @ sparse.diags_array(genes.astype(np.float64))
-
-
-def _in_memory(matrix: Any) -> Any:
-    """A matrix that is read lazily (dask blocks, dense or sparse; a store's sparse data set), in memory."""
-    for method in ("compute", "to_memory"):
-        if hasattr(matrix, method):
-            return getattr(matrix, method)()
-    return matrix
 
 
 def section_name(sdata: SpatialData, image_key: str) -> str:

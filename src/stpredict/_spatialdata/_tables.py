@@ -1,14 +1,16 @@
-"""Tables: match genes by name or Ensembl id, and join rows to shapes by instance id."""
+"""Tables: their counts, match genes by name or Ensembl id, and join rows to shapes by instance id."""
 
 from __future__ import annotations
 
 import logging
 import re
+import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 from spatialdata.models import get_table_keys
 
 from stpredict._spatialdata._elements import missing_key, regions
@@ -24,6 +26,54 @@ logger = logging.getLogger("stpredict")
 
 ENSEMBL = re.compile(r"^(ENS[A-Z]*G\d{11})(\.\d+)?$")
 OTHER_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "gene_symbols", "gene_name", "feature_name")
+
+
+def matrix_of(table: AnnData, layer: str | None, *, what: str) -> Any:
+    """X, or the layer that is named, whole and in memory; features that are no genes count as 0, with a warning.
+
+    Raises ValueError for a layer that is not there.
+    """
+    if layer is None:
+        if table.X is None:
+            raise ValueError(f"{what} is empty. Name the layer with raw counts by layer=.")
+        return _of_genes(_in_memory(table.X), table, what)
+    existing = [key for key in table.layers.keys() if key is not None]  # anndata 0.13 lists X as None
+    if layer not in existing:
+        raise missing_key(layer, existing, what="layer", argument="layer")
+    return _of_genes(_in_memory(table.layers[layer]), table, what)
+
+
+def is_gene(table: AnnData) -> NDArray[np.bool_]:
+    """(n_vars,) which features of a table are genes: all, but those that var["feature_types"] calls something else.
+
+    10x tables hold antibodies, control probes and codewords beside "Gene Expression".
+    """
+    if "feature_types" not in table.var:
+        return np.ones(table.n_vars, bool)
+    genes = (table.var["feature_types"].astype(str).str.strip().str.lower() == "gene expression").to_numpy()
+    return genes if genes.any() else np.ones(table.n_vars, bool)
+
+
+def _of_genes(matrix: Any, table: AnnData, what: str) -> Any:
+    genes = is_gene(table)
+    if genes.all():
+        return matrix
+    kinds = sorted(set(table.var["feature_types"].astype(str)[~genes]))
+    warnings.warn(
+        f"{what} has {int((~genes).sum())} features that are no genes by var['feature_types'] "
+        f"({', '.join(kinds[:4])}); they are left out of totals and panels.",
+        UserWarning,
+        stacklevel=4,
+    )
+    return sparse.csr_array(matrix) @ sparse.diags_array(genes.astype(np.float64))
+
+
+def _in_memory(matrix: Any) -> Any:
+    """A matrix that is read lazily (dask blocks, dense or sparse; a store's sparse data set), in memory."""
+    for method in ("compute", "to_memory"):
+        if hasattr(matrix, method):
+            return getattr(matrix, method)()
+    return matrix
 
 
 def match_genes(
