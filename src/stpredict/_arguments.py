@@ -24,7 +24,8 @@ LIMITS: Mapping[str, Range] = {
     "mpp": _SIZE, "raster_mpp": (1e-3, 1e5), "diameter_um": _UM, "pitch_um": _UM, "spot_diameter_um": _UM,
     "margin_um": (0.0, 1e7), "batch_size": (1, 10**9), "max_epochs": (1, 10**9), "lr": (1e-30, 1e6),
     "devices": (1, 10**6), "num_nodes": (1, 10**6), "seed": (0, 2**32 - 1), "n_genes": _SOME, "n_top": _SOME,
-    "n_splits": (1, 10**6), "n_draws": (1, 10**9), "min_counts": (0.0, 1e12), "min_spots": _ANY, "alpha": _SHARE,
+    "n_splits": (1, 10**6), "n_draws": (1, 10**9), "min_counts": (0.0, 1e12),
+    "area_um2": (0.0, 1e12), "min_spots": _ANY, "alpha": _SHARE,
     "resolution": (1e-6, 1e6), "n_neighbors": (2, 10**6), "digits": (0, 20), "timeout_s": (1e-3, 1e6),
     "max_retries": (0, 1000), "temperature": (0.0, 100.0), "max_tokens": (1, 10**6), "val": _SHARE,
 }  # fmt: skip

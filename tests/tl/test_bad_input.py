@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import shapely
+from anndata import AnnData
 from geopandas import GeoDataFrame
+from scipy.sparse import csr_matrix
 from spatialdata import SpatialData, read_zarr
-from spatialdata.models import Image2DModel, ShapesModel
+from spatialdata.models import Image2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Identity
 
 RUN = {"device": "cpu", "precision": "32", "progress": False}
@@ -40,6 +43,13 @@ def _sixteen_bit(sdata):
 def _cells(sdata):
     frame = GeoDataFrame(geometry=[shapely.box(10, 10, 40, 40)])
     sdata.shapes["cells"] = ShapesModel.parse(frame, transformations={"global": Identity()})
+
+
+def _measured_cells(sdata):
+    _cells(sdata)
+    table = AnnData(csr_matrix(np.ones((1, 4), np.float32)), obs=pd.DataFrame({"region": ["cells"], "id": [0]}, ["c0"]))
+    table.obs["region"] = table.obs["region"].astype("category")
+    sdata.tables["of_cells"] = TableModel.parse(table, region="cells", region_key="region", instance_key="id")
 
 
 def _only_pixels(sdata):
@@ -77,7 +87,7 @@ def _fewer_genes(sdata):
 
 CASES = {
     "several images": (_second_image, {}, r"images.*\['image', 'scan'\].*image_key="),
-    "several shapes": (_cells, {}, r"shapes.*\['cells', 'spots'\]|shapes.*\['spots', 'cells'\]"),
+    "several shapes": (_measured_cells, {}, r"shapes.*\['cells', 'spots'\]|shapes.*\['spots', 'cells'\]"),
     "missing image": (None, {"image_key": "imgae"}, r"no image 'imgae'.*image"),
     "missing shapes": (None, {"shapes_key": "spot"}, r"no shapes.* 'spot'.*spots"),
     "missing table": (None, {"table_name": "tabel"}, r"no table 'tabel'.*table"),

@@ -405,9 +405,9 @@ def test_rows_of_a_spot_model_go_on_too(large, ridge, tmp_path, monkeypatch, fil
 KILLED = """
 import os, signal, sys
 import stpredict as stp
-from stpredict import _spatialdata
+from stpredict import _partial
 
-keep, seen = _spatialdata.KeptParts.keep, []
+keep, seen = _partial.PartialFiles.keep, []
 
 def killed(self, piece, part):
     keep(self, piece, part)
@@ -415,7 +415,7 @@ def killed(self, piece, part):
     if len(seen) == 2:
         os.kill(os.getpid(), signal.SIGKILL)  # no handler, no cleaning up
 
-_spatialdata.KeptParts.keep = killed
+_partial.PartialFiles.keep = killed
 stp.tl.predict(sys.argv[1], sys.argv[2], output="both", device="cpu", precision="32", progress=False)
 """
 

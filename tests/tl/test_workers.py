@@ -178,12 +178,12 @@ def test_workers_out_of_memory_are_told_and_the_store_is_as_it_was(saved, stores
 
         from stpredict import _inference
 
-        def work(*_, **__):
+        def run_chunks(*_, **__):
             held = np.ones(2**29)  # 4 GB
             time.sleep(60)
             return held
 
-        _inference.work = work
+        _inference.run_chunks = run_chunks
 
     path = stores["many"][0]
     before = files_of(path)

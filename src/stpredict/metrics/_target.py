@@ -29,10 +29,16 @@ def default_min_counts(area_um2: float) -> float:
     float
         500 from the area of a 55-um spot up; below it 500 times the share of that area, and at least 1.
 
+    Raises
+    ------
+    ValueError
+        For an area that is no finite number, or below 0.
+
     References
     ----------
     Protocol stp-2, "Spots".
     """
+    check_arguments(default_min_counts, locals())
     return max(1.0, MIN_COUNTS * min(1.0, float(area_um2) / FULL_SPOT_UM2))
 
 

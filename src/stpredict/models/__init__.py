@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stpredict.models._info import ModelInfo as ModelInfo
     from stpredict.models._registry import register as register
     from stpredict.models._samples import Batch as Batch
+    from stpredict.models._samples import Patch as Patch
     from stpredict.models._samples import PatchSamples as PatchSamples
     from stpredict.models._samples import Samples as Samples
     from stpredict.models._windows import WindowSamples as WindowSamples
@@ -49,7 +50,8 @@ if TYPE_CHECKING:
 
 # for authors of models, by the file that each stands in
 _SHARED = {
-    "Batch": "_samples", "Config": "_fields", "Model": "_base", "ModelInfo": "_info", "PatchSamples": "_samples",
+    "Batch": "_samples", "Config": "_fields", "Model": "_base", "ModelInfo": "_info", "Patch": "_samples",
+    "PatchSamples": "_samples",
     "Recipe": "_fields", "Samples": "_samples", "WindowSamples": "_windows", "predict_batch": "_base",
     "register": "_registry",
 }  # fmt: skip

@@ -135,7 +135,19 @@ def held_in_memory(section: Section, *, limit_bytes: int) -> Section:
 
 
 class Patch(NamedTuple):
-    """Image (h, w, 3), expression (g,), the row (2,) of its shape, and the number that random draws start from."""
+    """One sample of a spot model: the patch around a shape, with what was measured there.
+
+    Parameters
+    ----------
+    image : NDArray
+        (h, w, 3) RGB uint8.
+    expression : NDArray | None
+        (g,) measured values, if there are any.
+    row : tuple[int, int]
+        Number of the section, and row of the shape in it.
+    draw : int
+        The number that random draws start from.
+    """
 
     image: NDArray
     expression: NDArray | None
