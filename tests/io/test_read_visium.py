@@ -233,12 +233,12 @@ class TestRefuses:
 
     def test_visium_hd(self, slide):
         (slide.root / "binned_outputs").mkdir()
-        with pytest.raises(ValueError, match="Visium HD.*stp.io.read_visium_hd"):
+        with pytest.raises(ValueError, match="Visium HD.*spatialdata_io.visium_hd"):
             read_visium(slide.root)
 
     def test_one_bin_folder_of_visium_hd(self, slide):
         (slide.root / "spatial" / "tissue_positions.parquet").write_bytes(b"")
-        with pytest.raises(ValueError, match="one bin folder of Visium HD.*stp.io.read_visium_hd"):
+        with pytest.raises(ValueError, match="one bin folder of Visium HD.*spatialdata_io.visium_hd"):
             read_visium(slide.root)
 
     @pytest.mark.parametrize(("name", "header", "other"), [

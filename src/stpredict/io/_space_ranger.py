@@ -50,11 +50,11 @@ def find(path: Path, image: Path | None) -> SpaceRanger:
         raise FileNotFoundError(f"no folder at {path}")
     root = path if not (path / "outs").is_dir() else path / "outs"
     if (root / "binned_outputs").is_dir():
-        raise ValueError(f"{path} is a Visium HD folder: read it with stp.io.read_visium_hd.")
+        raise ValueError(f"{path} is a Visium HD folder: read it with spatialdata_io.visium_hd, bin_size=.")
     if (root / "spatial" / HD_POSITIONS).is_file():
         raise ValueError(
             f"{path} is one bin folder of Visium HD: read the folder that holds binned_outputs/ with "
-            "stp.io.read_visium_hd, which takes bin_um=."
+            "spatialdata_io.visium_hd, whose bin_size= chooses the bins."
         )
     counts = _one(sorted(root.glob(f"*{COUNTS}")), "counts")
     positions = next((p for p in (root / "spatial" / name for name in POSITIONS) if p.is_file()), None)
