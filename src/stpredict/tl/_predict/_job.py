@@ -88,7 +88,7 @@ class PredictionJob:
         folder = None if self.checkpoint is None else self.checkpoint.folder
         _spatialdata.commit(self.sdata, changes, overwrite=request.overwrite, run=folder)
         self._stack.close()
-        logger.info("wrote %s", ", ".join(type(change).__name__ for change in changes))
+        logger.info("wrote %s", ", ".join(place for change in changes for place in change.records({})))
 
     def _check_unchanged(self) -> None:
         """Raise where another process has exchanged the image under the run, as far as a sample of it shows."""
