@@ -62,6 +62,7 @@ def test_of_several_shapes_the_only_ones_with_measurements_are_taken():
     predicted = counts_table(["c0"], region="outline")
     predicted.X = predicted.X.toarray().astype(np.float32)
     predicted.layers["ridge"] = predicted.X.copy()
+    predicted.var["ridge"] = True
     sdata.tables["outline_ridge"] = predicted
     assert resolve_shapes(sdata) == "spots"
 
@@ -71,6 +72,7 @@ def test_a_table_of_predictions_is_no_candidate_beside_a_measured_one(spots):
         predicted = spots.tables["table"].copy()
         predicted.X = predicted.X.toarray().astype(np.float32)
         predicted.layers["ridge"] = predicted.X.copy()
+        predicted.var["ridge"] = True
         spots.tables[name] = predicted
     assert resolve_table(spots, None, shapes_key="spots") == "table"
     del spots.tables["table"]
@@ -165,3 +167,11 @@ def test_an_image_that_is_not_rgb(pixels, names, said):
     sdata = SpatialData(images={"image": Image2DModel.parse(pixels, dims=("c", "y", "x"), c_coords=names)})
     with pytest.raises(ValueError, match=said):
         image_levels(sdata, "image")
+
+
+def test_a_table_with_a_copy_of_its_counts_in_a_layer_is_measured():
+    sdata = make_spots(shapes={"outline": polygons(boxes((1, 1, 9, 9)), ids=["c0"])})
+    table = sdata.tables["table"]
+    table.X = table.X.toarray().astype(np.float32)
+    table.layers["counts"] = table.X.copy()  # as scanpy's users keep them
+    assert resolve_shapes(sdata) == "spots"

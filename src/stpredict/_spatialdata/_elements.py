@@ -141,12 +141,18 @@ def regions(table: AnnData) -> list[str]:
 
 
 def is_predicted(table: AnnData) -> bool:
-    """Whether a table holds predictions alone: its X is one of its layers, as a new table of `tl.predict` has it."""
+    """Whether a table holds predictions alone: its X is one of its predicted layers, as in a new table of `tl.predict`.
+
+    Layers are predicted where `var` says of which genes, as it does beside every result; a copy of measured counts in a
+    layer is none.
+    """
     values: Any = table.X
     if not isinstance(values, np.ndarray) or values.dtype != np.float32:
         return False
     few = slice(0, 64)
-    layers: list[Any] = [layer for key, layer in table.layers.items() if key is not None]  # None: X
+    names = [key for key in table.layers.keys() if key is not None]  # None: X
+    marked = [key for key in names if key in table.var and table.var[key].dtype == bool]
+    layers: list[Any] = [table.layers[key] for key in marked]
     return any(
         isinstance(layer, np.ndarray) and np.array_equal(layer[few], values[few], equal_nan=True) for layer in layers
     )
