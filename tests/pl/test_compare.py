@@ -114,3 +114,17 @@ class TestBadInput:
     def test_a_measured_layer_that_is_not_there(self, sdata: SpatialData) -> None:
         with pytest.raises(ValueError, match="no layer 'counts'"):
             pl.compare(sdata, "pixnet", gene="GNAS", measured="counts")
+
+
+def test_small_shapes_need_fewer_counts_to_be_shown(sdata: SpatialData) -> None:
+    table = sdata.tables["table"]  # shapes of 28 um need 500 x (28 / 55)^2 = 130 counts
+    counts = np.full((24, 5), 30.0)
+    counts[0] = 25.0
+    table.X = type(table.X)(counts)
+    axes = pl.compare(sdata, "pixnet", gene="GNAS")
+    assert [len(ax.collections[0].get_paths()) for ax in axes] == [23, 24]
+    assert len(pl.expression(sdata, None, gene="GNAS").collections[0].get_paths()) == 23
+    assert "r not defined, 23 spots" in pl.gene_scatter(sdata, "pixnet", gene="GNAS").get_title()
+    del sdata.images["image"]  # no scale: as for spots of 55 um and more
+    with pytest.raises(ValueError, match="no row of table 'table' has 500 counts"):
+        pl.expression(sdata, None, gene="GNAS")

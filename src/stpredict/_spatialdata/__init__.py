@@ -17,6 +17,7 @@ from stpredict._spatialdata._elements import (
 from stpredict._spatialdata._sections import (
     SectionSpec,
     image_section,
+    needed_counts,
     section,
     section_name,
     training_section,
@@ -87,6 +88,7 @@ __all__ = [
     "match_genes",
     "matrix_of",
     "missing_key",
+    "needed_counts",
     "new_table",
     "opened",
     "open_store",

@@ -166,7 +166,8 @@ def training_section(
     spec = (spec or SectionSpec()).resolved(sdata)
     whole, on_image = _section_of_shapes(sdata, spec, at_mpp, name)
     share = _share(whole.geometry, whole.radius, whole.area)
-    spec = _with_min_counts(spec, whole.area * at_mpp**2)
+    least = _by_area(whole.area * at_mpp**2) if spec.min_counts is None else spec.min_counts
+    spec = dataclasses.replace(spec, min_counts=least)
     rows, keep, dropped = _usable_rows(sdata, spec, on_image=on_image, share=share)
     table, what = sdata.tables[spec.table_name], _what(spec)
     columns, missing = match_genes(genes, list(table.var_names), what=f"table {spec.table_name!r}", var=table.var)
@@ -184,8 +185,8 @@ def training_section(
 def usable_rows(sdata: SpatialData, spec: SectionSpec | None = None) -> tuple[NDArray[np.int64], dict[str, int]]:
     """The rows of a table that enter training and scoring, and how many shapes do not, for which reason.
 
-    Returns rows (m,) in the order of the shapes they annotate, and {reason: count}. Without an mpp `min_counts` is 500
-    where none is given.
+    Returns rows (m,) in the order of the shapes they annotate, and {reason: count}. See `needed_counts` for an object
+    whose scale is not known.
 
     Raises ValueError as `training_section` does.
     """
@@ -193,7 +194,7 @@ def usable_rows(sdata: SpatialData, spec: SectionSpec | None = None) -> tuple[ND
     region = tissue(sdata, spec.tissue_key, spec.image)
     geometry, radius, area, on_image = shapes_in_pixels(sdata, spec.image, spec.shapes, region=region)
     check_some_inside(geometry, shapes_key=spec.shapes, image_key=spec.image, tissue_key=spec.tissue_key)
-    spec = _with_min_counts(spec, None if spec.min_counts is not None else _area_um2(sdata, spec, area))
+    spec = dataclasses.replace(spec, min_counts=needed_counts(sdata, spec))
     rows, _, dropped = _usable_rows(sdata, spec, on_image=on_image, share=_share(geometry, radius, area))
     return rows, dropped
 
@@ -238,21 +239,26 @@ def _section_of_shapes(
     return whole, on_image
 
 
-def _with_min_counts(spec: SectionSpec, area_um2: NDArray[np.float64] | None) -> SectionSpec:
-    """The spec with a number of counts: by the median area of the shapes, where it says none."""
+def needed_counts(sdata: SpatialData, spec: SectionSpec) -> float:
+    """How many counts a spot of these shapes needs: `spec.min_counts`, else by their area.
+
+    Where no scale is known, or no image, 500, as for spots of 55 um and more; that is logged.
+    """
     if spec.min_counts is not None:
-        return spec
-    known = np.zeros(0) if area_um2 is None else area_um2[area_um2 > 0]
-    least = default_min_counts(float(np.median(known))) if len(known) else float(MIN_COUNTS)
-    return dataclasses.replace(spec, min_counts=least)
-
-
-def _area_um2(sdata: SpatialData, spec: SectionSpec, area: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """Areas in square micrometres of areas in pixels of the image; None where no mpp can be found."""
+        return spec.min_counts
     try:
-        return area * image_mpp(sdata, spec.image, spec.shapes_key, spec.mpp) ** 2
-    except ValueError:
-        return None
+        spec = spec.resolved(sdata)
+        _, _, area, _ = shapes_in_pixels(sdata, spec.image, spec.shapes)
+        mpp = image_mpp(sdata, spec.image, spec.shapes_key, spec.mpp)
+    except ValueError as error:
+        logger.info("no area of shapes %r is known, so they need %d counts: %s", spec.shapes_key, MIN_COUNTS, error)
+        return float(MIN_COUNTS)
+    return _by_area(area * mpp**2)
+
+
+def _by_area(area_um2: NDArray[np.float64]) -> float:
+    known = area_um2[area_um2 > 0]
+    return default_min_counts(float(np.median(known))) if len(known) else float(MIN_COUNTS)
 
 
 def _usable_rows(

@@ -1,4 +1,4 @@
-"""Target values from raw counts, and which spots are used (protocol stp-1)."""
+"""Target values from raw counts, and which spots are used (protocol stp-2)."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def evaluate(
 ) -> None:
     """Score a predicted layer against the measured spots.
 
-    A row a section by protocol stp-1: Pearson correlation over spots (25th percentile, median and mean over genes; mean
+    A row a section by protocol stp-2: Pearson correlation over spots (25th percentile, median and mean over genes; mean
     of the 50 genes with the highest mean and variance), errors, how many spots and genes were scored or dropped. Beside
     them the null `log depth` (correlation with the spot's total count) and the ceiling that measurement noise sets.
     """

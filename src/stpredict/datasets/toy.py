@@ -206,7 +206,7 @@ def toy_oracle(sdata: SpatialData, *, genes: Iterable[str] | None = None) -> pd.
     Returns
     -------
     Series
-        The figures of `metrics.summary` (protocol stp-1: usable spots, target from all counts of the table) for the
+        The figures of `metrics.summary` (protocol stp-2: usable spots, target from all counts of the table) for the
         true rate pooled over every spot.
 
     Raises

@@ -49,7 +49,7 @@ def ceiling(counts: Any, columns: ArrayLike, *, n_splits: int = 1, seed: int = 0
 
     References
     ----------
-    Protocol stp-1, "Ceiling".
+    Protocol stp-2, "Ceiling".
     """
     check_arguments(ceiling, locals())
     matrix = _raw(counts)

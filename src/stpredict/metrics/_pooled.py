@@ -36,7 +36,7 @@ def pooled_pcc(preds: Sequence[ArrayLike], trues: Sequence[ArrayLike]) -> NDArra
     Notes
     -----
     A gene that merely differs between sections correlates here, so this is no substitute for the mean over sections of
-    `pcc`: protocol stp-1 prints it beside that, labelled, where a paper used it. A gene that is constant in one section
+    `pcc`: protocol stp-2 prints it beside that, labelled, where a paper used it. A gene that is constant in one section
     but not over all has a value here, and none there.
     """
     check_arguments(pooled_pcc, locals())

@@ -40,7 +40,7 @@ def pcc(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
 
     References
     ----------
-    Protocol stp-1, "Correlation"; equals ``scipy.stats.pearsonr`` column by column.
+    Protocol stp-2, "Correlation"; equals ``scipy.stats.pearsonr`` column by column.
     """
     check_arguments(pcc, locals())
     return per_gene(_pearson, pred, true, min_spots=2)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def summary(pred: ArrayLike, true: ArrayLike, *, n_top: int = 50) -> pd.Series:
-    """The scores of one section by protocol stp-1.
+    """The scores of one section by protocol stp-2.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def summary(pred: ArrayLike, true: ArrayLike, *, n_top: int = 50) -> pd.Series:
 
     References
     ----------
-    Protocol stp-1, "Correlation".
+    Protocol stp-2, "Correlation".
     """
     check_arguments(summary, locals())
     r = pcc(pred, true)

@@ -79,6 +79,6 @@ def log1p_cp10k(counts: ArrayLike, totals: ArrayLike) -> NDArray[np.float64]:
     if n_empty:
         raise ValueError(
             f"{n_empty} of {len(totals)} spots have no counts, so their share per gene does not exist. "
-            f"Drop spots below {MIN_COUNTS} counts first (protocol {PROTOCOL})."
+            f"Drop spots of few counts first: below {MIN_COUNTS} from 55 um up (protocol {PROTOCOL})."
         )
     return np.log1p(counts / totals[:, None] * 1e4)

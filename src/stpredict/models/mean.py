@@ -56,7 +56,7 @@ class Mean(Model):
 
     References
     ----------
-    The numeric protocol stp-1, Nulls. Every training section weighs the same.
+    The numeric protocol stp-2, Nulls. Every training section weighs the same.
     """
 
     output: ClassVar = "spots"

@@ -87,7 +87,7 @@ class Ridge(Model):
 
     References
     ----------
-    The numeric protocol stp-1, Nulls.
+    The numeric protocol stp-2, Nulls.
     """
 
     output: ClassVar = "spots"

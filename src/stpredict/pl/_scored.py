@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def pair(
-    table: AnnData, layer: str, gene: str, *, measured_layer: str | None, table_name: str, min_counts: int
+    table: AnnData, layer: str, gene: str, *, measured_layer: str | None, table_name: str, min_counts: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """One gene as it was measured and as it was predicted, (n_obs,) each, NaN where there is no value."""
     check_comparable(table, layer, measured_layer)
@@ -34,9 +34,9 @@ def scored_rows(
     shapes_key: str,
     table_name: str,
     measured_layer: str | None,
-    min_counts: int,
+    min_counts: float,
 ) -> NDArray[np.int64]:
-    """The rows that protocol stp-1 scores: wholly on the image, on tissue where the table says so, deep enough.
+    """The rows that protocol stp-2 scores: wholly on the image, on tissue where the table says so, deep enough.
 
     Without an image (None), all rows of these shapes, whose depth `pair` has judged already.
     """

@@ -10,16 +10,18 @@ import numpy as np
 from scipy import sparse
 
 from stpredict._spatialdata import (
+    SectionSpec,
     check_counts,
     matrix_of,
     missing_key,
+    needed_counts,
     resolve_shapes,
     resolve_table,
     shapes_element,
     table_rows,
     totals,
 )
-from stpredict.metrics import MIN_COUNTS, log1p_cp10k
+from stpredict.metrics import log1p_cp10k
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -84,7 +86,7 @@ def predicted(table: AnnData, layer: str, gene: str, *, table_name: str) -> NDAr
 
 
 def measured(
-    table: AnnData, gene: str, *, layer: str | None, table_name: str, min_counts: int = MIN_COUNTS
+    table: AnnData, gene: str, *, layer: str | None, table_name: str, min_counts: float
 ) -> NDArray[np.float64]:
     """(n_obs,) of one gene as it was measured.
 
@@ -115,12 +117,20 @@ def measured(
     deep = depth >= max(min_counts, 1)
     if not deep.any():
         raise ValueError(
-            f"no row of {what} has {min_counts} counts (the deepest has {depth.max():g}); normalised values below that "
-            "are noise. Lower min_counts= to see them all the same."
+            f"no row of {what} has {min_counts:g} counts (the deepest has {depth.max():g}); normalised values below "
+            "that are noise. Lower min_counts= to see them all the same."
         )
     values = np.full(len(depth), np.nan)
     values[deep] = log1p_cp10k(_column(counts, position)[deep, None], depth[deep])[:, 0]
     return values
+
+
+def counts_for_display(
+    sdata: SpatialData, image_key: str | None, shapes_key: str, table_name: str, min_counts: float | None = None
+) -> float:
+    """How many counts a spot needs to be shown as measured: `min_counts`, else by the area of the shapes."""
+    spec = SectionSpec(image_key=image_key, shapes_key=shapes_key, table_name=table_name, min_counts=min_counts)
+    return needed_counts(sdata, spec)
 
 
 def on_shapes(

@@ -10,11 +10,10 @@ from matplotlib.axes import Axes
 
 from stpredict._arguments import check_arguments
 from stpredict._spatialdata import resolve_shapes
-from stpredict.metrics import MIN_COUNTS
 from stpredict.pl._axes import colour_bar, colour_scale, frame_map, new_axes
 from stpredict.pl._map import background, display_px, draw, micrometres_per_unit, read_image, shapes_view, with_values
 from stpredict.pl._scored import correlation, correlation_text, pair, scored_rows
-from stpredict.pl._values import find_table, layer_unit, on_shapes
+from stpredict.pl._values import counts_for_display, find_table, layer_unit, on_shapes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,7 +29,7 @@ def compare(
     shapes_key: str | None = None,
     table_name: str | None = None,
     image_key: str | None = None,
-    min_counts: int = MIN_COUNTS,
+    min_counts: float | None = None,
     axes: Sequence[Axes] | None = None,
     alpha: float = 1.0,
     cmap: str = "viridis",
@@ -60,15 +59,16 @@ def compare(
         As in `pl.expression`.
     coordinate_system : str, default "global"
         As in `pl.expression`.
-    min_counts : int, default MIN_COUNTS
-        Spots with fewer raw counts are noise: they are left out of the measured map and of the correlation.
+    min_counts : float, optional
+        Spots with fewer raw counts are noise: they are left out of the measured map and of the correlation. None: by
+        the area of the shapes, as in `stp.tl.evaluate`.
     axes : Sequence[Axes], optional
         Two axes to draw on, measured first; None makes a figure.
 
     Returns
     -------
     ndarray of object
-        The two axes, (2,), measured first. The correlation in the second title is over the spots that protocol stp-1
+        The two axes, (2,), measured first. The correlation in the second title is over the spots that protocol stp-2
         scores (wholly on the image, on tissue where the table says so, at least `min_counts`) and that were predicted;
         how many those are stands beside it.
 
@@ -82,6 +82,7 @@ def compare(
     table_name = find_table(sdata, table_name, shapes_key)
     table = sdata.tables[table_name]
     shapes_key = resolve_shapes(sdata, shapes_key, table_name=table_name)
+    min_counts = counts_for_display(sdata, image_key, shapes_key, table_name, min_counts)
     true, pred = pair(table, layer, gene, measured_layer=measured, table_name=table_name, min_counts=min_counts)
     view = shapes_view(sdata, shapes_key, coordinate_system)
     image_key = background(sdata, image_key, coordinate_system=coordinate_system, view=view)

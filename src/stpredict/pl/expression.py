@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 from stpredict._arguments import check_arguments
 from stpredict._spatialdata import resolve_shapes
-from stpredict.metrics import MIN_COUNTS
 from stpredict.pl._axes import colour_bar, colour_scale, frame_map
 from stpredict.pl._map import draw_values
-from stpredict.pl._values import find_table, layer_unit, measured, on_shapes, predicted
+from stpredict.pl._values import counts_for_display, find_table, layer_unit, measured, on_shapes, predicted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,8 +37,8 @@ def expression(
     sdata : SpatialData
         A SpatialData object.
     layer : str | None
-        Layer of the table; None: the measurement, log1p cp10k of the raw counts in X (spots below 500 counts are left
-        out, as everywhere by protocol stp-1).
+        Layer of the table; None: the measurement, log1p cp10k of the raw counts in X (spots of too few counts are
+        left out, as everywhere by protocol stp-2).
     gene : str
         Name of the gene.
     shapes_key : str, optional
@@ -76,7 +75,8 @@ def expression(
     table = sdata.tables[table_name]
     shapes_key = resolve_shapes(sdata, shapes_key, table_name=table_name)
     if layer is None:
-        rows = measured(table, gene, layer=None, table_name=table_name, min_counts=MIN_COUNTS)
+        least = counts_for_display(sdata, image_key, shapes_key, table_name)
+        rows = measured(table, gene, layer=None, table_name=table_name, min_counts=least)
     else:
         rows = predicted(table, layer, gene, table_name=table_name)
     values = on_shapes(sdata, rows, table_name=table_name, shapes_key=shapes_key)

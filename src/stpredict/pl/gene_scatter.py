@@ -9,10 +9,9 @@ import numpy as np
 
 from stpredict._arguments import check_arguments
 from stpredict._spatialdata import resolve_shapes
-from stpredict.metrics import MIN_COUNTS
 from stpredict.pl._map import only_image
 from stpredict.pl._scored import correlation, correlation_text, pair, scored_rows
-from stpredict.pl._values import find_table, layer_unit
+from stpredict.pl._values import counts_for_display, find_table, layer_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +29,7 @@ def gene_scatter(
     shapes_key: str | None = None,
     table_name: str | None = None,
     image_key: str | None = None,
-    min_counts: int = MIN_COUNTS,
+    min_counts: float | None = None,
     ax: Axes | None = None,
     color: str = "C0",
 ) -> Axes:
@@ -41,12 +40,12 @@ def gene_scatter(
     sdata : SpatialData
         A SpatialData object.
     layer : str
-        As in `pl.compare`; only the spots that protocol stp-1 scores are drawn, those of the correlation in the title.
+        As in `pl.compare`; only the spots that protocol stp-2 scores are drawn, those of the correlation in the title.
     gene : str
         Name of the gene.
     measured : str, optional
         As in `pl.compare`.
-    min_counts : int, default MIN_COUNTS
+    min_counts : float, optional
         As in `pl.compare`.
     shapes_key, table_name : str, optional
         As in `pl.compare`.
@@ -71,6 +70,7 @@ def gene_scatter(
     table_name = find_table(sdata, table_name, shapes_key)
     table = sdata.tables[table_name]
     shapes_key = resolve_shapes(sdata, shapes_key, table_name=table_name)
+    min_counts = counts_for_display(sdata, image_key, shapes_key, table_name, min_counts)
     true, pred = pair(table, layer, gene, measured_layer=measured, table_name=table_name, min_counts=min_counts)
     rows = scored_rows(
         sdata, image_key=only_image(sdata, image_key), shapes_key=shapes_key, table_name=table_name,

@@ -1,4 +1,4 @@
-"""Which genes a model predicts, chosen from training sections alone (protocol stp-1, "Panels")."""
+"""Which genes a model predicts, chosen from training sections alone (protocol stp-2, "Panels")."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def gene_panel(
     tissue_key: str | None = None,
     min_counts: float | None = None,
 ) -> list[str]:
-    """The ordered genes of a panel, chosen from the usable spots of training sections by the rule of protocol stp-1.
+    """The ordered genes of a panel, chosen from the usable spots of training sections by the rule of protocol stp-2.
 
     Parameters
     ----------

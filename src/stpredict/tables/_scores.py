@@ -43,7 +43,7 @@ def sections(result: pd.DataFrame, *, n_top: int = 50) -> pd.DataFrame:
 
     References
     ----------
-    Protocol stp-1, Correlation.
+    Protocol stp-2, Correlation.
     """
     check_arguments(sections, locals())
     _check_result(result)
@@ -131,7 +131,7 @@ def scores(
 def pooled(result: pd.DataFrame) -> pd.DataFrame:
     """PCC over the spots of all test sections together, the mean over genes: the other convention, for comparison only.
 
-    A gene that merely differs between sections correlates here; protocol stp-1 scores section by section.
+    A gene that merely differs between sections correlates here; protocol stp-2 scores section by section.
 
     Parameters
     ----------

@@ -47,7 +47,7 @@ def differences(
 
     References
     ----------
-    Protocol stp-1, "Differences between models".
+    Protocol stp-2, "Differences between models".
     """
     check_arguments(differences, locals())
     frame = sections(result)

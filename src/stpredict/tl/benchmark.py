@@ -119,7 +119,7 @@ def benchmark(
     DataFrame
         A tidy DataFrame, one row per model, seed, fold, section, gene and metric: value, diameter_um (of the shapes),
         seconds (training), peak_mb, n_parameters, error. Metrics are those of `stp.metrics.METRICS` (ssim is NaN where
-        shapes are no array of spots). Three models are none: "ceiling" and "log depth" (their pcc by protocol stp-1;
+        shapes are no array of spots). Three models are none: "ceiling" and "log depth" (their pcc by protocol stp-2;
         raw counts only), and "measured" (mean and variance of the target, by which HEG and HVG are told). A run that
         failed has one row, which says why in `error`. ``attrs["protocol"]`` says everything that was decided.
         `stp.tables` makes tables of it.
@@ -134,7 +134,7 @@ def benchmark(
 
     References
     ----------
-    Protocol stp-1.
+    Protocol stp-2.
     """
     check_arguments(benchmark, locals())
     spec = _spatialdata.SectionSpec(

@@ -33,7 +33,7 @@ def evaluate(
     min_counts: float | None = None,
     scores: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """Per-gene scores of a predicted layer by protocol stp-1, with two of the nulls beside them.
+    """Per-gene scores of a predicted layer by protocol stp-2, with two of the nulls beside them.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def evaluate(
 
     References
     ----------
-    Protocol stp-1; for genes never seen its section "Unseen genes".
+    Protocol stp-2; for genes never seen its section "Unseen genes".
     """
     check_arguments(evaluate, locals())
     sections = _spatialdata.all_opened(sdatas)
@@ -203,7 +203,7 @@ def nulls(
 
     References
     ----------
-    Protocol stp-1, Nulls and Ceiling.
+    Protocol stp-2, Nulls and Ceiling.
     """
     nothing = np.full(len(columns), np.nan)
     if target != "log1p_cp10k":

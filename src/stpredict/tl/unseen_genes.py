@@ -93,7 +93,7 @@ def unseen_genes(
     DataFrame
         One row per model, share, seed, section, predictor and kind of genes ("seen", "unseen", "all"): pcc_f, pcc_s,
         pcc_m (ALL), heg, hvg, spearman (mean over genes), n_genes. Predictors are the model itself and, for unseen
-        genes, the nulls of protocol stp-1: "mean of seen" predictions; "nearest text", the prediction of the seen gene
+        genes, the nulls of protocol stp-2: "mean of seen" predictions; "nearest text", the prediction of the seen gene
         whose embedding is nearest (cosine); "permuted", the model asked with the text of another unseen gene, averaged
         over all others; "log depth" of the spot. MSE is not given: an unseen gene has no scale.
 
@@ -106,7 +106,7 @@ def unseen_genes(
 
     References
     ----------
-    Protocol stp-1, "Unseen genes"; the shares of GeneQuery (arXiv 2411.18391, Table 3).
+    Protocol stp-2, "Unseen genes"; the shares of GeneQuery (arXiv 2411.18391, Table 3).
     """
     check_arguments(unseen_genes, locals())
     to_train, to_test = _spatialdata.all_opened(train, "train"), _spatialdata.all_opened(test, "test")
