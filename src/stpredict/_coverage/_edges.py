@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 from stpredict._coverage._shapes import Geometries
 from stpredict._window import Window
 
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+BLOCK_CELLS = 2**18  # cells held dense at a time: what stays in a processor's cache
+
 
 @dataclass(frozen=True)
 class Edges(ABC):
@@ -171,12 +175,6 @@ def deposit(edges: Edges, boxes: Boxes, start: Integers) -> tuple[Integers, Floa
     left = np.where(outside, 0.0, cover * ((ends[1, 0] + ends[1, 1]) / 2 - column) - edges.bulge(i, ends))
     at = start[box] + row * (width[box] + 1) + np.maximum(column, 0)
     return np.concatenate([at, at + 1]), np.concatenate([cover - left, left])
-
-
-Integers = NDArray[np.int64]
-Floats = NDArray[np.float64]
-
-BLOCK_CELLS = 2**18  # cells held dense at a time: what stays in a processor's cache
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,10 @@ Part = tuple[NDArray[Any], Floats, Integers]  # as `Filled`, in square pixels
 NOISE = 1e-12  # of a cell, or of the shape where that is smaller; rounding leaves 1e-16 to 1e-15
 
 
+SAME_AREA = 1e-12  # of the area; rounding leaves 1e-15
+Filled = tuple[Integers, Floats, Integers]
+
+
 def coverage(geometry: ArrayLike, radius: ArrayLike, window: Window, *, cell_px: int = 1) -> sparse.csr_array:
     """Area of each shape inside each cell of a window.
 
@@ -118,9 +122,6 @@ def _products(around: Floats, boxes: Boxes, *, floor: Floats, n_cols: int) -> Fi
     return cells, share[kept], np.bincount(box, minlength=boxes.size.shape[1])
 
 
-SAME_AREA = 1e-12  # of the area; rounding leaves 1e-15
-
-
 def upright(geometry: NDArray[np.object_], bounds: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Whether each polygon fills its bounds (n, 4)."""
     y0, x0, y1, x1 = bounds.T
@@ -160,9 +161,6 @@ def products(
     box = np.repeat(box_of_row, width)
     share = np.repeat(lengths[0], width) * lengths[1][starts[1][box] + column]
     return box, np.repeat(row, width), column, share
-
-
-Filled = tuple[Integers, Floats, Integers]
 
 
 def fill(arcs: Arcs, lines: Lines, boxes: Boxes, *, floor: Floats, n_cols: int) -> Filled:

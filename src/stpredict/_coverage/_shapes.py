@@ -19,6 +19,9 @@ RUN = 2**13  # geometries that a thread looks at
 POLYGONAL = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
 
 
+MOST = 16  # more only wait for memory
+
+
 def areas(geometry: ArrayLike, radius: ArrayLike) -> Floats:
     """Area of each shape.
 
@@ -269,9 +272,6 @@ def _describe(geometry: object) -> str:
     if not isinstance(geometry, shapely.Geometry):
         return repr(geometry)
     return f"a {geometry.geom_type}" + ("" if geometry.is_valid else f" ({shapely.is_valid_reason(geometry)})")
-
-
-MOST = 16  # more only wait for memory
 
 
 def n_threads() -> int:

@@ -26,6 +26,24 @@ MICROMETRES = frozenset(
 AGREE_PX = 0.1  # two coordinate systems may place an element apart by this much, in pixels of the target
 
 
+logger = logging.getLogger("stpredict")
+# Arrays that are known by their geometry: what they are called, neighbours of an inner spot, spot diameter and pitch in
+# um. Space Ranger draws its circles for a theoretical 65-um spot (spot_diameter_fullres), not for the printed 55 um.
+ARRAYS = (
+    ("Visium", 6, 55.0, 100.0),
+    ("Visium with Space Ranger's 65-um circles", 6, 65.0, 100.0),
+    ("legacy Spatial Transcriptomics", 4, 100.0, 200.0),
+)
+DIAMETER_COLUMN = "diameter_um"  # pp.tile_grid says here how large its shapes are: they are no measured array
+BIN_NAME = re.compile(r"square_(\d{3})um")  # as Space Ranger and spatialdata-io call the bins of Visium HD
+MIN_SPOTS = 10  # fewer show no grid
+NEAR = 1.25  # neighbours lie within this many nearest-neighbour distances; the diagonal of a square is at 1.41
+RATIO_TOLERANCE = 0.05  # Visium's two diameters differ by 17 %
+SQUARE_RATIO_TOLERANCE = 0.07  # legacy arrays are printed with jitter
+MAX_ANISOTROPY = 1.25
+MAX_DISAGREEMENT = 1.02  # two micrometre systems, or two arrays, may differ by this factor
+
+
 def is_micrometres(system: str) -> bool:
     """Whether a coordinate system's name says that its unit is the micrometre.
 
@@ -125,25 +143,6 @@ def _corners(sdata: SpatialData, key: str) -> NDArray[np.float64]:
         x0, y0 = 0.0, 0.0
         y1, x1 = raster_size(sdata, key)
     return np.array([[x, y, 1.0] for x in (x0, x1) for y in (y0, y1)], dtype=np.float64)
-
-
-logger = logging.getLogger("stpredict")
-
-# Arrays that are known by their geometry: what they are called, neighbours of an inner spot, spot diameter and pitch in
-# um. Space Ranger draws its circles for a theoretical 65-um spot (spot_diameter_fullres), not for the printed 55 um.
-ARRAYS = (
-    ("Visium", 6, 55.0, 100.0),
-    ("Visium with Space Ranger's 65-um circles", 6, 65.0, 100.0),
-    ("legacy Spatial Transcriptomics", 4, 100.0, 200.0),
-)
-DIAMETER_COLUMN = "diameter_um"  # pp.tile_grid says here how large its shapes are: they are no measured array
-BIN_NAME = re.compile(r"square_(\d{3})um")  # as Space Ranger and spatialdata-io call the bins of Visium HD
-MIN_SPOTS = 10  # fewer show no grid
-NEAR = 1.25  # neighbours lie within this many nearest-neighbour distances; the diagonal of a square is at 1.41
-RATIO_TOLERANCE = 0.05  # Visium's two diameters differ by 17 %
-SQUARE_RATIO_TOLERANCE = 0.07  # legacy arrays are printed with jitter
-MAX_ANISOTROPY = 1.25
-MAX_DISAGREEMENT = 1.02  # two micrometre systems, or two arrays, may differ by this factor
 
 
 def image_mpp(sdata: SpatialData, image_key: str, shapes_key: str | None = None, mpp: float | None = None) -> float:

@@ -32,6 +32,11 @@ EXACT_BYTES = 2**28  # of sums in float64
 VALUE_BYTES = 2**27  # of a block's genes that are read together, as float32
 
 
+OBJECT_BYTES = 350  # of a polygon besides its corners
+KEPT_BYTES = 2**28  # of shapes and weights that stay in memory after a call, all together
+_lock = threading.Lock()
+
+
 def find_raster(sdata: SpatialData, raster_key: str, *, argument: str = "raster_key") -> Any:
     """The (c, y, x) raster of that name; else an error with the closest names, for the argument it was given by."""
     if raster_key not in sdata.images:
@@ -174,10 +179,6 @@ class _Totals:
         return self._area.max(axis=1, initial=0.0)
 
 
-OBJECT_BYTES = 350  # of a polygon besides its corners
-KEPT_BYTES = 2**28  # of shapes and weights that stay in memory after a call, all together
-
-
 @dataclass
 class Blocks:
     """The weights of some shapes on the blocks of one grid.
@@ -221,7 +222,6 @@ class Blocks:
 
 
 _kept: OrderedDict[tuple[int | str, ...], Blocks] = OrderedDict()
-_lock = threading.Lock()
 
 
 @contextmanager

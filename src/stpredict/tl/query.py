@@ -97,7 +97,7 @@ def query(
     record = _record(model, wanted, made) | {"raster": latent_key}
     with ExitStack() as stack:
         names = _spatialdata.NewNames(sdata, overwrite=overwrite)
-        place = None if output == "raster" else resolve_destination(
+        destination = None if output == "raster" else resolve_destination(
             names, wanted, key=key, shapes_key=shapes_key, table_name=table_name, table_added=table_added,
             tissue_key=None,
         )  # fmt: skip
@@ -106,10 +106,12 @@ def query(
         if target is not None:
             stack.enter_context(target)
         changes: list[Any] = []
-        if place is not None:
-            values, share = reader.inside(sdata, place.shapes_key, made)
+        if destination is not None:
+            values, share = reader.inside(sdata, destination.shapes_key, made)
             _warn_of_empty(values, latent_key, key)
-            changes.append(table_change(sdata, place, values, share, wanted, gene_reliability(model, wanted), record))
+            changes.append(
+                table_change(sdata, destination, values, share, wanted, gene_reliability(model, wanted), record)
+            )
         if target is not None:
             reader.map(target)
             changes.append(target.image(record | {"raster_mpp": made["raster_mpp"], "latent": False}))

@@ -17,6 +17,12 @@ type Members = dict[tuple[str, ...], Path | bytes | None]  # by path: what was b
 _INDEX = {"kind": "inline", "must_understand": False}
 
 
+_log = logging.getLogger("stpredict")
+FOLDER = ".stpredict-commit"
+PLAN = "journal.json"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fs.h
+
+
 class Plan:
     """The folder of a commit while it is made; see `steps`.
 
@@ -127,12 +133,6 @@ def _place(what: Path | bytes | None, new: Path) -> None:
         os.rename(what, new)
     elif what is not None:
         new.write_bytes(what)
-
-
-_log = logging.getLogger("stpredict")
-FOLDER = ".stpredict-commit"
-PLAN = "journal.json"
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fs.h
 
 
 class Step(NamedTuple):

@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 BUILT = "raster"  # the store within the folder
 
 
+COARSEST_PX = 1024  # the largest side of the last level, where chunks allow
+SMALLEST_CHUNK_PX = 16
+_CHUNK_BYTES = 2**20  # a chunk holds few genes, so that a map of one gene reads little of the others
+_BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
+
+
 def check_raster_size(
     store: Store | None,
     n_genes: int,
@@ -208,12 +214,6 @@ class RasterTarget:
                 f"inside 0:{size}. Crop regions to the raster, and choose chunk_px so that it divides their size."
             )
         return slice(pixels.start // side, -(-pixels.stop // side))
-
-
-COARSEST_PX = 1024  # the largest side of the last level, where chunks allow
-SMALLEST_CHUNK_PX = 16
-_CHUNK_BYTES = 2**20  # a chunk holds few genes, so that a map of one gene reads little of the others
-_BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 
 
 def _blosc(typesize: int) -> dict[str, Any]:

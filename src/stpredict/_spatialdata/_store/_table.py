@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 NAMESPACE = "stpredict"  # of uns and of sdata.attrs
 
 
+# What may differ between the samples of one result: what it was read from, where, and when.
+OF_A_SAMPLE = ("image_digest", "shapes_digest", "raster", "device", "versions", "model_path")
+
+
 @dataclass(frozen=True)
 class TableEntry:
     """A layer or an obsm entry of a table, and what belongs to it.
@@ -159,10 +163,6 @@ def _set(transaction: Transaction, table: AnnData, place: str, name: str, value:
                 del getattr(table, place)[name]
 
     transaction.apply_step(f"set {place}[{name!r}]", lambda: put(value, value is not None), lambda: put(old, had))
-
-
-# What may differ between the samples of one result: what it was read from, where, and when.
-OF_A_SAMPLE = ("image_digest", "shapes_digest", "raster", "device", "versions", "model_path")
 
 
 def keep_others(

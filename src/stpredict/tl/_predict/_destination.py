@@ -80,27 +80,27 @@ def existing_table(sdata: SpatialData, shapes_key: str, table_name: str | None) 
 
 def table_change(
     sdata: SpatialData,
-    place: Destination,
+    destination: Destination,
     values: NDArray[np.float32],
     share: NDArray[np.float64],
     genes: Sequence[str],
     gene_reliability: NDArray[np.float64] | None,
     record: Mapping[str, Any],
 ) -> Any:
-    """The change that writes values (n, g) in element order, with covered shares (n,), to their place."""
-    if place.columns is not None:
-        join = _spatialdata.table_rows(sdata, place.table_name, place.shapes_key)
+    """The change that writes values (n, g) in element order, with covered shares (n,), to their destination."""
+    if destination.columns is not None:
+        join = _spatialdata.table_rows(sdata, destination.table_name, destination.shapes_key)
         return _spatialdata.layer(
-            sdata, place.table_name, place.key, values=values, join=join, columns=place.columns, coverage=share,
-            val_pcc=gene_reliability, record=record,
+            sdata, destination.table_name, destination.key, values=values, join=join, columns=destination.columns,
+            coverage=share, val_pcc=gene_reliability, record=record,
         )  # fmt: skip
-    shapes = _spatialdata.shapes_element(sdata, place.shapes_key)
-    centroids = _centroids(sdata, place.shapes_key)
+    shapes = _spatialdata.shapes_element(sdata, destination.shapes_key)
+    centroids = _centroids(sdata, destination.shapes_key)
     table = _spatialdata.new_table(
-        values, key=place.key, genes=genes, region=place.shapes_key, instance_ids=shapes.index.to_numpy(),
+        values, key=destination.key, genes=genes, region=destination.shapes_key, instance_ids=shapes.index.to_numpy(),
         centroids=centroids, coverage=share, val_pcc=gene_reliability, record=record,
     )  # fmt: skip
-    return _spatialdata.TableElement(place.table_name, place.key, table, record=record)
+    return _spatialdata.TableElement(destination.table_name, destination.key, table, record=record)
 
 
 def _centroids(sdata: SpatialData, shapes_key: str) -> NDArray[np.float64]:
