@@ -17,37 +17,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PartialSum:
-    """What one piece adds: `values` (k, d) to the sums of the shapes `rows` (k,)."""
+    """What one chunk adds: `values` (k, d) to the sums of the shapes `rows` (k,)."""
 
     rows: NDArray[np.int64]
     values: NDArray[np.floating]
 
 
 class PartialStore(Protocol):
-    """Where the parts of finished pieces are kept."""
+    """Where the parts of finished chunks are kept."""
 
     def has(self, chunk: int) -> bool:
-        """Whether this piece is finished."""
+        """Whether this chunk is finished."""
 
     def load(self, chunk: int) -> PartialSum:
-        """The part of a finished piece."""
+        """The part of a finished chunk."""
 
     def keep(self, chunk: int, part: PartialSum) -> None:
-        """Keep the part of a piece; whatever else the piece writes is written by then."""
+        """Keep the part of a chunk; whatever else the chunk writes is written by then."""
 
 
 @dataclass(frozen=True)
 class PartialFiles:
-    """Parts of pieces as files of a folder; a file that is there is whole."""
+    """Parts of chunks as files of a folder; a file that is there is whole."""
 
     folder: Path
 
     def has(self, chunk: int) -> bool:
-        """Whether this piece is finished."""
+        """Whether this chunk is finished."""
         return self._path(chunk).is_file()
 
     def load(self, chunk: int) -> PartialSum:
-        """The part of a finished piece. Raises ValueError for a file that is damaged."""
+        """The part of a finished chunk. Raises ValueError for a file that is damaged."""
         try:
             with self._path(chunk).open("rb") as file, np.load(file, allow_pickle=False) as held:
                 return PartialSum(held["rows"], held["values"])

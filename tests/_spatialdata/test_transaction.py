@@ -193,7 +193,7 @@ def test_a_process_killed_at_any_step_shows_all_that_was_there_or_all_that_is_ne
         seen = interrupt(n, Killed, after=n % 2 == 0)
         with pytest.raises(Killed):
             run1(sdata, place == "run0")
-        turned = "show what is new" in (seen if n % 2 == 0 else seen[:-1])
+        turned = "switch to the new state" in (seen if n % 2 == 0 else seen[:-1])
         assert _seen(path) == (RUN1 if turned else old), seen[-1]
         interrupt(0, Injected)
         _transaction.Store(path).recover()

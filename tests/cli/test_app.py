@@ -98,13 +98,13 @@ def test_an_error_is_one_line_on_stderr_and_status_1(run, tmp_path):
 def test_an_interrupt_says_what_is_kept_and_how_to_go_on(run, stp, stores, ridge, monkeypatch):
     def interrupted(*_, **__):
         error = KeyboardInterrupt()
-        error.add_note("3 finished pieces are kept in .a.zarr.stpredict-run-x: the same call with resume=True goes on")
+        error.add_note("3 finished chunks are kept in .a.zarr.stpredict-run-x: the same call with resume=True goes on")
         raise error
 
     monkeypatch.setattr(stp.tl, "predict", interrupted)
     status, out, err = run("predict", stores[0], "--model", ridge)
     assert (status, out) == (130, "")
-    kept = "3 finished pieces are kept in .a.zarr.stpredict-run-x"
+    kept = "3 finished chunks are kept in .a.zarr.stpredict-run-x"
     assert err == f"interrupted. {kept}: the same call with --resume goes on\n"
 
 

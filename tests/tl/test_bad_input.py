@@ -165,7 +165,7 @@ def test_a_failure_in_the_middle_changes_nothing(sdata, pixnet, tmp_path, monkey
         stp.tl.predict(sdata, pixnet, output="both", **RUN)
     assert _memory(sdata) == memory
     assert files_of(tmp_path / "s.zarr") == files
-    assert "s.zarr is as it was. 2 finished pieces are kept" in caught.value.__notes__[0]
+    assert "s.zarr is as it was. 2 finished chunks are kept" in caught.value.__notes__[0]
 
 
 def test_a_layer_too_large_names_both_sizes(sdata, pixnet, monkeypatch):

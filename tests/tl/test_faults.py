@@ -64,7 +64,7 @@ def test_a_disk_that_fills_leaves_the_store_and_says_so(make, pixnet, small_disk
     assert [each.name for each in small_disk.iterdir() if each.name.startswith(".")] == [
         ".slide.zarr.stpredict-run-pixnet"
     ]
-    assert "is as it was. 1 finished pieces are kept" in caught.value.__notes__[0]
+    assert "is as it was. 1 finished chunks are kept" in caught.value.__notes__[0]
     (small_disk / "other").unlink()
     _predict(sdata, pixnet, output="raster", shapes_key="spots", resume=True)
     assert np.isfinite(read_zarr(path).images["pixnet"].to_numpy()).all()

@@ -307,7 +307,7 @@ def test_an_interrupted_prediction_goes_on_and_ends_with_the_same_bytes(
         _stop_after(patch, 2, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt) as caught:
             _predict(broken, pixnet, output=output)
-    assert "2 finished pieces are kept in" in caught.value.__notes__[0]
+    assert "2 finished chunks are kept in" in caught.value.__notes__[0]
     assert "resume=True" in caught.value.__notes__[0]
     assert files_of(broken.path) == before
     assert len(list(tmp_path.glob(".broken.zarr.stpredict-run-pixnet"))) == 1

@@ -249,7 +249,11 @@ def test_a_gene_that_was_never_seen(sdata, pixnet, tmp_path):
     got, wanted = (_layer(sdata, key, ["other"]) for key in ("pixnet", "wanted"))
     assert np.abs(got - wanted).max() <= 0.01 * wanted.std()
     assert sdata.images["pixnet"].coords["c"].values.tolist() == ["other", "red"]
-    assert sdata.attrs["stpredict"]["images/pixnet"]["unseen_genes"] == ["other"]
+    records = sdata.attrs["stpredict"]
+    assert records["images/pixnet"]["unseen_genes"] == ["other"]
+    _query(sdata, ["other"], embeddings=unseen, key_added="asked")
+    asked, predicted = (sdata.attrs["stpredict"][f"tables/table/layers/{key}"] for key in ("asked", "wanted"))
+    assert {name for name in asked | predicted if asked.get(name) != predicted.get(name)} == {"raster", "shapes_digest"}
     assert np.isnan(sdata.tables["table"].var["pixnet_val_pcc"]["other"])
 
 

@@ -25,11 +25,11 @@ from stpredict.nn.device import same_autocast
 
 logger = logging.getLogger("stpredict")
 PATCHES = 64  # images of spot models a forward pass
-CHUNK_ROWS = 1024  # shapes of spot models a piece, about
+CHUNK_ROWS = 1024  # shapes of spot models a chunk, about
 
 
 class ChunkedInference(ABC):
-    """The pieces of a section for one model. A piece is a forward pass or several; which ones never changes."""
+    """The chunks of a section for one model. A chunk is a forward pass or several; which ones never changes."""
 
     n: int
 
@@ -67,7 +67,7 @@ class ChunkedInference(ABC):
 
     @abstractmethod
     def stream(self, which: Sequence[int]) -> Generator[PartialSum]:
-        """The parts of these pieces, one by one, in this order."""
+        """The parts of these chunks, one by one, in this order."""
 
     @abstractmethod
     def read(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -75,7 +75,7 @@ class ChunkedInference(ABC):
 
 
 class PatchInference(ChunkedInference):
-    """Patches of a spot model: the latent of every shape. A model that sees a whole section has one piece.
+    """Patches of a spot model: the latent of every shape. A model that sees a whole section has one chunk.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ class PatchInference(ChunkedInference):
         self.n = len(self.groups)
 
     def stream(self, which: Sequence[int]) -> Generator[PartialSum]:
-        """Batch by batch within a piece; while one is computed, the next is cut out of the image and collated."""
+        """Batch by batch within a chunk; while one is computed, the next is cut out of the image and collated."""
         samples = self.model.samples([self.section], train=False)
         size, groups = self.batch_size, [self.groups[i] for i in which]
         batches = [group[k : k + size] for group in groups for k in range(0, len(group), size)]
@@ -131,7 +131,7 @@ class PatchInference(ChunkedInference):
         return self.fast.latent(batch).float().cpu().numpy(), batch.rows[:, 1]
 
     def read(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """The latent itself: every shape is in one piece."""
+        """The latent itself: every shape is in one chunk."""
         return total.astype(np.float32, copy=False), self.share
 
 

@@ -24,7 +24,7 @@ from stpredict._window import Tile, Window, tiles
 from stpredict.models._base import Model
 from stpredict.models._samples import Batch, to_cells
 
-READ_OUT_DEPTH = 1  # pieces that are read out while the next is computed
+READ_OUT_DEPTH = 1  # chunks that are read out while the next is computed
 
 Raster = Callable[[slice, slice, NDArray[np.float32]], None]
 

@@ -55,7 +55,7 @@ def predict(
     raster: Raster | None = None,
     parts: PartialStore | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Predict inside the shapes of a section, and hand its raster on piece by piece.
+    """Predict inside the shapes of a section, and hand its raster on tile by tile.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def predict(
         For dense models: called once for every core of the tiling with its rows and columns on the raster grid and the
         values (g, h, w) before the link, or without genes the latent map (d, h, w), which are valid during the call.
     parts : PartialStore, optional
-        Where finished pieces are kept, and those of an earlier run are found: they are not done again, and the result
+        Where finished chunks are kept, and those of an earlier run are found: they are not done again, and the result
         is the same to the bit.
 
     Returns
@@ -92,7 +92,7 @@ def predict(
 
 
 def n_chunks(model: Model, section: Section, *, runtime: RuntimeOptions, raster: bool) -> int:
-    """How many pieces `predict` has for this section, with or without its raster; `runtime` is settled."""
+    """How many chunks `predict` has for this section, with or without its raster; `runtime` is resolved."""
     taker: Raster | None = (lambda y, x, values: None) if raster else None
     return _chunked(model, section, runtime, torch.device("cpu"), raster=taker).n
 
@@ -107,7 +107,7 @@ def run_chunks(
     parts: PartialStore,
     raster: Raster | None = None,
 ) -> None:
-    """Do some pieces of what `predict` does, and keep their parts; arguments as there."""
+    """Do some chunks of what `predict` does, and keep their parts; arguments as there."""
     with _inference_mode(model, runtime) as device:
         query = _query(model, genes, device)
         fast = fold_batch_norms(model, compile=runtime.compile)
@@ -199,7 +199,7 @@ def _pooled_rows(
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """The latent of every shape (n, d) float32, 0 where nothing is covered, and covered shares (n,).
 
-    Parts are added in the order of the pieces, whoever made them, so that the sums are the same to the bit.
+    Parts are added in the order of the chunks, whoever made them, so that the sums are the same to the bit.
     """
     missing = [i for i in range(chunks.n) if parts is None or not parts.has(i)]
     new = set(missing)
@@ -221,7 +221,7 @@ def _pooled_rows(
 
 
 def _empty_sums(n_shapes: int, part: PartialSum) -> NDArray[np.floating]:
-    """Sums (n, d) of no piece yet, in the format of the parts, but in float32 where they would be over `EXACT_BYTES`.
+    """Sums (n, d) of no chunk yet, in the format of the parts, but in float32 where they would be over `EXACT_BYTES`.
 
     Adding T parts in float32 rounds by at most T 6e-8 of the sum of their absolute values.
     """

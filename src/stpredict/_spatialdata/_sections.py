@@ -14,7 +14,7 @@ import pandas as pd
 import shapely
 
 from stpredict import _coverage
-from stpredict._section import ImageView, Section
+from stpredict._section import ImageView, Section, take
 from stpredict._spatialdata._elements import (
     image_levels,
     resolve_image,
@@ -178,7 +178,7 @@ def training_section(
         )
     values = target_of(matrix_of(table, spec.layer, what=what)[rows], target=spec.target, columns=columns, what=what)
     return dataclasses.replace(
-        _take(whole, keep), expression=values, genes=tuple(map(str, genes)), grid=_grid(table, rows), dropped=dropped
+        take(whole, keep), expression=values, genes=tuple(map(str, genes)), grid=_grid(table, rows), dropped=dropped
     )
 
 
@@ -325,11 +325,6 @@ def _grid(table: AnnData, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
         return None
     grid = [pd.to_numeric(table.obs[column].iloc[rows]).to_numpy() for column in ("array_row", "array_col")]
     return np.rint(np.stack(grid, axis=1)).astype(np.int64)
-
-
-def _take(whole: Section, keep: NDArray[np.int64]) -> Section:
-    rows = {key: getattr(whole, key)[keep] for key in ("geometry", "radius", "ids", "area")}
-    return dataclasses.replace(whole, **rows)
 
 
 def _what(spec: SectionSpec) -> str:

@@ -316,7 +316,10 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g q"]) -> Float[Tensor, "n g"]:
-        """Values before the link; linear in `latent`, so that pooling and head can change places.
+        """Values before the link.
+
+        Of a dense model they are linear in `latent`, so that pooling and head can change places. A model with
+        ``context="section"`` is given all rows of a section and may compute any function of them.
 
         Parameters
         ----------

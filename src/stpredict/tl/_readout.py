@@ -23,15 +23,11 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from stpredict._coverage import Weights
-    from stpredict._window import Window
-
 
 BLOCK_CELLS = 2**20  # cells of the raster that are looked at together: a plane of them stays in a processor's cache
 MOST_CELLS = 2**24  # of a chunk that is read whole
 EXACT_BYTES = 2**28  # of sums in float64
 VALUE_BYTES = 2**27  # of a block's genes that are read together, as float32
-
-
 OBJECT_BYTES = 350  # of a polygon besides its corners
 KEPT_BYTES = 2**28  # of shapes and weights that stay in memory after a call, all together
 _lock = threading.Lock()

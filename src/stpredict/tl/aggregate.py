@@ -85,5 +85,7 @@ def aggregate(
     if stat == "mean" and record.get("link") == "log1p" and not record.get("latent"):  # genes alone have a link
         np.log1p(values, out=values)
     record |= {"genes": wanted, "raster": raster_key, "stat": stat}
-    change = table_change(sdata, destination, values, share, wanted, None, record)
+    change = table_change(
+        sdata, destination, values=values, share=share, genes=wanted, gene_reliability=None, record=record
+    )
     _spatialdata.commit(sdata, [change], overwrite=overwrite)

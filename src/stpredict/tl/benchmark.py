@@ -148,7 +148,10 @@ def benchmark(
     folds = _folds(sections, cv, grouped, margin_um, spec)
     panels = {fold.name: _panel(fold, sections, genes, n_genes, by, spec) for fold in folds}
     plan = {"max_epochs": max_epochs, "precision": precision}
-    setting = runs.Setting(spec, plan, val, device, None if path is None else Path(path), raw_counts)
+    setting = runs.Setting(
+        spec=spec, training=plan, val=val, device=device, path=None if path is None else Path(path),
+        raw_counts=raw_counts,
+    )  # fmt: skip
     elements = ("image_key", "shapes_key", "table_name", "layer", "target", "tissue_key", "min_counts")
     record = {name: getattr(spec, name) for name in elements} | {
         "protocol": metrics.PROTOCOL, "raw_counts": raw_counts, "precision": precision, "mpp": mpp, "val": val,
@@ -306,7 +309,9 @@ def _all(
         frames.append(reference.assign(diameter_um=reference["section"].map(diameters)))
         for name, build in models.items():
             for seed in seeds[name]:
-                run = runs.Run(name, build, seed, fold.name, panels[fold.name], train, test)
+                run = runs.Run(
+                    name=name, build=build, seed=seed, fold=fold.name, panel=panels[fold.name], train=train, test=test
+                )
                 frame, of = _one(run, setting, diameters, progress=progress)
                 frames.append(frame)
                 if of is not None:

@@ -109,9 +109,9 @@ def predict(
         shapes are refused. Stores that have the result already are left as they are, and refused where it was made of
         something else.
     client : Client, optional
-        A `dask.distributed.Client`: pieces of slides (tiles, or rows of shapes) go to its workers, which must see the
-        stores and the folder of the model under the same paths. Workers that offer a resource "GPU" take one piece of
-        work a GPU.
+        A `dask.distributed.Client`: chunks of slides (tiles, or rows of shapes) go to its workers, which must see the
+        stores and the folder of the model under the same paths. Workers that offer a resource "GPU" take one chunk at
+        a time a GPU.
     progress : bool, default True
         Show progress bars.
 
@@ -134,7 +134,7 @@ def predict(
     Notes
     -----
     When it raises, nothing of that object has changed; the objects of a list are done one after the other. For an
-    object in a store, finished pieces are kept beside it after an interrupt or a fault, and the message says where.
+    object in a store, finished chunks are kept beside it after an interrupt or a fault, and the message says where.
     """
     check_arguments(predict, locals())
     model = load(model) if isinstance(model, str | Path) else model

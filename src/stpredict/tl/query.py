@@ -18,7 +18,7 @@ from stpredict.models import load
 from stpredict.models._base import weights_sha256
 from stpredict.tl._predict._destination import resolve_destination, table_change
 from stpredict.tl._predict._provenance import gene_reliability, model_record
-from stpredict.tl._predict._request import add_embeddings, resolve_genes
+from stpredict.tl._predict._request import Output, add_embeddings, resolve_genes
 from stpredict.tl._readout import find_raster, read_inside, warn_of_empty
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from stpredict._embeddings import GeneEmbeddings
     from stpredict.models import Model
 
-Output = Literal["layer", "raster", "both"]
+Written = Literal["layer", "raster", "both"]
 CHUNK_PX, SMALLEST_CHUNK_PX = 256, 16  # side of a stored chunk
 REGION_BYTES = 2**28  # of latent and genes that are held together as float32, where chunks need not get tiny for it
 
@@ -41,7 +41,7 @@ def query(
     *,
     model: Model | str | Path | None = None,
     shapes_key: str | None = None,
-    output: Output = "layer",
+    output: Written = "layer",
     key_added: str | None = None,
     overwrite: bool = False,
     table_name: str | None = None,
@@ -97,20 +97,29 @@ def query(
     record = _record(model, wanted, made) | {"raster": latent_key}
     with ExitStack() as stack:
         names = _spatialdata.NewNames(sdata, overwrite=overwrite)
-        destination = None if output == "raster" else resolve_destination(
+        results = Output.parse(output)
+        destination = None if not results.layer else resolve_destination(
             names, wanted, key=key, shapes_key=shapes_key, table_name=table_name, table_added=table_added,
             tissue_key=None,
         )  # fmt: skip
-        target = None if output == "layer" else _target(names, latent_key, key, wanted)
+        target = None if results.raster is None else _target(names, latent_key, key, wanted)
         names.check()
         if target is not None:
             stack.enter_context(target)
-        changes: list[Any] = []
+        changes: list[_spatialdata.Change] = []
         if destination is not None:
             values, share = reader.inside(sdata, destination.shapes_key, made)
             _warn_of_empty(values, latent_key, key)
             changes.append(
-                table_change(sdata, destination, values, share, wanted, gene_reliability(model, wanted), record)
+                table_change(
+                    sdata,
+                    destination,
+                    values=values,
+                    share=share,
+                    genes=wanted,
+                    gene_reliability=gene_reliability(model, wanted),
+                    record=record,
+                )  # fmt: skip
             )
         if target is not None:
             reader.map(target)
@@ -164,10 +173,8 @@ def _model(model: Model | str | Path | None, made: Mapping[str, Any], latent_key
 def _record(model: Model, genes: Sequence[str], made: Mapping[str, Any]) -> dict[str, Any]:
     """What `stp.tl.predict` would say: of the genes it is asked now, of all else how the latent raster was made."""
     record = model_record(model, genes, _inference.RuntimeOptions(device="cpu", precision="32"))
-    of_genes = ("genes", "unseen_genes")
-    return record | {
-        name: made[name] for name in (*record, "image_digest", "config_digest") if name in made and name not in of_genes
-    }
+    of_genes = ("genes", "unseen_genes", "texts_digest")
+    return record | {name: made[name] for name in (*record, "image_digest") if name in made and name not in of_genes}
 
 
 def _warn_of_empty(values: NDArray[np.float32], latent_key: str, key: str) -> None:

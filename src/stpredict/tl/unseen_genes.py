@@ -119,7 +119,10 @@ def unseen_genes(
     frames = []
     for split in splits:
         for name, build in models.items():
-            run = _Run(name, build, split, tuple(genes), spec, max_epochs, device, progress)
+            run = _Run(
+                name=name, build=build, split=split, genes=tuple(genes), spec=spec, max_epochs=max_epochs,
+                device=device, progress=progress,
+            )  # fmt: skip
             frames.append(_rows_of(run, to_train, to_test, path))
     return pd.concat(frames, ignore_index=True)
 
@@ -132,7 +135,7 @@ class _Split:
     unseen: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Run:
     name: str
     build: Callable[[Sequence[str]], Model]

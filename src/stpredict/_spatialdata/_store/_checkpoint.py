@@ -10,15 +10,12 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from stpredict._partial import PartialFiles
 from stpredict._spatialdata._store._lock import Lock
 from stpredict._spatialdata._store._scratch import remove
 from stpredict._spatialdata._store._transaction import Store
-
-if TYPE_CHECKING:
-    pass
 
 _log = logging.getLogger("stpredict")
 MANIFEST = "manifest.json"
@@ -34,7 +31,7 @@ class Checkpoint:
     """The folder of one prediction into a store, a context manager.
 
     It is deleted on success, and where the call itself was wrong (ValueError, TypeError); after any other error, an
-    interrupt or the end of the process it stays, and `resume` goes on from its finished pieces.
+    interrupt or the end of the process it stays, and `resume` goes on from its finished chunks.
 
     Parameters
     ----------
@@ -88,7 +85,7 @@ class Checkpoint:
                 remove(self.folder)
             else:
                 error.add_note(
-                    f"The store {self.store.path} is as it was. {finished} finished pieces are kept in {self.folder}: "
+                    f"The store {self.store.path} is as it was. {finished} finished chunks are kept in {self.folder}: "
                     "the same call with resume=True goes on from them; delete the folder if you do not want to."
                 )
 
@@ -123,7 +120,7 @@ class Checkpoint:
                 "did then, or without resume=True, which starts afresh."
             )
         done = len(list((self.folder / f"work-{manifest.get('token')}" / "parts").glob("*.npz")))
-        _log.info("going on with the interrupted run in %s: %d pieces are finished", self.folder, done)
+        _log.info("going on with the interrupted run in %s: %d chunks are finished", self.folder, done)
         return manifest.get("token")
 
 

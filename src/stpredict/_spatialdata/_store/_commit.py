@@ -1,4 +1,19 @@
-"""A commit on disk: the journal of renames that makes new elements visible, rolled forward or back after a kill."""
+"""A commit on disk: the journal of renames that makes new elements visible, rolled forward or back after a kill.
+
+``<store>/.stpredict-commit`` holds ``journal.json`` and, for the i-th place that changes (an element, a table, the
+root's ``zarr.json``), ``new/i`` and ``old/i``; ``view`` is a symbolic link to ``old`` or ``new``. The steps are
+renames, each of which is one system call:
+
+1. What was built elsewhere moves into ``new``.
+2. Each place is exchanged for a symbolic link to ``.stpredict-commit/view/i``, which leads to ``old/i``, where the old
+   content went: a reader sees what it saw before.
+3. ``view`` is switched to ``new``: all places show the new content at once. This is the commit.
+4. Members of a changed table that stay (links from ``new/i`` to ``old/i`` until now) move over into ``new/i``.
+5. Each link is exchanged for the new content, and the folder is deleted with all that is old.
+
+A process that is killed in 1 or 2 leaves the old state, in 4 or 5 the new one. `recover` looks where ``view`` leads:
+the steps are then undone, or done to the end. Every step may be repeated, as it looks whether it was done already.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +29,16 @@ from typing import Any, NamedTuple
 
 type Members = dict[tuple[str, ...], Path | bytes | None]  # by path: what was built, a file's content, or nothing
 
+FOLDER = ".stpredict-commit"
+JOURNAL = "journal.json"
 _INDEX = {"kind": "inline", "must_understand": False}
-
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fs.h
 
 _log = logging.getLogger("stpredict")
-FOLDER = ".stpredict-commit"
-PLAN = "journal.json"
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fs.h
 
 
 class Plan:
-    """The folder of a commit while it is made; see `steps`.
+    """The folder of a commit while it is made, and its journal.
 
     Parameters
     ----------
@@ -39,9 +53,9 @@ class Plan:
         for each in ("new", "old"):
             (folder / each).mkdir(parents=True)
         self._places: dict[str, bool] = {}
-        self._taken: list[tuple[str, str]] = []
+        self._built: list[tuple[str, str]] = []
         self._kept: list[tuple[int, str]] = []
-        self._fresh: dict[tuple[str, ...], tuple[Path, Path | None]] = {}  # new nodes, and the old behind their links
+        self._new_nodes: dict[tuple[str, ...], tuple[Path, Path | None]] = {}  # and the old behind their links
 
     def put(self, kind: str, key: str, built: Path) -> None:
         """An element that lies in a store of its own at `built`; it is moved when the commit begins."""
@@ -53,16 +67,16 @@ class Plan:
                 group = self.folder / "new" / str(self._add(kind))
                 group.mkdir()
                 shutil.copyfile(built / kind / "zarr.json", group / "zarr.json")
-                self._fresh[kind,] = group, None
+                self._new_nodes[kind,] = group, None
             target = f"new/{list(self._places).index(kind)}/{key}"
-        self._taken.append((target, os.path.relpath(source.resolve(), self.store.resolve())))
-        self._fresh[kind, key] = source, None
+        self._built.append((target, os.path.relpath(source.resolve(), self.store.resolve())))
+        self._new_nodes[kind, key] = source, None
 
     def change(self, place: str, members: Members) -> None:
         """A folder of the store of which some members are new or gone; all others stay what they are."""
         i = self._add(place)
         self._overlay(i, (), members)
-        self._fresh[tuple(place.split("/"))] = self.folder / "new" / str(i), self.store / place
+        self._new_nodes[tuple(place.split("/"))] = self.folder / "new" / str(i), self.store / place
 
     def describe(self, attributes: Mapping[str, Any]) -> None:
         """The root's attributes, and the metadata of all that will be in the store; comes last."""
@@ -72,12 +86,12 @@ class Plan:
         new = self.folder / "new" / str(self._add("zarr.json"))
         new.write_text(json.dumps(meta, indent=2), encoding="utf-8")
 
-    def write(self, run: Path | None) -> None:
-        """Write down what has to be done; `run` is a folder that is not needed any more once it is."""
+    def write(self, checkpoint: Path | None) -> None:
+        """Write the journal; `checkpoint` is a folder that is not needed any more after the commit."""
         (self.folder / "view").symlink_to("old")
-        path = None if run is None else os.path.relpath(run.resolve(), self.store.resolve())
-        plan = {"places": list(self._places.items()), "taken": self._taken, "kept": self._kept, "run": path}
-        (self.folder / PLAN).write_text(json.dumps(plan), encoding="utf-8")
+        path = None if checkpoint is None else os.path.relpath(checkpoint.resolve(), self.store.resolve())
+        plan = {"places": list(self._places.items()), "taken": self._built, "kept": self._kept, "run": path}
+        (self.folder / JOURNAL).write_text(json.dumps(plan), encoding="utf-8")
 
     def _add(self, place: str) -> int:
         i = len(self._places)
@@ -94,7 +108,7 @@ class Plan:
         for name in sorted({*os.listdir(old), *changed}):
             at = (*inside, name)
             if at in members:
-                _place(members[at], new / name)
+                _write_member(members[at], new / name)
             elif name in changed:
                 self._overlay(i, at, members)
             else:
@@ -108,10 +122,10 @@ class Plan:
         What zarr does too, but for opening every node.
         """
         there = set(os.listdir(folder))
-        there |= {each[-1] for each in self._fresh if each[:-1] == path}
+        there |= {each[-1] for each in self._new_nodes if each[:-1] == path}
         for name in sorted(there):
             at = (*path, name)
-            child, under = self._fresh.get(at, (folder / name, None if behind is None else behind / name))
+            child, under = self._new_nodes.get(at, (folder / name, None if behind is None else behind / name))
             if under is not None and child.is_symlink():
                 child, under = under, None
             file = child / "zarr.json"
@@ -128,7 +142,8 @@ class Plan:
                 yield "/".join(at), meta
 
 
-def _place(what: Path | bytes | None, new: Path) -> None:
+def _write_member(what: Path | bytes | None, new: Path) -> None:
+    """Put a new member at its place; None: it is gone."""
     if isinstance(what, Path):
         os.rename(what, new)
     elif what is not None:
@@ -144,15 +159,15 @@ class Step(NamedTuple):
 
 
 def steps(folder: Path) -> list[Step]:
-    """The steps of the commit in this folder of a store, in their order."""
-    plan = json.loads((folder / PLAN).read_bytes())
+    """The steps of the commit in this folder of a store, in the order of the module's head."""
+    plan = json.loads((folder / JOURNAL).read_bytes())
     places = list(enumerate(plan["places"]))
     return [
-        *(_take(folder, *each) for each in plan["taken"]),
-        *(_show_old(folder, i, *place) for i, place in places),
-        Step("show what is new", lambda: _turn(folder, "new"), lambda: _turn(folder, "old")),
-        *(_hand_over(folder, i, member) for i, member in plan["kept"]),
-        *(_put_new(folder, i, place) for i, (place, _) in places),
+        *(_move_built(folder, *each) for each in plan["taken"]),
+        *(_link_to_view(folder, i, *place) for i, place in places),
+        Step("switch to the new state", lambda: _switch_view(folder, "new"), lambda: _switch_view(folder, "old")),
+        *(_move_kept(folder, i, member) for i, member in plan["kept"]),
+        *(_replace_link(folder, i, place) for i, (place, _) in places),
     ]
 
 
@@ -162,13 +177,13 @@ def recover(store: Path) -> bool:
     The caller holds the store's lock.
     """
     folder = store / FOLDER
-    if not (folder / PLAN).is_file():
+    if not (folder / JOURNAL).is_file():
         return False
     if os.readlink(folder / "view") == "new":
         for step in steps(folder):
             step.do()
         _log.warning("%s: finished the commit of a process that was killed", store)
-        retire_run(folder)
+        retire_checkpoint(folder)
     else:
         for step in reversed(steps(folder)):
             step.undo()
@@ -176,15 +191,15 @@ def recover(store: Path) -> bool:
     return True
 
 
-def retire_run(folder: Path) -> None:
-    """Take the folder of the run away whose result was committed: it has nothing left to go on with."""
-    run = json.loads((folder / PLAN).read_bytes())["run"]
-    if run is not None and (folder.parent / run).is_dir() and not (folder / "run").exists():
-        os.rename(folder.parent / run, folder / "run")
+def retire_checkpoint(folder: Path) -> None:
+    """Take away the checkpoint whose result was committed: there is nothing left to resume."""
+    checkpoint = json.loads((folder / JOURNAL).read_bytes())["run"]
+    if checkpoint is not None and (folder.parent / checkpoint).is_dir() and not (folder / "run").exists():
+        os.rename(folder.parent / checkpoint, folder / "run")
 
 
 def link_to_view(store: Path, place: str, i: int) -> str:
-    """What a place says while `view` decides what is there: the way to it from where the place really lies."""
+    """The target of a place's link while `view` decides what is there, relative to where the place really lies."""
     home = (store / place).parent.resolve()
     return os.path.join(os.path.relpath(store.resolve() / FOLDER, home), "view", str(i))
 
@@ -235,19 +250,21 @@ def _renameat2() -> Any:
         return None
 
 
-def _says(path: Path, text: str) -> bool:
+def _links_to(path: Path, text: str) -> bool:
+    """Whether there is a symbolic link of this target."""
     return path.is_symlink() and os.readlink(path) == text
 
 
-def _turn(folder: Path, to: str) -> None:
+def _switch_view(folder: Path, to: str) -> None:
+    """Make `view` lead to ``new`` or ``old`` (3)."""
     new = folder / "view.new"
     new.unlink(missing_ok=True)
     new.symlink_to(to)
     os.replace(new, folder / "view")
 
 
-def _take(folder: Path, target: str, source: str) -> Step:
-    """Bring in what was built elsewhere."""
+def _move_built(folder: Path, target: str, source: str) -> Step:
+    """Move what was built elsewhere into the commit (1)."""
     here, there = folder / target, folder.parent / source
 
     def do() -> None:
@@ -258,17 +275,17 @@ def _take(folder: Path, target: str, source: str) -> Step:
         if os.path.lexists(here) and there.parent.is_dir() and not os.path.lexists(there):
             os.rename(here, there)
 
-    return Step(f"take {there}", do, undo)
+    return Step(f"move {there}", do, undo)
 
 
-def _show_old(folder: Path, i: int, place: str, had: bool) -> Step:
-    """Exchange what is there for a link to the same; where nothing is there, the link leads nowhere."""
+def _link_to_view(folder: Path, i: int, place: str, had: bool) -> Step:
+    """Exchange what is there for a link to it (2); where nothing is there, the link leads nowhere."""
     here, there = folder / "old" / str(i), folder.parent / place
     new, text = folder / "new" / str(i), link_to_view(folder.parent, place, i)
 
     def do() -> None:
         _finish(here, there)
-        if _says(there, text) or _says(new, text):
+        if _links_to(there, text) or _links_to(new, text):
             return
         if had:
             exchange(here, there)
@@ -277,37 +294,37 @@ def _show_old(folder: Path, i: int, place: str, had: bool) -> Step:
 
     def undo() -> None:
         _finish(here, there)
-        if not _says(there, text):
+        if not _links_to(there, text):
             return
         if had:
             exchange(here, there)
         else:
             os.rename(there, here)
 
-    return Step(f"show the old {place}", do, undo)
+    return Step(f"link to the old {place}", do, undo)
 
 
-def _hand_over(folder: Path, i: int, member: str) -> Step:
-    """Exchange a link in the new folder for the member of the old one that it leads to."""
+def _move_kept(folder: Path, i: int, member: str) -> Step:
+    """Exchange a link in the new folder for the member of the old one that it leads to (4)."""
     here, there = (folder / kind / str(i) / member for kind in ("new", "old"))
     text = link_to_old(i, member)
 
     def swap(where: Path) -> None:
         _finish(here, there)
-        if _says(where, text):
+        if _links_to(where, text):
             exchange(here, there)
 
-    return Step(f"hand {member} over", lambda: swap(here), lambda: swap(there))
+    return Step(f"keep {member}", lambda: swap(here), lambda: swap(there))
 
 
-def _put_new(folder: Path, i: int, place: str) -> Step:
-    """Exchange the link for what is new."""
+def _replace_link(folder: Path, i: int, place: str) -> Step:
+    """Exchange the link for the new content (5)."""
     here, there = folder / "new" / str(i), folder.parent / place
     text = link_to_view(folder.parent, place, i)
 
     def swap(where: Path) -> None:
         _finish(here, there)
-        if _says(where, text):
+        if _links_to(where, text):
             exchange(here, there)
 
     return Step(f"put the new {place}", lambda: swap(there), lambda: swap(here))

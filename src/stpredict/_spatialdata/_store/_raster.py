@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 
 BUILT = "raster"  # the store within the folder
-
-
 COARSEST_PX = 1024  # the largest side of the last level, where chunks allow
 SMALLEST_CHUNK_PX = 16
 _CHUNK_BYTES = 2**20  # a chunk holds few genes, so that a map of one gene reads little of the others

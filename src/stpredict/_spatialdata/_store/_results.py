@@ -35,7 +35,9 @@ LAYER_LIMIT_BYTES = 4_000_000_000
 _writing = threading.Lock()  # the setting of anndata is that of the whole process
 
 
-def commit(sdata: SpatialData, changes: Sequence[Change], *, overwrite: bool = False, run: Path | None = None) -> None:
+def commit(
+    sdata: SpatialData, changes: Sequence[Change], *, overwrite: bool = False, checkpoint: Path | None = None
+) -> None:
     """Make all changes in memory and, for a backed object, in its store; where anything raises, none of them.
 
     Parameters
@@ -44,8 +46,8 @@ def commit(sdata: SpatialData, changes: Sequence[Change], *, overwrite: bool = F
         Any mix of `TableEntry` (a layer or obsm entry of an existing table), `TableElement` and `ImageElement`.
     overwrite : bool, default False
         Whether what is there under the same names is replaced. The old is deleted after everything has succeeded.
-    run : Path, optional
-        The folder of the run that made them, which is deleted with the commit.
+    checkpoint : Path, optional
+        The folder of the checkpoint that they were made from, which is deleted with the commit.
 
     Raises
     ------
@@ -72,7 +74,7 @@ def commit(sdata: SpatialData, changes: Sequence[Change], *, overwrite: bool = F
         _check_distinct(changes)
         with Transaction(store) as transaction:
             if store is not None:
-                _write(transaction, store, changes, run)
+                _write(transaction, store, changes, checkpoint)
             for change in changes:
                 change.apply(transaction, sdata, store)
             known = sdata.attrs
@@ -82,7 +84,7 @@ def commit(sdata: SpatialData, changes: Sequence[Change], *, overwrite: bool = F
             )
 
 
-def _write(transaction: Transaction, store: Store, changes: Sequence[Change], run: Path | None) -> None:
+def _write(transaction: Transaction, store: Store, changes: Sequence[Change], checkpoint: Path | None) -> None:
     """Build the changes aside, and make them visible in the store."""
     assert transaction.folder is not None
     tables: dict[str, Members] = {}
@@ -100,7 +102,7 @@ def _write(transaction: Transaction, store: Store, changes: Sequence[Change], ru
     for name, members in tables.items():
         plan.change(f"tables/{name}", members)
     plan.describe(_with_records(store.meta()["attributes"], changes))
-    transaction.carry_out(plan, run)
+    transaction.carry_out(plan, checkpoint)
 
 
 def check_layer_size(n_obs: int, n_vars: int, n_panel: int, *, limit_bytes: int = LAYER_LIMIT_BYTES) -> None:

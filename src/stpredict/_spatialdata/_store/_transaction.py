@@ -207,10 +207,10 @@ class Transaction:
             raise RuntimeError("an object in memory has no store to plan for.")
         return Plan(self._store.path, self.folder / "commit")
 
-    def carry_out(self, plan: Plan, run: Path | None = None) -> None:
-        """Make everything of the plan visible; `run` is the folder of the run, which is then deleted."""
+    def carry_out(self, plan: Plan, checkpoint: Path | None = None) -> None:
+        """Make everything of the plan visible; `checkpoint` is a folder that is deleted then."""
         folder = plan.store / _commit.FOLDER
-        plan.write(run)
+        plan.write(checkpoint)
 
         def back() -> None:
             if folder.exists():
@@ -236,7 +236,7 @@ class Transaction:
         if self._store is not None and self.folder is not None:
             folder = self._store.path / _commit.FOLDER
             if folder.is_dir():
-                _commit.retire_run(folder)
+                _commit.retire_checkpoint(folder)
                 os.rename(folder, self.folder / "done")
 
     def _rollback(self, error: BaseException) -> bool:

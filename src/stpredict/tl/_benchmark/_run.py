@@ -43,19 +43,19 @@ COLUMNS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Setting:
     """What is the same in all runs: how sections are read, how models are trained, and where results are kept."""
 
     spec: _spatialdata.SectionSpec
-    plan: Mapping[str, Any]
+    training: Mapping[str, Any]
     val: float
     device: str
     path: Path | None
     raw_counts: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """A model to build for a panel, on the parts of a fold."""
 
@@ -109,7 +109,7 @@ def _measured(run: Run, model: Model, setting: Setting) -> dict[str, Any]:
         "seconds": seconds,
         "peak_mb": peak[0],
         "n_parameters": sum(p.numel() for p in model.parameters()),
-        "made_by": environment_info(device, resolve_precision(setting.plan["precision"], device)),
+        "made_by": environment_info(device, resolve_precision(setting.training["precision"], device)),
         "config": {k: v for k, v in asdict(model.config).items() if k not in ("genes", "vocabulary")},
     }
 
@@ -119,7 +119,7 @@ def _fit(run: Run, model: Model, setting: Setting) -> None:
         _spatialdata.training_section(s, setting.spec, genes=model.genes, at_mpp=model.mpp, name=name)
         for name, s in run.train.items()
     ]
-    options = _training.TrainOptions(seed=run.seed, device=setting.device, progress=False, **setting.plan)
+    options = _training.TrainOptions(seed=run.seed, device=setting.device, progress=False, **setting.training)
     _steps.fit(model, sections, options, val=setting.val, target=setting.spec.target)
 
 

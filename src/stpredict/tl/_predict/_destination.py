@@ -81,12 +81,13 @@ def existing_table(sdata: SpatialData, shapes_key: str, table_name: str | None) 
 def table_change(
     sdata: SpatialData,
     destination: Destination,
+    *,
     values: NDArray[np.float32],
     share: NDArray[np.float64],
     genes: Sequence[str],
     gene_reliability: NDArray[np.float64] | None,
     record: Mapping[str, Any],
-) -> Any:
+) -> _spatialdata.Change:
     """The change that writes values (n, g) in element order, with covered shares (n,), to their destination."""
     if destination.columns is not None:
         join = _spatialdata.table_rows(sdata, destination.table_name, destination.shapes_key)

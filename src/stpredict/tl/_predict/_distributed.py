@@ -117,7 +117,7 @@ def predict_distributed(
 def _predict_slide(
     client: Client, sdata: SpatialData | str | Path, request: PredictRequest, embeddings: GeneEmbeddings | Path | None
 ) -> None:
-    """One slide: its pieces by the workers, the rest here."""
+    """One slide: its chunks by the workers, the rest here."""
     with ExitStack() as stack:
         with _client_lock:
             sdata = _spatialdata.opened(sdata)
@@ -150,7 +150,7 @@ def run_work_item(item: WorkItem) -> None:
 
 @lru_cache(maxsize=2)
 def _load_inputs(item: WorkItem) -> tuple[Model, SpatialData, Section]:
-    """Model, object and section of an order; a worker does many pieces of one slide."""
+    """Model, object and section of an order; a worker does many chunks of one slide."""
     from spatialdata import read_zarr
 
     for what, path in (("model", item.model), ("store", item.store), ("folder of the run", item.folder)):
@@ -194,7 +194,7 @@ def _check_paths(sdatas: Sequence[SpatialData | str | Path], model: Model) -> No
 
 
 def _submit_chunks(client: Client, job: PredictionJob, embeddings: GeneEmbeddings | Path | None) -> list[Future]:
-    """The tasks of a slide, for the pieces that are not finished."""
+    """The tasks of a slide, for the chunks that are not finished."""
     request, checkpoint = job.request, job.checkpoint
     assert checkpoint is not None and job.parts is not None and request.model.loaded_from is not None
     n = _inference.n_chunks(request.model, job.section, runtime=request.runtime, raster=job.raster is not None)

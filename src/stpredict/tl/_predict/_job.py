@@ -7,7 +7,7 @@ import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -72,12 +72,20 @@ class PredictionJob:
             parts=self.parts,
         )  # fmt: skip
         self._check_unchanged()
-        changes: list[Any] = []
+        changes: list[_spatialdata.Change] = []
         if self.destination is not None:
             _warn_of_empty(values, self.section, request, self.sdata.path)
             quality = gene_reliability(request.model, request.genes)
             changes.append(
-                table_change(self.sdata, self.destination, values, share, request.genes, quality, self.record)
+                table_change(
+                    self.sdata,
+                    self.destination,
+                    values=values,
+                    share=share,
+                    genes=request.genes,
+                    gene_reliability=quality,
+                    record=self.record,
+                )  # fmt: skip
             )
         if self.raster is not None:
             record = self.record | {"raster_mpp": self.raster.mpp, "latent": request.output.raster == "latent"}
@@ -86,7 +94,7 @@ class PredictionJob:
         if self.checkpoint is not None:
             self.checkpoint.check()
         folder = None if self.checkpoint is None else self.checkpoint.folder
-        _spatialdata.commit(self.sdata, changes, overwrite=request.overwrite, run=folder)
+        _spatialdata.commit(self.sdata, changes, overwrite=request.overwrite, checkpoint=folder)
         self._stack.close()
         logger.info("wrote %s", ", ".join(place for change in changes for place in change.records({})))
 

@@ -43,15 +43,12 @@ COMPARED_OF_IMAGES = COMPARED_FIELDS | {"raster_mpp": "raster_mpp", "latent": "o
 
 def provenance(request: PredictRequest, seen: Fingerprint) -> dict[str, Any]:
     """The record of a result: model and genes, settings, image and shapes. Plain values."""
-    model = request.model
-    record = model_record(model, request.genes, request.runtime)
-    texts = {"texts_digest": texts_digest(model, request.genes)} if model.is_text_queried else {}
-    config = {"config_digest": config_digest(model)}  # some settings are of the prediction, not of the weights
-    return record | texts | config | {"image_digest": seen.image, "shapes_digest": seen.shapes}
+    record = model_record(request.model, request.genes, request.runtime)
+    return record | {"image_digest": seen.image, "shapes_digest": seen.shapes}
 
 
 def model_record(model: Model, genes: Sequence[str], runtime: RuntimeOptions) -> dict[str, Any]:
-    """Plain values that say which model, weights, resolution, units, tiling and versions made a result."""
+    """Plain values that say which model, weights, settings, units, tiling, texts and versions made a result."""
     card, tiling = model.card, model.tiling
     assert card is not None
     # of a settled runtime neither is looked for here: it may be that of a worker
@@ -77,6 +74,8 @@ def model_record(model: Model, genes: Sequence[str], runtime: RuntimeOptions) ->
         "training_sections": list(card.sections),
         "protocol": card.protocol,
         "versions": {"stpredict": __version__} | {k: v for k, v in card.versions.items() if k != "stpredict"},
+        **({"texts_digest": texts_digest(model, genes)} if model.is_text_queried else {}),
+        "config_digest": config_digest(model),  # some settings are of the prediction, not of the weights
     }
 
 
