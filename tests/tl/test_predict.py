@@ -474,18 +474,40 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_result_stays(large, pixnet,
         _predict(sdata, pixnet, key_added="none")
 
 
-def test_tiles_without_tissue_stay_nan_in_the_raster(make, pixnet):
+@pytest.mark.parametrize("raster_mpp", [None, 4.0])
+def test_a_raster_is_cut_by_the_tissue_at_its_own_resolution(make, pixnet, raster_mpp, tmp_path):
     from geopandas import GeoDataFrame
     from spatialdata.models import ShapesModel
 
     sdata = make(7, size=1024)
-    sdata.shapes["tissue"] = ShapesModel.parse(GeoDataFrame(geometry=[shapely.box(50, 60, 400, 1000)]))
-    _predict(sdata, pixnet, output="raster", shapes_key="spots", key_added="whole")
-    _predict(sdata, pixnet, output="raster", shapes_key="spots", key_added="cut", tissue_key="tissue")
+    tissue = shapely.Polygon(
+        [(50, 60), (400, 100), (430, 1000), (50, 900)], holes=[[(100, 200), (200, 200), (200, 300)]]
+    )
+    sdata.shapes["tissue"] = ShapesModel.parse(GeoDataFrame(geometry=[tissue]))
+    sdata.write(tmp_path / "s.zarr")
+    sdata = read_zarr(tmp_path / "s.zarr")
+    run = {"output": "raster", "shapes_key": "spots", "raster_mpp": raster_mpp}
+    _predict(sdata, pixnet, key_added="whole", **run)
+    _predict(sdata, pixnet, key_added="cut", tissue_key="tissue", **run)
     whole, cut = (sdata.images[key].to_numpy() for key in ("whole", "cut"))
-    half = whole.shape[2] // 2
-    np.testing.assert_array_equal(cut[:, :, :half], whole[:, :, :half])
-    assert np.isnan(cut[:, :, half:]).all()
+    step = 1024 / whole.shape[1]
+    y, x = (np.mgrid[: whole.shape[1], : whole.shape[2]] + 0.5) * step
+    on = shapely.contains_xy(tissue, x, y)
+    np.testing.assert_array_equal(cut[:, on], whole[:, on])
+    assert np.isnan(cut[:, ~on]).all() and np.isfinite(whole).all()
+
+
+def test_coarser_levels_of_a_map_are_cut_too():
+    from stpredict._spatialdata._store._raster import halved
+
+    values = np.arange(2 * 4 * 6, dtype=np.float32).reshape(2, 4, 6)
+    values[:, :, 3:] = np.nan
+    values[:, 0, 0] = np.nan
+    found = halved(values)
+    np.testing.assert_allclose(
+        found[0], [[np.mean([1, 6, 7]), np.mean([2, 8]), np.nan], [15.5, np.mean([14, 20]), np.nan]]
+    )
+    np.testing.assert_array_equal(np.isnan(found[0]), np.isnan(found[1]))
 
 
 def test_a_raster_of_tissue_that_lies_elsewhere_is_refused(sdata, pixnet):

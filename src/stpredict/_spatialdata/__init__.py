@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from stpredict._spatialdata._background import tissue_outline, warn_of_background
 from stpredict._spatialdata._elements import (
+    TISSUE_COLUMN,
     all_opened,
     finest,
     image_levels,
@@ -17,13 +19,21 @@ from stpredict._spatialdata._elements import (
 from stpredict._spatialdata._sections import (
     SectionSpec,
     image_section,
+    measured_shapes,
     needed_counts,
     section,
     section_name,
     training_section,
     usable_rows,
 )
-from stpredict._spatialdata._shapes import check_some_inside, geometry_of, shapes_element, shapes_in_pixels, tissue
+from stpredict._spatialdata._shapes import (
+    check_some_inside,
+    clip_locally,
+    geometry_of,
+    shapes_element,
+    shapes_in_pixels,
+    tissue,
+)
 from stpredict._spatialdata._store._checkpoint import Checkpoint, checkpoint_folder, recover
 from stpredict._spatialdata._store._element import add_shapes
 from stpredict._spatialdata._store._names import NewNames
@@ -62,6 +72,7 @@ __all__ = [
     "RasterTarget",
     "SectionSpec",
     "Store",
+    "TISSUE_COLUMN",
     "TableElement",
     "TableEntry",
     "Target",
@@ -76,6 +87,7 @@ __all__ = [
     "check_table_size",
     "check_target",
     "checkpoint_folder",
+    "clip_locally",
     "commit",
     "finest",
     "geometry_of",
@@ -87,6 +99,7 @@ __all__ = [
     "layer",
     "match_genes",
     "matrix_of",
+    "measured_shapes",
     "missing_key",
     "needed_counts",
     "new_table",
@@ -110,7 +123,9 @@ __all__ = [
     "target",
     "tissue",
     "totals",
+    "tissue_outline",
     "training_section",
     "usable",
     "usable_rows",
+    "warn_of_background",
 ]

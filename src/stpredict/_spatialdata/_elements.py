@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 COLOURS = ("r", "g", "b", "red", "green", "blue")
 UNNAMED = re.compile(r"(c|ch|channel|band|image)?[ _:-]?\d+([:_-]\d+)*", re.IGNORECASE)  # as readers number channels
 REDUCED = ("hires_image", "lowres_image", "cytassist_image")  # as spatialdata-io calls Space Ranger's own pictures
+TISSUE_COLUMN = "tissue_mm2"  # pp.tissue says here how large a part of the tissue is: it is no spot
 RASTER_PLACE = "images/{}"  # where the provenance of an image that stpredict wrote is kept
 
 
@@ -75,7 +76,7 @@ def resolve_shapes(
         A table that may decide between several elements; a name that is not there decides nothing here. None: all
         tables with measurements.
     tissue_key : str, optional
-        Shapes that outline tissue are not candidates.
+        Shapes that outline tissue, these and those of `pp.tissue`, are not candidates.
 
     Raises
     ------
@@ -89,7 +90,7 @@ def resolve_shapes(
         if shapes_key not in known:
             raise missing_key(shapes_key, known, what="shapes", argument="shapes_key")
         return shapes_key
-    candidates = [key for key in sdata.shapes if key != tissue_key]
+    candidates = [key for key in sdata.shapes if key != tissue_key and TISSUE_COLUMN not in sdata.shapes[key]]
     if not candidates:
         raise ValueError(
             f"the object has no shapes to work in; it has {_inventory(sdata)}. "

@@ -17,6 +17,7 @@ from stpredict import _coverage
 from stpredict._section import ImageView, Section, take
 from stpredict._spatialdata._elements import (
     image_levels,
+    is_predicted,
     resolve_image,
     resolve_shapes,
     warn_of_missing_chunks,
@@ -237,6 +238,18 @@ def _section_of_shapes(
     name = name or section_name(sdata, spec.image)
     whole = Section(name=name, image=view, geometry=geometry, radius=radius, ids=ids, area=area, tissue=region)
     return whole, on_image
+
+
+def measured_shapes(sdata: SpatialData, table_name: str, shapes_key: str) -> NDArray[np.bool_] | None:
+    """Which shapes (n,) a table has counts of: those it annotates, but for ``in_tissue`` of 0; None for predictions."""
+    table = sdata.tables[table_name]
+    if is_predicted(table):
+        return None
+    rows, positions = table_rows(sdata, table_name, shapes_key)
+    inside = _in_tissue(table, rows)
+    out = np.zeros(len(shapes_element(sdata, shapes_key)), bool)
+    out[positions] = True if inside is None else inside
+    return out
 
 
 def needed_counts(sdata: SpatialData, spec: SectionSpec) -> float:

@@ -10,15 +10,18 @@ from geopandas import GeoDataFrame
 from spatialdata.models import ShapesModel
 from spatialdata.transformations import get_transformation
 
+from stpredict import _coverage
 from stpredict._arguments import check_arguments
 from stpredict._spatialdata import (
     DIAMETER_COLUMN,
     NewNames,
     add_shapes,
+    clip_locally,
     image_mpp,
     raster_size,
     resolve_image,
 )
+from stpredict._spatialdata import tissue as outline_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,6 +38,7 @@ def tile_grid(
     shape: Literal["circle", "square"] = "circle",
     image_key: str | None = None,
     mpp: float | None = None,
+    tissue_key: str | None = None,
     key_added: str = "tiles",
 ) -> None:
     """Write shapes in a square grid over an image, for prediction where nothing was measured.
@@ -53,20 +57,24 @@ def tile_grid(
         Which image; None: the only one.
     mpp : float, optional
         Micrometres per pixel of the full-resolution image; None: found as in `tl.predict`.
+    tissue_key : str, optional
+        Shapes or labels that outline the tissue, such as those of `stp.pp.tissue`: shapes of which less than half lies
+        on it are left out. None: the whole image. Pass it to `stp.tl.predict` as well, so that of the others only what
+        lies on the tissue is read out.
     key_added : str, default "tiles"
         Name of the new shapes; it must not be taken.
 
     Raises
     ------
     ValueError
-        For sizes that are not positive, a name that is taken or not allowed, an image that holds no shape of that size
-        or too many, and where no mpp is found.
+        For sizes that are not positive, a name that is taken or not allowed, an image or a tissue that holds no shape
+        of that size or too many, and where no mpp is found.
 
     Notes
     -----
     The first shape touches the upper left corner of the image; only shapes that lie wholly on it are written, row by
-    row, numbered from 0. They carry the image's transformation to every one of its coordinate systems. A backed object
-    is changed in its store as well.
+    row, numbered from 0 without gaps. They carry the image's transformation to every one of its coordinate systems. A
+    backed object is changed in its store as well.
     """
     check_arguments(tile_grid, locals())
     pitch_um = diameter_um if pitch_um is None else pitch_um
@@ -89,6 +97,7 @@ def tile_grid(
             f"no {shape} of {diameter_um:g} um fits on image {image_key!r}, which is {height * own:.0f} x "
             f"{width * own:.0f} um. Lower diameter_um=, or correct mpp= ({own:.4g} was used)."
         )
+    xy = _on_tissue(xy, diameter_um / own, shape, sdata, image_key, tissue_key)
     element = _element(xy, diameter_um / own, shape, sdata, image_key)
     element[DIAMETER_COLUMN] = float(diameter_um)
     add_shapes(sdata, key_added, element)
@@ -105,10 +114,31 @@ def _centres(shape: tuple[int, int], diameter: float, pitch: float) -> NDArray[n
     return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
 
 
+def _on_tissue(
+    xy: NDArray[np.float64], diameter: float, shape: str, sdata: SpatialData, image_key: str, tissue_key: str | None
+) -> NDArray[np.float64]:
+    """The centres of shapes of which at least half lies on the tissue."""
+    region = outline_of(sdata, tissue_key, image_key)
+    if region is None:
+        return xy
+    geometry = shapely.points(xy) if shape == "circle" else _squares(xy, diameter / 2)
+    radius = np.full(len(xy), diameter / 2 if shape == "circle" else np.nan)
+    kept = clip_locally(geometry, radius, region)
+    on = _coverage.areas(*kept) >= 0.5 * _coverage.areas(geometry, radius) * (1 - 1e-9)
+    if not on.any():
+        raise ValueError(
+            f"not one of the {len(xy)} {shape}s lies on the tissue {tissue_key!r} by half or more. Lower diameter_um= "
+            "or pitch_um=, or check the transformations of image and tissue."
+        )
+    return xy[on]
+
+
+def _squares(xy: NDArray[np.float64], half: float) -> NDArray[np.object_]:
+    return shapely.box(xy[:, 0] - half, xy[:, 1] - half, xy[:, 0] + half, xy[:, 1] + half)
+
+
 def _element(xy: NDArray[np.float64], diameter: float, shape: str, sdata: SpatialData, image_key: str) -> GeoDataFrame:
     transformations = dict(get_transformation(sdata.images[image_key], get_all=True))
     if shape == "circle":
         return ShapesModel.parse(xy, geometry=0, radius=diameter / 2, transformations=transformations)
-    half = diameter / 2
-    squares = shapely.box(xy[:, 0] - half, xy[:, 1] - half, xy[:, 0] + half, xy[:, 1] + half)
-    return ShapesModel.parse(GeoDataFrame(geometry=squares), transformations=transformations)
+    return ShapesModel.parse(GeoDataFrame(geometry=_squares(xy, diameter / 2)), transformations=transformations)

@@ -8,6 +8,8 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from stpredict import _spatialdata, _training
 from stpredict._arguments import check_arguments
 from stpredict._section import Section
@@ -173,6 +175,9 @@ def _check_distinct(sdatas: Sequence[SpatialData], val: object) -> None:
 
 def _sections(sdatas: Sequence[SpatialData], spec: _spatialdata.SectionSpec, model: Model) -> list[Section]:
     sections = [_spatialdata.training_section(sdata, spec, genes=model.genes, at_mpp=model.mpp) for sdata in sdatas]
-    for section in sections:
+    for sdata, section in zip(sdatas, sections, strict=True):
+        if spec.tissue_key is None:
+            everything = np.ones(section.n_shapes, bool)
+            _spatialdata.warn_of_background(sdata, spec.resolved(sdata), section, measured=everything)
         logger.info("section %s: %d shapes; dropped: %s", section.name, section.n_shapes, dict(section.dropped))
     return sections

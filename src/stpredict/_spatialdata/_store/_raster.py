@@ -239,12 +239,20 @@ def chunk_shape(n_genes: int, shape: tuple[int, int], chunk_px: int, dtype: DTyp
 
 
 def halved(values: NDArray[Any]) -> NDArray[Any]:
-    """(g, h // 2, w // 2) means of 2 x 2 pixels; an odd last row or column is left out, as SpatialData does."""
+    """(g, h // 2, w // 2) means of 2 x 2 pixels; an odd last row or column is left out, as SpatialData does.
+
+    Of pixels that are NaN in part, the mean of the others: where at least two of four have a value.
+    """
     _, h, w = values.shape
     values = values[:, : h // 2 * 2, : w // 2 * 2].astype(np.float32, copy=False)
     pairs = values[:, :, ::2] + values[:, :, 1::2]
     out = pairs[:, ::2] + pairs[:, 1::2]
     out *= np.float32(0.25)
+    if np.isnan(out[0]).any():  # of a pixel all channels are NaN, or none
+        four = values.reshape(len(values), h // 2, 2, w // 2, 2)
+        n = np.isfinite(four[0]).sum(axis=(1, 3))
+        part = (n >= 2) & (n < 4)
+        out[:, part] = np.nansum(four, axis=(2, 4))[:, part] / n[part]
     return out
 
 

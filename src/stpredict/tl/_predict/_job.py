@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import warnings
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
+import shapely
 
 from stpredict import _inference, _spatialdata
 from stpredict._section import Section, fingerprint, image_digest
@@ -17,6 +19,7 @@ from stpredict.tl._predict._destination import Destination, resolve_destination,
 from stpredict.tl._predict._provenance import gene_reliability, provenance
 
 if TYPE_CHECKING:
+    from shapely.geometry.base import BaseGeometry
     from spatialdata import SpatialData
 
     from stpredict._partial import PartialFiles
@@ -45,6 +48,7 @@ class PredictionJob:
             self.section = request.section(
                 self.sdata, None if self.destination is None else self.destination.shapes_key
             )
+            self._warn_of_background()
             self._image = image_digest(self.section)
             self.fingerprint = fingerprint(self.section, self._image)
             self.record = provenance(request, self.fingerprint)
@@ -98,6 +102,18 @@ class PredictionJob:
         self._stack.close()
         logger.info("wrote %s", ", ".join(place for change in changes for place in change.records({})))
 
+    def _warn_of_background(self) -> None:
+        """Warn where shapes, or the map, lie on bare glass and no tissue was named."""
+        request, to = self.request, self.destination
+        if request.spec.tissue_key is not None:
+            return
+        image_key = _spatialdata.resolve_image(self.sdata, request.spec.image_key)
+        spec = replace(request.spec, image_key=image_key, shapes_key=None if to is None else to.shapes_key)
+        measured = None
+        if to is not None and to.columns is not None:
+            measured = _spatialdata.measured_shapes(self.sdata, to.table_name, to.shapes_key)
+        _spatialdata.warn_of_background(self.sdata, spec, self.section, measured=measured)
+
     def _check_unchanged(self) -> None:
         """Raise where another process has exchanged the image under the run, as far as a sample of it shows."""
         if self.sdata.path is not None and image_digest(self.section) != self._image:
@@ -138,10 +154,22 @@ def _destination(names: _spatialdata.NewNames, request: PredictRequest) -> Desti
 
 
 class RasterWriter:
-    """Downsamples the cores that inference hands on to the raster's step, and writes them."""
+    """Downsamples the cores that inference hands on to the raster's step, cuts them by the tissue, and writes them.
 
-    def __init__(self, target: _spatialdata.RasterTarget, factor: int, mpp: float) -> None:
-        self.target, self.factor, self.mpp = target, factor, mpp
+    Parameters
+    ----------
+    factor, mpp
+        Cells of the model along a pixel of the raster, and micrometres per pixel of the raster.
+    tissue
+        In pixels of the raster: pixels whose centre lies outside are NaN. None: the whole image.
+    """
+
+    def __init__(
+        self, target: _spatialdata.RasterTarget, factor: int, mpp: float, tissue: BaseGeometry | None = None
+    ) -> None:
+        self.target, self.factor, self.mpp, self.tissue = target, factor, mpp, tissue
+        if tissue is not None:
+            shapely.prepare(tissue)
 
     def __call__(self, y: slice, x: slice, values: np.ndarray) -> None:
         k = self.factor
@@ -150,7 +178,15 @@ class RasterWriter:
             values = np.pad(values, ((0, 0), (0, -h % k), (0, -w % k)), mode="edge")
             values = values.reshape(g, -(-h // k), k, -(-w // k), k).mean(axis=(2, 4))
         y0, x0 = y.start // k, x.start // k
-        self.target.write(slice(y0, y0 + values.shape[1]), slice(x0, x0 + values.shape[2]), values)
+        y, x = slice(y0, y0 + values.shape[1]), slice(x0, x0 + values.shape[2])
+        self.target.write(y, x, self._cut(y, x, values))
+
+    def _cut(self, y: slice, x: slice, values: np.ndarray) -> np.ndarray:
+        """Values (g, h, w), NaN off the tissue."""
+        if self.tissue is None or shapely.contains(self.tissue, shapely.box(x.start, y.start, x.stop, y.stop)):
+            return values
+        down, right = np.mgrid[y, x] + 0.5
+        return np.where(shapely.contains_xy(self.tissue, right, down), values, np.float32(np.nan))
 
 
 def open_raster_writer(
@@ -185,7 +221,9 @@ def open_raster_writer(
         chunk_px=round(model.config.core_px / model.stride) // factor,
         folder=folder,
     )
-    return RasterWriter(stack.enter_context(target), factor, step * factor)
+    pixels = model.stride * factor
+    tissue = None if section.tissue is None else shapely.transform(section.tissue, lambda xy: xy / pixels)
+    return RasterWriter(stack.enter_context(target), factor, step * factor, tissue)
 
 
 def _warn_of_empty(values: np.ndarray, section: Section, request: PredictRequest, path: Path | None) -> None:
