@@ -160,7 +160,7 @@ def test_a_path_and_a_list_are_taken(make, pixnet, tmp_path):
 def test_the_raster_lies_on_the_image(sdata, pixnet):
     _predict(sdata, pixnet, output="raster", genes=["green", "red"])
     raster = sdata.images["pixnet"]
-    assert raster.dtype == np.float16
+    assert raster.dtype == np.float32
     assert raster.sizes == {"c": 2, "y": 128, "x": 128}
     assert raster.coords["c"].values.tolist() == ["green", "red"]
     systems = get_transformation(raster, get_all=True)

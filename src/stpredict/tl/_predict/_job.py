@@ -80,7 +80,8 @@ class PredictionJob:
                 table_change(self.sdata, self.destination, values, share, request.genes, quality, self.record)
             )
         if self.raster is not None:
-            record = self.record | {"raster_mpp": self.raster.mpp, "latent": request.output.raster == "latent"}
+            latent = request.output.raster == "latent"
+            record = self.record | {"raster_mpp": self.raster.mpp, "latent": latent, "dtype": request.dtype}
             del record["shapes_digest"]  # a map is of no shapes
             changes.append(self.raster.target.image(record))
         if self.checkpoint is not None:
@@ -106,7 +107,7 @@ class PredictionJob:
             return None
         inputs = {
             **self.record, "batch_size": request.runtime.batch_size, "compile": request.runtime.compile,
-            "output": request.output.name, "raster_mpp": request.raster_mpp,
+            "output": request.output.name, "raster_mpp": request.raster_mpp, "dtype": request.dtype,
         }  # fmt: skip
         return stack.enter_context(_spatialdata.Checkpoint(store, request.key, inputs, resume=request.resume))
 
@@ -174,6 +175,7 @@ def open_raster_writer(
         genes=[f"latent{i}" for i in range(n_latent)] if request.output.raster == "latent" else request.genes,
         shape=(-(-height // factor), -(-width // factor)),
         transformations=_spatialdata.raster_transformations(sdata.images[image_key], scale=(pixel, pixel)),
+        dtype=request.dtype,
         chunk_px=round(model.config.core_px / model.stride) // factor,
         folder=folder,
     )
