@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from stpredict.tl._predict._request import PredictRequest
 
 logger = logging.getLogger("stpredict")
+FEW = 0.05  # of the shapes may be smaller than a cell without a word: scraps of a segmentation
+SAME_SIZE = 1e-3  # relative: a bin of the cell's own size is not smaller
 
 
 class PredictionJob:
@@ -45,6 +47,8 @@ class PredictionJob:
             self.section = request.section(
                 self.sdata, None if self.destination is None else self.destination.shapes_key
             )
+            if self.destination is not None:
+                _warn_of_small(self.section, request, self.sdata.path)
             self._image = image_digest(self.section)
             self.fingerprint = fingerprint(self.section, self._image)
             self.record = provenance(request, self.fingerprint)
@@ -180,6 +184,20 @@ def open_raster_writer(
         folder=folder,
     )
     return RasterWriter(stack.enter_context(target), factor, step * factor)
+
+
+def _warn_of_small(section: Section, request: PredictRequest, path: Path | None) -> None:
+    """One warning, where shapes are smaller than a cell of the map that they are read out of."""
+    cell, side = request.model.cell_um, np.sqrt(section.area) * section.mpp
+    small = np.zeros(0, bool) if cell is None else side < cell * (1 - SAME_SIZE)
+    if small.any() and small.mean() > FEW:
+        warnings.warn(
+            f"{f'{path}: ' if path else ''}{small.sum()} of {section.n_shapes} shapes are smaller than a cell of this "
+            f"{type(request.model).__name__}'s map: they are {np.median(side[small]):.3g} um wide in the median, the cell "
+            f"{cell:g} um. Several of them read the same cell, so that they differ less than the tissue does. Predict "
+            f"shapes of {cell:g} um and more, or a model with a smaller cell_um (trained with a smaller mpp=).",
+            stacklevel=4,
+        )
 
 
 def _warn_of_empty(values: np.ndarray, section: Section, request: PredictRequest, path: Path | None) -> None:
