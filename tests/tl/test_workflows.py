@@ -12,7 +12,9 @@ from spatialdata import read_zarr
 RUN = {"device": "cpu", "precision": "32", "progress": False}
 BOX = {"axes": ("x", "y"), "min_coordinate": [128, 128], "max_coordinate": [448, 448]}
 # other packages warn of their own future
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::PendingDeprecationWarning", "ignore::FutureWarning"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +43,13 @@ def _predict(sdata, model, **settings):
     return sdata
 
 
+def _scores(sdata, key):
+    """What `tl.evaluate` gives, without the name that a section has of its place."""
+    import stpredict as stp
+
+    return stp.tl.evaluate(sdata, key).drop(columns="section")
+
+
 def _by_id(table, key):
     """Predicted values by instance id, (n, g)."""
     frame = table.to_df(layer=key).loc[:, ["red", "green", "blue"]]
@@ -56,15 +65,16 @@ def test_maps_go_through_the_raster_functions_of_spatialdata(objects, pixnet, ou
         element = _predict(sdata, pixnet, output=output).images["pixnet"]
         values = element.to_numpy()
         box = {"axes": ("x", "y"), "min_coordinate": [0, 0], "max_coordinate": [512, 512]}
-        coarse = spatialdata.rasterize(element, target_width=32, target_coordinate_system="global", **box)
-        means = values.reshape(len(values), 32, 4, 32, 4).mean(axis=(2, 4))
-        assert get_channel_names(coarse) == get_channel_names(element)
-        for plane, mean in zip(coarse.to_numpy(), means, strict=True):
-            if mean.std() > 0.01:  # not the constant channel
-                assert np.corrcoef(plane.ravel(), mean.ravel())[0, 1] > 0.9
+        for width in (128, 32):
+            again = spatialdata.rasterize(element, target_width=width, target_coordinate_system="global", **box)
+            assert get_channel_names(again) == get_channel_names(element)
+            assert again.sizes == {"c": len(values), "y": width, "x": width}
+            assert np.isfinite(again.to_numpy()).all()
+            if width == 128:  # its own grid
+                np.testing.assert_allclose(again.to_numpy()[:, 1:-1, 1:-1], values[:, 1:-1, 1:-1], atol=1e-3)
         moved = spatialdata.transform(element, to_coordinate_system="micrometers")
         assert moved.dtype == np.float32
-        np.testing.assert_allclose(moved.to_numpy()[0].mean(), values[0].mean(), rtol=0.05)
+        np.testing.assert_allclose(moved.to_numpy().mean(), values.mean(), rtol=0.05)
 
 
 def test_maps_are_drawn_by_spatialdata_plot(objects, pixnet):
@@ -131,20 +141,20 @@ def test_joined_objects_without_any_predicted_value_say_so(make, ridge):
 
     sections = {f"s{seed}": make(seed) for seed in (7, 8)}
     _predict(sections["s7"], ridge)
-    with pytest.warns(UserWarning):
-        both = spatialdata.concatenate(sections, concatenate_tables=True, join="outer")
-    if "ridge" in both.tables["table"].layers:  # filled up with NaN
-        with pytest.raises(ValueError, match=r"has the layer 'ridge', but neither var.*whole numbers or NaN alone"):
-            stp.tl.evaluate(both, "ridge", image_key="image-s8", shapes_key="spots-s8")
-    else:
-        with pytest.raises(ValueError, match="no predicted layer 'ridge'"):
-            stp.tl.evaluate(both, "ridge", image_key="image-s8", shapes_key="spots-s8")
+    inner = spatialdata.concatenate(dict(sections), concatenate_tables=True)  # in a layer's place nothing
+    with pytest.raises(ValueError, match="no predicted layer 'ridge'|has no predicted layer at all"):
+        stp.tl.evaluate(inner, "ridge", image_key="image-s8", shapes_key="spots-s8")
+    outer = spatialdata.concatenate(
+        {"s7": _predict(make(7), ridge), "s8": make(8)}, concatenate_tables=True, join="outer"
+    )  # filled up with NaN
+    with pytest.raises(ValueError, match=r"has the layer 'ridge', but neither var.*whole numbers or NaN alone"):
+        stp.tl.evaluate(outer, "ridge", image_key="image-s8", shapes_key="spots-s8")
 
 
 @pytest.mark.parametrize("name", ["ridge", "pixnet"])
 def test_a_part_that_was_cut_out_is_predicted_as_the_whole(objects, request, name):
     model = request.getfixturevalue(name)
-    for sdata in objects:
+    for sdata in objects[: 2 if name == "ridge" else 1]:
         part = spatialdata.bounding_box_query(sdata, target_coordinate_system="global", **BOX)
         assert 3 < part.tables["table"].n_obs < 20
         _predict(sdata, model)
@@ -156,7 +166,8 @@ def test_a_part_that_was_cut_out_is_predicted_as_the_whole(objects, request, nam
         if name == "ridge":
             assert inner.sum() > 2
             np.testing.assert_allclose(cut[inner.reindex(cut.index)], whole.loc[cut.index][inner.reindex(cut.index)])
-        assert np.corrcoef(cut.to_numpy().ravel(), whole.loc[cut.index].to_numpy().ravel())[0, 1] > 0.9
+        else:
+            assert np.corrcoef(cut.to_numpy().ravel(), whole.loc[cut.index].to_numpy().ravel())[0, 1] > 0.9
 
 
 def test_a_part_that_is_cut_out_afterwards_keeps_layer_and_map(objects, pixnet):
@@ -177,18 +188,19 @@ def test_a_part_that_is_cut_out_afterwards_keeps_layer_and_map(objects, pixnet):
         _predict(part, pixnet, overwrite=True)
 
 
+@pytest.mark.slow
 def test_the_object_is_written_elsewhere_with_all_results(objects, pixnet, tmp_path):
     import stpredict as stp
 
     for k, sdata in enumerate(objects):
         _predict(sdata, pixnet, output="both")
         _predict(sdata, pixnet, output="latent", key_added="latent")
-        scores = stp.tl.evaluate(sdata, "pixnet")
+        scores = _scores(sdata, "pixnet")
         for update in (False, True):
             path = tmp_path / f"copy{k}{update}.zarr"
             sdata.write(path, update_sdata_path=update)
             copy = read_zarr(path)
-            assert stp.tl.evaluate(copy, "pixnet").equals(scores)
+            assert _scores(copy, "pixnet").equals(scores)
             assert copy.images["latent"].dtype == np.float32
             stp.tl.query(copy, "latent", ["red"], model=pixnet, key_added="asked")
             _predict(copy, pixnet, key_added="more")
@@ -204,6 +216,7 @@ def _with_groups(table, key):
     return table
 
 
+@pytest.mark.slow
 def test_squidpy_and_scanpy_go_on_from_the_layer(make, ridge):
     import matplotlib.pyplot as plt
     import scanpy as sc
@@ -231,11 +244,10 @@ def test_squidpy_and_scanpy_go_on_from_the_layer(make, ridge):
         assert set(predicted.obsp["spatial_connectivities"][row].nonzero()[1]) == set(near)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backed", [False, True])
 def test_predictions_are_written_beside_what_squidpy_left_in_uns(objects, ridge, backed, tmp_path):
     import squidpy as sq
-
-    import stpredict as stp
 
     sdata = _predict(objects[backed], ridge)
     table = _with_groups(sdata.tables["table"], "ridge")
@@ -250,15 +262,14 @@ def test_predictions_are_written_beside_what_squidpy_left_in_uns(objects, ridge,
     assert _by_id(table, "again").equals(_by_id(table, "ridge"))
     if backed:
         assert _by_id(read_zarr(sdata.path).tables["table"], "again").equals(_by_id(table, "ridge"))
+    place = tmp_path / "elsewhere.zarr"
     try:
-        sdata.write(tmp_path / "elsewhere.zarr", update_sdata_path=False)
-    except Exception:
-        import shutil
-
-        shutil.rmtree(tmp_path / "elsewhere.zarr", ignore_errors=True)
-        del table.uns["group_ligrec"]  # anndata refuses it, not what we wrote
-        sdata.write(tmp_path / "elsewhere.zarr", update_sdata_path=False)
-    assert stp.tl.evaluate(tmp_path / "elsewhere.zarr", "again").equals(stp.tl.evaluate(sdata, "ridge"))
+        sdata.write(place, update_sdata_path=False)
+    except TypeError:  # of anndata: the frames have pairs of groups for columns
+        del table.uns["group_ligrec"]
+        place = tmp_path / "without.zarr"
+        sdata.write(place, update_sdata_path=False)
+    assert _scores(place, "again").equals(_scores(sdata, "ridge"))
 
 
 def test_a_filtered_table_of_unfiltered_shapes(objects, ridge):
@@ -273,7 +284,7 @@ def test_a_filtered_table_of_unfiltered_shapes(objects, ridge):
     assert _by_id(few, "ridge").equals(whole.loc[_by_id(few, "ridge").index])
     scores = stp.tl.evaluate(sdata, "ridge")
     assert scores.attrs["summary"]["n_spots"].iloc[0] == 15
-    assert stp.pp.gene_panel([sdata], n_genes=2, by="mean", min_spots=5)
+    assert stp.pp.gene_panel([sdata], n_genes=2, by="hvg_union", min_spots=15)
     stp.pl.expression(sdata, layer="ridge", gene="red")
     stp.tl.embed(sdata, ridge)
     assert few.obsm["X_ridge"].shape[0] == 15

@@ -74,9 +74,9 @@ def predict(
         stp.tl.predict(
             list(stores), model, image_key=image_key, shapes_key=shapes_key, table_name=table_name,
             genes=gene_names(genes), mpp=mpp, tissue_key=tissue_key, output=output, raster_mpp=raster_mpp,
-            dtype=dtype, key_added=key_added, table_added=table_added, overwrite=overwrite, device=device, precision=precision,
-            batch_size=batch_size, compile=compile, embeddings=embeddings, resume=resume, client=client,
-            progress=progress,
+            dtype=dtype, key_added=key_added, table_added=table_added, overwrite=overwrite, device=device,
+            precision=precision, batch_size=batch_size, compile=compile, embeddings=embeddings, resume=resume,
+            client=client, progress=progress,
         )  # fmt: skip
     print(f"predicted: {', '.join(map(str, stores))}")
 

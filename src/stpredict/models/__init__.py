@@ -101,7 +101,8 @@ def list_models(*, trained: bool = True) -> pd.DataFrame:
     -------
     DataFrame
         Of trained models: name (for `load`), model (class), n_genes, mpp (um per pixel), cell_um (side of a cell of the
-        map; NaN for models of spots), encoder, sections (training), licence. Of classes: the fields of `ModelInfo`; None where something is not known.
+        map; NaN for models of spots), encoder, sections (training), licence. Of classes: the fields of `ModelInfo`;
+        None where something is not known.
 
     Raises
     ------

@@ -77,8 +77,8 @@ def evaluate(
     Notes
     -----
     Which genes were predicted, ``var[key]`` and ``uns["stpredict"][key]`` say. A table that has neither
-    (`spatialdata.concatenate` drops them unless it is given merge="same", uns_merge="same") is scored all the same, with
-    a warning: the genes that have values in the layer, as log1p cp10k, all as if their counts were trained on.
+    (`spatialdata.concatenate` drops them unless it is given merge="same", uns_merge="same") is scored all the same,
+    with a warning: the genes that have values in the layer, as log1p cp10k, all as if their counts were trained on.
 
     References
     ----------
@@ -194,9 +194,9 @@ def _predicted_columns(table: AnnData, key: str, rows: NDArray[np.int64], *, wha
     if genes := set(map(str, _record(table, key).get("genes", ()))):
         return np.flatnonzero(table.var_names.isin(genes))
     warnings.warn(
-        f"{what} has the layer {key!r} without var[{key!r}] and uns['stpredict'][{key!r}], which say of which genes and "
-        "in which units it is; spatialdata.concatenate and anndata.concat drop them unless they are given merge='same', "
-        f"uns_merge='same'. Scored are the {len(columns)} genes that have values in it, as log1p_cp10k.",
+        f"{what} has the layer {key!r} without var[{key!r}] and uns['stpredict'][{key!r}], which say of which genes "
+        "and in which units it is; spatialdata.concatenate and anndata.concat drop them unless they are given "
+        f"merge='same', uns_merge='same'. Scored are the {len(columns)} genes that have values in it, as log1p_cp10k.",
         UserWarning,
         stacklevel=4,
     )

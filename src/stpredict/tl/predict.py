@@ -14,7 +14,14 @@ from stpredict.models import load
 from stpredict.tl._predict._distributed import predict_distributed, resolve_runtime_on_worker
 from stpredict.tl._predict._job import PredictionJob, path_of
 from stpredict.tl._predict._provenance import has_finished_result
-from stpredict.tl._predict._request import Output, OutputName, PredictRequest, RasterDtype, add_embeddings, resolve_genes
+from stpredict.tl._predict._request import (
+    Output,
+    OutputName,
+    PredictRequest,
+    RasterDtype,
+    add_embeddings,
+    resolve_genes,
+)
 
 if TYPE_CHECKING:
     from dask.distributed import Client
@@ -86,8 +93,8 @@ def predict(
     raster_mpp : float, optional
         Micrometres per raster pixel, a multiple of the model's own step; None: that step.
     dtype : {"float32", "float16"}, default "float32"
-        Number format of the raster. "float32" is what SpatialData and its plots take, rounded to the 11 significant bits
-        that float16 has; in a store both take about the same room, in memory "float16" half of it.
+        Number format of the raster. "float32" is what SpatialData and its plots take, rounded to the 11 significant
+        bits that float16 has; in a store both take about the same room, in memory "float16" half of it.
     key_added : str, optional
         Name of layer and image; None: the model class in lower case.
     table_added : str, optional

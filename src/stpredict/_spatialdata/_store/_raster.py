@@ -110,7 +110,7 @@ class RasterTarget:
     transformations : Mapping[str, BaseTransformation]
         From `raster_transformations`.
     dtype : DTypeLike, default "float32"
-        A float type; NaN must have a place. float32 is rounded to the 11 significant bits of float16 (see `stored_values`).
+        A float type; NaN must have a place. float32 is rounded to 11 significant bits (see `stored_values`).
     chunk_px : int, default 128
         Side of a stored chunk. Regions consist of whole chunks (smaller at the lower and right border alone), so that
         each chunk is written once, on every level of the pyramid that a large raster of a backed object has.

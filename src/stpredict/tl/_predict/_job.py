@@ -193,9 +193,9 @@ def _warn_of_small(section: Section, request: PredictRequest, path: Path | None)
     if small.any() and small.mean() > FEW:
         warnings.warn(
             f"{f'{path}: ' if path else ''}{small.sum()} of {section.n_shapes} shapes are smaller than a cell of this "
-            f"{type(request.model).__name__}'s map: they are {np.median(side[small]):.3g} um wide in the median, the cell "
-            f"{cell:g} um. Several of them read the same cell, so that they differ less than the tissue does. Predict "
-            f"shapes of {cell:g} um and more, or a model with a smaller cell_um (trained with a smaller mpp=).",
+            f"{type(request.model).__name__}'s map: they are {np.median(side[small]):.3g} um wide in the median, the "
+            f"cell {cell:g} um. Several of them read the same cell, so that they differ less than the tissue does. "
+            f"Predict shapes of {cell:g} um and more, or a model with a smaller cell_um (trained with a smaller mpp=).",
             stacklevel=4,
         )
 
