@@ -176,7 +176,7 @@ def test_shapes_smaller_than_a_cell_of_the_map_are_said_once(make, pixnet, ridge
 
     sdata = make(7)
     stp.pp.tile_grid(sdata, diameter_um=2.0, pitch_um=40.0, shape="square", key_added="small")
-    said = r"144 of 144 shapes are smaller than a cell of this PixNet's map: they are 2 um.*cell 4 um.*4 um and more"
+    said = r"169 of 169 shapes are smaller than a cell of this PixNet's map: they are 2 um.*cell 4 um.*4 um and more"
     with pytest.warns(UserWarning, match=said) as caught:
         _predict(sdata, pixnet, shapes_key="small")
     assert len(caught) == 1
@@ -187,7 +187,7 @@ def test_shapes_smaller_than_a_cell_of_the_map_are_said_once(make, pixnet, ridge
     sdata.shapes["same"].geometry = [
         shapely.box(0, 0, 3, 3) if k < 7 else each for k, each in enumerate(sdata.shapes["same"].geometry)
     ]
-    _predict(sdata, pixnet, shapes_key="same", overwrite=True)  # 7 of 144 are scraps
+    _predict(sdata, pixnet, shapes_key="same", overwrite=True)  # 7 of 169 are scraps
 
 
 @pytest.mark.parametrize("output", ["raster", "latent"])
