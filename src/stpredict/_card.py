@@ -15,7 +15,7 @@ from stpredict._schema import LARGEST_JSON, Range, check_fields, parse_json, sho
 FORMAT = "stpredict-card/1"
 WEIGHTS, CARD = "model.safetensors", "card.json"
 NEW_WEIGHTS, NEW_CARD = ".model.safetensors.new", ".card.json.new"  # while a model is saved over an older one
-LIMITS: Mapping[str, Range] = {"mpp": (0.01, 1000.0), "n_target_genes": (1, 10**7)}
+LIMITS: Mapping[str, Range] = {"mpp": (0.01, 1000.0), "cell_um": (1e-3, 1e6), "n_target_genes": (1, 10**7)}
 _SHIPPED = Path(__file__).parent / "models" / "weights"
 
 
@@ -33,6 +33,8 @@ class Card:
         The ordered panel.
     mpp : float
         Micrometres per pixel at which the model sees.
+    cell_um : float, optional
+        Side of a cell of its map in micrometres (`Model.cell_um`); None for a model of spots, and in older cards.
     target : str, default "log1p_cp10k"
         Units of its predictions.
     n_target_genes : int, optional
@@ -63,6 +65,7 @@ class Card:
     config: Mapping[str, Any]
     genes: tuple[str, ...]
     mpp: float
+    cell_um: float | None = None
     target: str = "log1p_cp10k"
     n_target_genes: int | None = None
     encoder: str | None = None

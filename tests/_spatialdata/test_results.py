@@ -57,7 +57,7 @@ def test_everything_at_once_and_written_again_elsewhere(sdata: SpatialData, tmp_
     sdata.write(tmp_path / "again.zarr", update_sdata_path=False)
     for each in [sdata, read_zarr(tmp_path / "again.zarr"), *([read_zarr(sdata.path)] if sdata.path else [])]:
         raster = each.images["pixnet"]
-        assert raster.dtype == np.float16
+        assert raster.dtype == np.float32
         assert raster.coords["c"].to_numpy().tolist() == GENES
         np.testing.assert_array_equal(raster.to_numpy(), values)
         np.testing.assert_array_equal(each.tables["table"].layers["pixnet"], sdata.tables["table"].layers["pixnet"])

@@ -31,7 +31,7 @@ BATCH = 5000
 UNREAD = {
     "target", "n_target_genes", "sections", "seed", "val_pcc", "val_source", "scores", "licence", "versions",
     "protocol",
-    "weights_sha256",
+    "weights_sha256", "cell_um",
 }  # fmt: skip
 UNREAD_CONFIG = {
     "recipe", "penalties", "pcc_weight", "stain_jitter", "text_hidden", "text_dropout", "train_genes", "context_share",

@@ -41,6 +41,23 @@ def test_ridge_reads_colour(colour_section):
     assert metrics.pcc(values, section.expression).min() > 0.95
 
 
+def test_ridge_of_one_gene_is_that_of_the_same_gene_twice(colour_section):
+    from dataclasses import replace
+
+    from stpredict.models.ridge import Ridge
+
+    def section(seed, genes):
+        whole = colour_section(seed)
+        return replace(whole, genes=genes, expression=np.repeat(whole.expression[:, :1], len(genes), axis=1))
+
+    one, two = (
+        _predict(_fit(Ridge(genes), [section(seed, genes) for seed in range(2)]), section(2, genes))
+        for genes in (("red",), ("red", "again"))
+    )
+    assert one.shape[1] == 1
+    np.testing.assert_allclose(one[:, 0], two[:, 0], rtol=1e-4)
+
+
 def test_ridge_equals_the_normal_equations(colour_section, build):
     sections = [colour_section(0), colour_section(1)]
     model = _fit(build("Ridge"), sections)

@@ -69,6 +69,40 @@ def test_the_published_configuration_counts_as_derived_by_hand():
     assert model.stride == 3.5  # 14 px tokens, two bare levels: 1.75 um at 0.5 um / px
 
 
+def test_the_side_of_a_cell_is_said_by_model_card_and_list(build, colour_section, tmp_path):
+    import json
+
+    import torch
+
+    from stpredict import models
+    from stpredict._training import TrainOptions, fit
+    from stpredict.models.pixnet import PUBLISHED, PixNet, PixNetConfig
+
+    with torch.device("meta"):
+        small = PixNet(genes=("g",))
+        published = PixNet(
+            config=replace(PixNetConfig(genes=("g",), **PUBLISHED), encoder="vit_giant_patch14_224", turns=1)
+        )
+        finer = PixNet(genes=("g",), mpp=1.0)
+    assert (small.cell_um, published.cell_um, finer.cell_um) == (8.0, 1.75, 4.0)
+    assert "mpp=2, cell_um=8, encoder=" in repr(small)
+    assert build("Ridge").cell_um is None
+    assert "cell_um" not in repr(build("Ridge"))
+    assert models.list_models().set_index("name").loc["pixnet-her2st", "cell_um"] == 8.0
+
+    model = build("PixNet")
+    fit(model, [colour_section(0)], [], TrainOptions(max_epochs=1, device="cpu", progress=False), sections=("a",))
+    model.save(tmp_path / "m")
+    card = json.loads((tmp_path / "m" / "card.json").read_text())
+    assert card["cell_um"] == model.cell_um
+    for known in ({}, {"cell_um": None}):  # an older card, and one that does not say it
+        (tmp_path / "m" / "card.json").write_text(json.dumps({k: v for k, v in card.items() if k != "cell_um"} | known))
+        assert models.load(tmp_path / "m").card.cell_um == model.cell_um
+    (tmp_path / "m" / "card.json").write_text(json.dumps(card | {"cell_um": 3.0}))
+    with pytest.raises(ValueError, match=r"card\.json: genes, mpp or cell_um are not those of the PixNet"):
+        models.load(tmp_path / "m")
+
+
 def test_the_published_decoder_has_the_shapes_of_the_paper():
     import torch
 

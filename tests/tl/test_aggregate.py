@@ -222,7 +222,7 @@ def test_the_raster_of_a_model_reads_back_as_its_layer(sdata, pixnet):
     stp.tl.aggregate(sdata, "pixnet", shapes_key="spots", key_added="again")
     table = sdata.tables["table"]
     one, other = (table.layers[key][:, table.var["pixnet"]] for key in ("pixnet", "again"))
-    np.testing.assert_allclose(one, other, atol=4e-3)  # float16 has 11 bits
+    np.testing.assert_allclose(one, other, atol=4e-3)  # rasters have 11 bits
     assert table.uns["stpredict"]["again"]["raster"] == "pixnet"
 
 

@@ -80,3 +80,35 @@ def test_genes_that_were_never_seen_have_correlations_and_no_errors(predicted):
     assert "mse" not in stp.tl.evaluate(predicted, "ridge", scores=["pcc", "spearman"])
     with pytest.raises(ValueError, match="'rmse'.* are unknown"):
         stp.tl.evaluate(predicted, "ridge", scores=["rmse"])
+
+
+def _without(table, *, marks: bool, record: bool):
+    """The same table as some joins of tables leave it."""
+    if marks:
+        del table.var["ridge"], table.var["ridge_val_pcc"]
+    if record:
+        del table.uns["stpredict"]
+
+
+def test_a_layer_whose_marks_were_dropped_is_scored_by_its_record_or_its_values(predicted):
+    import stpredict as stp
+
+    whole = stp.tl.evaluate(predicted, "ridge")
+    table = predicted.tables["table"]
+    _without(table, marks=True, record=False)
+    assert stp.tl.evaluate(predicted, "ridge").equals(whole)
+    _without(table, marks=False, record=True)
+    with pytest.warns(UserWarning, match=r"(?s)without var\['ridge'\].*merge='same', uns_merge='same'.*the 3 genes"):
+        assert stp.tl.evaluate(predicted, "ridge").equals(whole)
+
+
+@pytest.mark.parametrize("kind", ["whole", "sparse", "nan"])
+def test_a_layer_that_is_no_prediction_says_what_is_missing(predicted, kind):
+    import stpredict as stp
+
+    table = predicted.tables["table"]
+    counts = table.X.toarray().astype(np.float32)
+    table.layers["other"] = {"whole": counts, "sparse": table.X, "nan": np.full_like(counts, np.nan)}[kind]
+    why = "no dense array of floats" if kind == "sparse" else "whole numbers or NaN alone"
+    with pytest.raises(ValueError, match=rf"has the layer 'other', but neither var\['other'\].*{why}.*Pass key="):
+        stp.tl.evaluate(predicted, "other")

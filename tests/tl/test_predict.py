@@ -160,7 +160,7 @@ def test_a_path_and_a_list_are_taken(make, pixnet, tmp_path):
 def test_the_raster_lies_on_the_image(sdata, pixnet):
     _predict(sdata, pixnet, output="raster", genes=["green", "red"])
     raster = sdata.images["pixnet"]
-    assert raster.dtype == np.float16
+    assert raster.dtype == np.float32
     assert raster.sizes == {"c": 2, "y": 128, "x": 128}
     assert raster.coords["c"].values.tolist() == ["green", "red"]
     systems = get_transformation(raster, get_all=True)
@@ -169,6 +169,60 @@ def test_the_raster_lies_on_the_image(sdata, pixnet):
         np.testing.assert_allclose(matrix, np.diag([pixel, pixel, 1.0]))
     assert sdata.attrs["stpredict"]["images/pixnet"]["raster_mpp"] == 4.0
     assert "pixnet" not in sdata.tables["table"].layers
+
+
+def test_shapes_smaller_than_a_cell_of_the_map_are_said_once(make, pixnet, ridge):
+    import stpredict as stp
+
+    sdata = make(7)
+    stp.pp.tile_grid(sdata, diameter_um=2.0, pitch_um=40.0, shape="square", key_added="small")
+    said = r"169 of 169 shapes are smaller than a cell of this PixNet's map: they are 2 um.*cell 4 um.*4 um and more"
+    with pytest.warns(UserWarning, match=said) as caught:
+        _predict(sdata, pixnet, shapes_key="small")
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    _predict(sdata, ridge, shapes_key="small")  # a model of spots has no map
+    stp.pp.tile_grid(sdata, diameter_um=4.0, pitch_um=40.0, shape="square", key_added="same")
+    _predict(sdata, pixnet, shapes_key="same")
+    sdata.shapes["same"].geometry = [
+        shapely.box(0, 0, 3, 3) if k < 7 else each for k, each in enumerate(sdata.shapes["same"].geometry)
+    ]
+    _predict(sdata, pixnet, shapes_key="same", overwrite=True)  # 7 of 169 are scraps
+
+
+@pytest.mark.parametrize("output", ["raster", "latent"])
+def test_rasters_are_float16_where_that_is_asked_and_read_alike(make, pixnet, output, tmp_path):
+    import stpredict as stp
+
+    make(7).write(tmp_path / "s.zarr")
+    for sdata in (make(7), read_zarr(tmp_path / "s.zarr")):
+        maps = {}
+        for dtype in ("float32", "float16"):
+            _predict(sdata, pixnet, output=output, dtype=dtype, key_added=dtype)
+            maps[dtype] = sdata.images[dtype].to_numpy()
+            assert maps[dtype].dtype == dtype
+            assert sdata.attrs["stpredict"][f"images/{dtype}"]["dtype"] == dtype
+        exact = np.abs(maps["float32"]) >= np.finfo(np.float16).smallest_normal
+        assert exact.mean() > 0.5
+        np.testing.assert_array_equal(maps["float32"][exact], maps["float16"][exact].astype(np.float32))
+        for key in maps:
+            if output == "raster":
+                stp.tl.aggregate(sdata, key, shapes_key="spots")
+            else:
+                stp.tl.query(sdata, key, ["red"], model=pixnet, output="both", dtype=key, key_added=f"{key}_asked")
+                assert sdata.images[f"{key}_asked"].dtype == key
+        one, other = (_layer(sdata, key if output == "raster" else f"{key}_asked") for key in maps)
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    with pytest.raises(ValueError, match=r"dtype='float64' must be one of 'float32', 'float16'"):
+        _predict(sdata, pixnet, output=output, dtype="float64")
+
+
+def test_a_run_in_another_number_format_is_not_gone_on_with(make, pixnet, tmp_path):
+    make(7).write(tmp_path / "s.zarr")
+    sdata = read_zarr(tmp_path / "s.zarr")
+    _predict(sdata, pixnet, output="raster")
+    with pytest.raises(ValueError, match=r"differs from this call in: dtype\."):
+        _predict(sdata, pixnet, output="raster", dtype="float16", resume=True)
 
 
 def test_a_coarser_raster_is_the_mean_of_the_fine_one(sdata, pixnet):

@@ -13,12 +13,12 @@ from spatialdata.models import Image2DModel
 from spatialdata.transformations import get_transformation
 
 RUN = {"device": "cpu", "precision": "32", "progress": False}
-HALF = 2.0**-11  # half a step of float16, relative
+HALF = 2.0**-11  # half a step of 11 significant bits, relative
 
 
 @pytest.fixture(scope="module")
 def pixnet(pixnet):
-    """The trained model with a head so strong that its genes vary by more than float16 can hide."""
+    """The trained model with a head so strong that its genes vary by more than 11 bits can hide."""
     model = copy.deepcopy(pixnet)
     with torch.no_grad():
         model.genes_head.weight *= 100
@@ -46,7 +46,7 @@ def _layer(sdata, key="pixnet", genes=("red", "blue")):
 
 
 def _bound(model, sdata, genes):
-    """(g,) how much float16 of the latent can change a value before the link."""
+    """(g,) how much the rounding of the latent can change a value before the link."""
     size = np.abs(sdata.images["latent"].to_numpy().astype(float)).max(axis=(1, 2))
     with torch.inference_mode():
         return HALF * (np.abs(model.query(genes).numpy()) @ size)
@@ -69,7 +69,7 @@ def test_the_layer_is_that_of_predict(sdata, pixnet, changed):
     stp.tl.predict(sdata, model, output="latent", key_added="latent", **RUN)
     _query(sdata, model=model)
     wanted, got = _layer(sdata, "wanted"), _layer(sdata)
-    # float16 has 11 bits, and a shape has some hundred pixels whose roundings cancel
+    # a value has 11 bits, and a shape has some hundred pixels whose roundings cancel
     assert (np.abs(got - wanted) <= 0.02 * wanted.std(axis=0)).all()
     table = sdata.tables["table"]
     np.testing.assert_allclose(table.obs["pixnet_coverage"], table.obs["wanted_coverage"], atol=1e-9)
@@ -89,7 +89,7 @@ def test_the_raster_is_that_of_predict(sdata, pixnet, raster_mpp):
     bound = _bound(pixnet, sdata, ["green", "red"])[:, None, None] + 2 * HALF * np.abs(wanted)
     assert (np.abs(got.to_numpy() - wanted) <= bound).all()
     assert (np.abs(got.to_numpy() - wanted).std(axis=(1, 2)) < 0.05 * wanted.std(axis=(1, 2))).all()
-    assert (got.dtype, got.coords["c"].values.tolist()) == (np.float16, ["green", "red"])
+    assert (got.dtype, got.coords["c"].values.tolist()) == (np.float32, ["green", "red"])
     mine, other = (get_transformation(image, get_all=True) for image in (got, theirs))
     assert mine.keys() == other.keys()
     for name in mine:

@@ -41,9 +41,11 @@ def card_text(card: Card) -> str:
             "best": _gene_list(known[:5]),
             "worst": _gene_list(known[-5:]),
         }
+    cell = "" if card.cell_um is None else f"{card.cell_um:g} um a side"
     target = card.target + (f" over {card.n_target_genes} genes" if card.n_target_genes else "")
     texts = {
-        "model": card.model, "encoder": card.encoder, "mpp": f"{card.mpp:g} um per pixel", "target": target,
+        "model": card.model, "encoder": card.encoder, "mpp": f"{card.mpp:g} um per pixel",
+        "cell": cell, "target": target,
         "sections": ", ".join(card.sections), "licence": card.licence, "seed": card.seed, "protocol": card.protocol,
         "versions": ", ".join(f"{k} {v}" for k, v in card.versions.items()), "sha256": card.weights_sha256,
     }  # fmt: skip

@@ -38,6 +38,7 @@ def predict(
         Literal["layer", "raster", "both", "latent"], of_verb("tl.predict", "output", group=RESULT)
     ] = "layer",
     raster_mpp: Annotated[float | None, of_verb("tl.predict", "raster_mpp", group=RESULT)] = None,
+    dtype: Annotated[Literal["float32", "float16"], of_verb("tl.predict", "dtype", group=RESULT)] = "float32",
     key_added: Annotated[str | None, of_verb("tl.predict", "key_added", group=RESULT)] = None,
     table_added: Annotated[str | None, of_verb("tl.predict", "table_added", group=RESULT)] = None,
     overwrite: Annotated[bool, of_verb("tl.predict", "overwrite", group=RESULT, negative="")] = False,
@@ -73,9 +74,9 @@ def predict(
         stp.tl.predict(
             list(stores), model, image_key=image_key, shapes_key=shapes_key, table_name=table_name,
             genes=gene_names(genes), mpp=mpp, tissue_key=tissue_key, output=output, raster_mpp=raster_mpp,
-            key_added=key_added, table_added=table_added, overwrite=overwrite, device=device, precision=precision,
-            batch_size=batch_size, compile=compile, embeddings=embeddings, resume=resume, client=client,
-            progress=progress,
+            dtype=dtype, key_added=key_added, table_added=table_added, overwrite=overwrite, device=device,
+            precision=precision, batch_size=batch_size, compile=compile, embeddings=embeddings, resume=resume,
+            client=client, progress=progress,
         )  # fmt: skip
     print(f"predicted: {', '.join(map(str, stores))}")
 

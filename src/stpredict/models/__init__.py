@@ -100,8 +100,9 @@ def list_models(*, trained: bool = True) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Of trained models: name (for `load`), model (class), n_genes, mpp (um per pixel), encoder, sections (training),
-        licence. Of classes: the fields of `ModelInfo`; None where something is not known.
+        Of trained models: name (for `load`), model (class), n_genes, mpp (um per pixel), cell_um (side of a cell of the
+        map; NaN for models of spots), encoder, sections (training), licence. Of classes: the fields of `ModelInfo`;
+        None where something is not known.
 
     Raises
     ------
@@ -120,13 +121,15 @@ def list_models(*, trained: bool = True) -> pd.DataFrame:
             "model": card.model,
             "n_genes": len(card.genes),
             "mpp": card.mpp,
+            "cell_um": card.cell_um,
             "encoder": card.encoder,
             "sections": ", ".join(card.sections),
             "licence": card.licence,
         }
         for name, card in cards.items()
     ]
-    return pd.DataFrame(rows, columns=["name", "model", "n_genes", "mpp", "encoder", "sections", "licence"])
+    columns = ["name", "model", "n_genes", "mpp", "cell_um", "encoder", "sections", "licence"]
+    return pd.DataFrame(rows, columns=columns).astype({"cell_um": float})
 
 
 def _class_table() -> pd.DataFrame:

@@ -115,7 +115,13 @@ class Model(nn.Module, ABC):
         )
         encoder = getattr(self.config, "encoder", None)
         with_encoder = f", encoder={encoder!r}" if encoder else ""
-        return f"{type(self).__name__}({len(self.genes)} genes, mpp={self.mpp:g}{with_encoder}, {made})"
+        with_cell = "" if self.cell_um is None else f", cell_um={self.cell_um:g}"
+        return f"{type(self).__name__}({len(self.genes)} genes, mpp={self.mpp:g}{with_cell}{with_encoder}, {made})"
+
+    @property
+    def cell_um(self) -> float | None:
+        """Side of a cell of the map in micrometres: what is finer is not told apart; None for a model of spots."""
+        return float(self.stride * self.mpp) if self.output == "raster" else None
 
     @property
     def gene_texts(self) -> Vocabulary | None:
@@ -464,6 +470,7 @@ def new_card(model: Model, **content: Any) -> Card:
         config=asdict(model.config),
         genes=model.genes,
         mpp=model.mpp,
+        cell_um=model.cell_um,
         encoder=getattr(model.config, "encoder", None),
         versions={name: importlib.metadata.version(name) for name in ("stpredict", "torch", "timm")},
         **content,

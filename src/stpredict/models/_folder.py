@@ -127,8 +127,9 @@ def checked(folder: Path, kind: type[Model]) -> Saved:
     config = _from_card(where, lambda: config_of(card, kind.config_class))
     with torch.device("meta"), Undrawn():
         skeleton: Model = _from_card(where, lambda: kind(config=config))
-    if (skeleton.genes, skeleton.mpp) != (card.genes, card.mpp):
-        raise ValueError(f"{where}: genes or mpp are not those of the {card.model} that its config describes.")
+    if (skeleton.genes, skeleton.mpp) != (card.genes, card.mpp) or card.cell_um not in (None, skeleton.cell_um):
+        raise ValueError(f"{where}: genes, mpp or cell_um are not those of the {card.model} that its config describes.")
+    card = replace(card, cell_um=skeleton.cell_um)  # older cards do not say it
     _check_fit(path, card, skeleton, header)
     return Saved(card, config, skeleton, path, header)
 

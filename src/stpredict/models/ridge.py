@@ -125,7 +125,7 @@ class Ridge(Model):
         )
         search.fit((x - centre) / spread, y)
         best = search.best_estimator_
-        weight = np.column_stack([best.coef_, best.intercept_])
+        weight = np.column_stack([np.atleast_2d(best.coef_), best.intercept_])  # of one gene it is a row
         for name, value in (("centre", centre), ("spread", spread), ("weight", weight), ("penalty", [best.alpha])):
             setattr(self, name, torch.from_numpy(np.asarray(value, dtype=np.float32)))
 

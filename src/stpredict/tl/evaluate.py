@@ -69,10 +69,16 @@ def evaluate(
     Raises
     ------
     ValueError
-        For a layer that is not there, for sections without usable spots, and for mse or mae of genes that the model
-        never saw.
+        For a layer that is not there or holds no predictions, for sections without usable spots, and for mse or mae of
+        genes that the model never saw.
     FileNotFoundError
         For a store that is not there.
+
+    Notes
+    -----
+    Which genes were predicted, ``var[key]`` and ``uns["stpredict"][key]`` say. A table that has neither
+    (`spatialdata.concatenate` drops them unless it is given merge="same", uns_merge="same") is scored all the same,
+    with a warning: the genes that have values in the layer, as log1p cp10k, all as if their counts were trained on.
 
     References
     ----------
@@ -120,7 +126,7 @@ def _one(
     table, what = _table_with(sdata, spec.table_name, key), f"table {spec.table_name!r}"
     spec = replace(spec, target=_target_of(table, key))
     rows, dropped = _spatialdata.usable_rows(sdata, spec)
-    columns = np.flatnonzero(table.var[key].to_numpy(dtype=bool))
+    columns = _predicted_columns(table, key, rows, what=what)
     seen = ~table.var_names[columns].isin(_record(table, key).get("unseen_genes", []))
     _check_scores(scores, table.var_names[columns][~seen])
     pred = np.asarray(table.layers[key][np.ix_(rows, columns)], dtype=np.float64)
@@ -162,9 +168,39 @@ def _table_with(sdata: SpatialData, table_name: str, key: str) -> Any:
         raise _spatialdata.missing_key(table_name, sdata.tables, what="table", argument="table_name")
     table = sdata.tables[table_name]
     layers = [name for name in table.layers if name is not None]
-    if key not in layers or key not in table.var:
+    if key not in layers:
         raise _spatialdata.missing_key(key, layers, what="predicted layer", argument="key")
     return table
+
+
+def _predicted_columns(table: AnnData, key: str, rows: NDArray[np.int64], *, what: str) -> NDArray[np.int64]:
+    """Where the genes of a predicted layer stand: by var, else by its record, else those that have values in `rows`.
+
+    Raises ValueError for a layer that cannot be a prediction. Warns where the layer alone tells.
+    """
+    if key in table.var and table.var[key].dtype == bool:
+        return np.flatnonzero(table.var[key].to_numpy())
+    layer: Any = table.layers[key]
+    values = layer[rows] if isinstance(layer, np.ndarray) and layer.dtype.kind == "f" else np.empty((0, table.n_vars))
+    there = np.isfinite(values)
+    columns = np.flatnonzero(there.any(axis=0))
+    if not len(columns) or not (values[there] % 1).any():
+        raise ValueError(
+            f"{what} has the layer {key!r}, but neither var[{key!r}], which marks the genes that stp.tl.predict "
+            "predicted, nor values that could be predictions: "
+            + ("it is no dense array of floats" if not len(values) else "it holds whole numbers or NaN alone")
+            + ". Pass key= of a predicted layer, or predict again."
+        )
+    if genes := set(map(str, _record(table, key).get("genes", ()))):
+        return np.flatnonzero(table.var_names.isin(genes))
+    warnings.warn(
+        f"{what} has the layer {key!r} without var[{key!r}] and uns['stpredict'][{key!r}], which say of which genes "
+        "and in which units it is; spatialdata.concatenate and anndata.concat drop them unless they are given "
+        f"merge='same', uns_merge='same'. Scored are the {len(columns)} genes that have values in it, as log1p_cp10k.",
+        UserWarning,
+        stacklevel=4,
+    )
+    return columns
 
 
 def _layer_metrics() -> dict[str, metrics.Metric]:

@@ -14,7 +14,14 @@ from stpredict.models import load
 from stpredict.tl._predict._distributed import predict_distributed, resolve_runtime_on_worker
 from stpredict.tl._predict._job import PredictionJob, path_of
 from stpredict.tl._predict._provenance import has_finished_result
-from stpredict.tl._predict._request import Output, OutputName, PredictRequest, add_embeddings, resolve_genes
+from stpredict.tl._predict._request import (
+    Output,
+    OutputName,
+    PredictRequest,
+    RasterDtype,
+    add_embeddings,
+    resolve_genes,
+)
 
 if TYPE_CHECKING:
     from dask.distributed import Client
@@ -36,6 +43,7 @@ def predict(
     tissue_key: str | None = None,
     output: OutputName = "layer",
     raster_mpp: float | None = None,
+    dtype: RasterDtype = "float32",
     key_added: str | None = None,
     table_added: str | None = None,
     overwrite: bool = False,
@@ -54,8 +62,8 @@ def predict(
 
     - ``tables[table].layers[key]`` float32 (n_obs, n_vars), NaN outside the panel and for shapes off image or tissue;
       ``var[key]``, ``var[f"{key}_val_pcc"]``, ``obs[f"{key}_coverage"]``, ``uns["stpredict"][key]``; or a new table;
-    - ``images[key]`` float16 (gene, y, x) with the image's transformations, before the model's link; in a store, with
-      coarser levels where it is large.
+    - ``images[key]`` float32 (gene, y, x) of 11 significant bits, with the image's transformations, before the model's
+      link; in a store, with coarser levels where it is large.
 
     Parameters
     ----------
@@ -84,6 +92,9 @@ def predict(
         last features, for more genes later.
     raster_mpp : float, optional
         Micrometres per raster pixel, a multiple of the model's own step; None: that step.
+    dtype : {"float32", "float16"}, default "float32"
+        Number format of the raster. "float32" is what SpatialData and its plots take, rounded to the 11 significant
+        bits that float16 has; in a store both take about the same room, in memory "float16" half of it.
     key_added : str, optional
         Name of layer and image; None: the model class in lower case.
     table_added : str, optional
@@ -155,6 +166,7 @@ def predict(
         table_name=table_name,
         table_added=table_added,
         raster_mpp=raster_mpp,
+        dtype=dtype,
         overwrite=overwrite,
         resume=resume,
         runtime=(

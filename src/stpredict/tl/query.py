@@ -18,7 +18,7 @@ from stpredict.models import load
 from stpredict.models._base import weights_sha256
 from stpredict.tl._predict._destination import resolve_destination, table_change
 from stpredict.tl._predict._provenance import gene_reliability, model_record
-from stpredict.tl._predict._request import Output, add_embeddings, resolve_genes
+from stpredict.tl._predict._request import Output, RasterDtype, add_embeddings, resolve_genes
 from stpredict.tl._readout import find_raster, read_inside, warn_of_empty
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def query(
     model: Model | str | Path | None = None,
     shapes_key: str | None = None,
     output: Written = "layer",
+    dtype: RasterDtype = "float32",
     key_added: str | None = None,
     overwrite: bool = False,
     table_name: str | None = None,
@@ -50,7 +51,7 @@ def query(
 ) -> None:
     """More genes from a latent raster that was stored before; the image and the backbone are not touched.
 
-    Writes what `stp.tl.predict` writes: its values up to the float16 of the stored latent. Shapes are cut at the border
+    Writes what `stp.tl.predict` writes: its values up to the 11 bits of the stored latent. Shapes are cut at the border
     of the raster, whose last row and column of pixels may reach over the image.
 
     Parameters
@@ -68,6 +69,8 @@ def query(
         As for `stp.tl.predict`.
     output : {"layer", "raster", "both"}, default "layer"
         "layer": values inside shapes; "raster": the map itself, at the latent raster's own step; "both".
+    dtype : {"float32", "float16"}, default "float32"
+        As for `stp.tl.predict`.
     key_added : str, optional
         Name of layer and image; None: the model class in lower case.
     overwrite : bool, default False
@@ -102,7 +105,7 @@ def query(
             names, wanted, key=key, shapes_key=shapes_key, table_name=table_name, table_added=table_added,
             tissue_key=None,
         )  # fmt: skip
-        target = None if results.raster is None else _target(names, latent_key, key, wanted)
+        target = None if results.raster is None else _target(names, latent_key, key, wanted, dtype)
         names.check()
         if target is not None:
             stack.enter_context(target)
@@ -123,7 +126,8 @@ def query(
             )
         if target is not None:
             reader.map(target)
-            changes.append(target.image(record | {"raster_mpp": made["raster_mpp"], "latent": False}))
+            map_record = record | {"raster_mpp": made["raster_mpp"], "latent": False, "dtype": dtype}
+            changes.append(target.image(map_record))
         _spatialdata.commit(sdata, changes, overwrite=overwrite)
 
 
@@ -182,7 +186,9 @@ def _warn_of_empty(values: NDArray[np.float32], latent_key: str, key: str) -> No
     warn_of_empty(n_empty, len(values), where=f"raster {latent_key!r}", drop=drop, stacklevel=3)
 
 
-def _target(names: _spatialdata.NewNames, latent_key: str, key: str, genes: Sequence[str]) -> _spatialdata.RasterTarget:
+def _target(
+    names: _spatialdata.NewNames, latent_key: str, key: str, genes: Sequence[str], dtype: RasterDtype
+) -> _spatialdata.RasterTarget:
     raster = _spatialdata.finest(names.sdata.images[latent_key])
     if key == latent_key:
         raise ValueError(
@@ -194,7 +200,7 @@ def _target(names: _spatialdata.NewNames, latent_key: str, key: str, genes: Sequ
     while side > SMALLEST_CHUNK_PX and 4 * n_channels * side**2 > REGION_BYTES:
         side //= 2
     return _spatialdata.RasterTarget(
-        names.store, key, genes=genes, shape=(raster.sizes["y"], raster.sizes["x"]), chunk_px=side,
+        names.store, key, genes=genes, shape=(raster.sizes["y"], raster.sizes["x"]), dtype=dtype, chunk_px=side,
         transformations=get_transformation(raster, get_all=True),
     )  # fmt: skip
 

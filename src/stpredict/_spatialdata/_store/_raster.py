@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 BUILT = "raster"  # the store within the folder
 COARSEST_PX = 1024  # the largest side of the last level, where chunks allow
 SMALLEST_CHUNK_PX = 16
-_CHUNK_BYTES = 2**20  # a chunk holds few genes, so that a map of one gene reads little of the others
+_CHUNK_VALUES = 2**19  # a chunk holds few genes, so that a map of one gene reads little of the others
+_DROPPED_BITS = 13  # of the 23 that a float32 has behind the leading one: float16 has 10
+_STORED_BYTES = {"float16": 2.0, "float32": 2.5}  # a value on the disk, at most: of float32 13 bits are zero
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 
 
@@ -41,7 +43,7 @@ def check_raster_size(
     n_genes: int,
     shape: tuple[int, int],
     *,
-    dtype: DTypeLike = "float16",
+    dtype: DTypeLike = "float32",
     chunk_px: int = 128,
     done: int = 0,
 ) -> None:
@@ -51,19 +53,24 @@ def check_raster_size(
     ----------
     n_genes, shape, chunk_px
         Channels, (height, width) in raster pixels, and the side of a chunk, on which depends how many coarser levels a
-        raster in a store has. Nothing is reckoned for compression.
+        raster in a store has.
+    dtype : DTypeLike, default "float32"
+        Of the raster. What compression saves on the disk is not reckoned, but for the bits that rounding sets to zero.
     done : int, default 0
         Bytes of it that an interrupted run has written.
     """
     levels = 1 if store is None else n_levels(shape, chunk_px)
-    need = n_genes * sum((shape[0] >> k) * (shape[1] >> k) for k in range(levels)) * np.dtype(dtype).itemsize - done
+    kind = np.dtype(dtype)
+    a_value = kind.itemsize if store is None else _STORED_BYTES.get(kind.name, kind.itemsize)
+    need = n_genes * sum((shape[0] >> k) * (shape[1] >> k) for k in range(levels)) * a_value - done
     free = psutil.virtual_memory().available if store is None else shutil.disk_usage(store.path).free
     if need > free:
         where = "memory" if store is None else f"the disk of {store.path}"
+        half = ", dtype='float16'" if store is None and kind.itemsize > 2 else ""
         way = "" if store is not None else ", or write the object to a store first (sdata.write)"
         raise ValueError(
             f"the raster of {n_genes} genes x {shape[0]} x {shape[1]} pixels takes {_size(need)}, and "
-            f"{where} has {_size(free)} free. Pass fewer genes=, a larger raster_mpp=, or output='latent'{way}."
+            f"{where} has {_size(free)} free. Pass fewer genes=, a larger raster_mpp={half}, or output='latent'{way}."
         )
 
 
@@ -100,8 +107,8 @@ class RasterTarget:
         (height, width) in raster pixels.
     transformations : Mapping[str, BaseTransformation]
         From `raster_transformations`.
-    dtype : DTypeLike, default "float16"
-        A float type; NaN must have a place.
+    dtype : DTypeLike, default "float32"
+        A float type; NaN must have a place. float32 is rounded to 11 significant bits (see `stored_values`).
     chunk_px : int, default 128
         Side of a stored chunk. Regions consist of whole chunks (smaller at the lower and right border alone), so that
         each chunk is written once, on every level of the pyramid that a large raster of a backed object has.
@@ -117,7 +124,7 @@ class RasterTarget:
 
     def __init__(
         self, store: Store | None, key: str, *, genes: Sequence[str], shape: tuple[int, int],
-        transformations: Mapping[str, BaseTransformation], dtype: DTypeLike = "float16", chunk_px: int = 128,
+        transformations: Mapping[str, BaseTransformation], dtype: DTypeLike = "float32", chunk_px: int = 128,
         folder: Path | None = None,
     ) -> None:  # fmt: skip
         twins = sorted({gene for gene in genes if list(genes).count(gene) > 1}) if len(set(genes)) < len(genes) else []
@@ -162,12 +169,12 @@ class RasterTarget:
             raise ValueError(f"the region needs values of shape {form}, got {values.shape}.")
         if self._written[chunks].any():
             raise ValueError(f"the region {y.start}:{y.stop}, {x.start}:{x.stop} was written before, at least in part.")
-        with np.errstate(over="ignore"):
-            cast = np.asarray(values).astype(self.dtype, copy=False)
+        cast = stored_values(values, self.dtype)
         if np.isinf(cast).any() and np.isfinite(values[np.isinf(cast)]).any():
+            way = ' Pass dtype="float32".' if self.dtype.itemsize < 4 else ""
             raise ValueError(
                 f"values up to {np.nanmax(np.abs(values)):.4g} do not fit {self.dtype} (at most "
-                f"{np.finfo(self.dtype).max:.4g}). Use float32."
+                f"{np.finfo(self.dtype).max:.4g}).{way}"
             )
         if self._levels is not None:
             self._levels.write(y, x, values, cast)
@@ -180,7 +187,7 @@ class RasterTarget:
         if self._store is not None and self._scratch is not None:
             return ImageElement(self.key, built=self._scratch / BUILT, record=record)
         # a name of its own: by default dask would hash all values
-        chunks = chunk_shape(len(self.genes), self.shape, self.chunk_px, self.dtype)
+        chunks = chunk_shape(len(self.genes), self.shape, self.chunk_px)
         element = Image2DModel.parse(
             da.from_array(self._values, chunks=chunks, name=False), dims=("c", "y", "x"), c_coords=self.genes,
             transformations=dict(self._transformations),
@@ -215,8 +222,8 @@ class RasterTarget:
 
 
 def _blosc(typesize: int) -> dict[str, Any]:
-    """Zarr's codec for numbers: their high bytes, which repeat, beside each other, then Zstandard."""
-    how = {"typesize": typesize, "cname": "zstd", "clevel": 1, "shuffle": "shuffle", "blocksize": 0}
+    """Zarr's codec for numbers: each bit beside the same bit of others, which repeats, then Zstandard."""
+    how = {"typesize": typesize, "cname": "zstd", "clevel": 1, "shuffle": "bitshuffle", "blocksize": 0}
     return {"name": "blosc", "configuration": how}
 
 
@@ -231,11 +238,32 @@ def n_levels(shape: tuple[int, int], chunk_px: int) -> int:
     return n
 
 
-def chunk_shape(n_genes: int, shape: tuple[int, int], chunk_px: int, dtype: DTypeLike) -> tuple[int, int, int]:
+def chunk_shape(n_genes: int, shape: tuple[int, int], chunk_px: int) -> tuple[int, int, int]:
     """(genes, height, width) of a stored chunk."""
     side = (min(chunk_px, shape[0]), min(chunk_px, shape[1]))
-    genes = _CHUNK_BYTES // (side[0] * side[1] * np.dtype(dtype).itemsize)
+    genes = _CHUNK_VALUES // (side[0] * side[1])
     return (min(max(1, genes), n_genes), *side)
+
+
+def stored_values(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Values as a raster of this type keeps them: infinite where they do not fit.
+
+    float32, which all of scverse reads, is rounded to 11 significant bits, half to even. These are the values that
+    float16 has within its range, and take as much room once they are compressed: the other bits are zero.
+    """
+    with np.errstate(over="ignore"):
+        cast = np.asarray(values).astype(dtype, copy=False)
+    if cast.dtype != np.float32:
+        return cast
+    bits = cast.view(np.uint32)
+    rounded = bits >> _DROPPED_BITS
+    rounded &= 1
+    rounded += 2 ** (_DROPPED_BITS - 1) - 1
+    rounded += bits
+    rounded &= 2**32 - 2**_DROPPED_BITS
+    out: NDArray[Any] = rounded.view(np.float32)
+    np.copyto(out, np.float32(np.nan), where=np.isnan(cast))  # some of its many forms would be rounded to a number
+    return out
 
 
 def halved(values: NDArray[Any]) -> NDArray[Any]:
@@ -262,7 +290,7 @@ def create_levels(
 ) -> None:  # fmt: skip
     """Write the arrays, all NaN, into a new store at `path`; spatialdata writes one chunk which is then stretched."""
     n = n_levels(shape, chunk_px)
-    chunks = chunk_shape(len(genes), shape, chunk_px, dtype)
+    chunks = chunk_shape(len(genes), shape, chunk_px)
     corner = da.zeros((len(genes), *chunks[1:]), dtype=dtype, chunks=chunks)
     element = Image2DModel.parse(
         corner, dims=("c", "y", "x"), c_coords=list(genes), transformations=dict(transformations),
@@ -272,7 +300,7 @@ def create_levels(
     for k, folder in enumerate(_folders(path, key)):
         side = (chunks[1] >> k, chunks[2] >> k)
         form = [len(genes), shape[0] >> k, shape[1] >> k]
-        stored = chunks if k == 0 else chunk_shape(len(genes), side, chunk_px >> k, dtype)
+        stored = chunks if k == 0 else chunk_shape(len(genes), side, chunk_px >> k)
         _stretch(folder, form, [min(a, b) for a, b in zip(stored, form, strict=True)])
 
 
@@ -292,7 +320,7 @@ class Levels:
         for k, array in enumerate(self.arrays):
             if k > 0:
                 values = halved(values)
-                cast = values.astype(array.dtype)
+                cast = stored_values(values, array.dtype)
             y0, x0 = y.start >> k, x.start >> k
             if cast.size:
                 array[:, y0 : y0 + cast.shape[1], x0 : x0 + cast.shape[2]] = cast

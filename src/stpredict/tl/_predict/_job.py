@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from stpredict.tl._predict._request import PredictRequest
 
 logger = logging.getLogger("stpredict")
+FEW = 0.05  # of the shapes may be smaller than a cell without a word: scraps of a segmentation
+SAME_SIZE = 1e-3  # relative: a bin of the cell's own size is not smaller
 
 
 class PredictionJob:
@@ -49,6 +51,8 @@ class PredictionJob:
                 self.sdata, None if self.destination is None else self.destination.shapes_key
             )
             self._warn_of_background()
+            if self.destination is not None:
+                _warn_of_small(self.section, request, self.sdata.path)
             self._image = image_digest(self.section)
             self.fingerprint = fingerprint(self.section, self._image)
             self.record = provenance(request, self.fingerprint)
@@ -92,7 +96,8 @@ class PredictionJob:
                 )  # fmt: skip
             )
         if self.raster is not None:
-            record = self.record | {"raster_mpp": self.raster.mpp, "latent": request.output.raster == "latent"}
+            latent = request.output.raster == "latent"
+            record = self.record | {"raster_mpp": self.raster.mpp, "latent": latent, "dtype": request.dtype}
             del record["shapes_digest"]  # a map is of no shapes
             changes.append(self.raster.target.image(record))
         if self.checkpoint is not None:
@@ -130,7 +135,7 @@ class PredictionJob:
             return None
         inputs = {
             **self.record, "batch_size": request.runtime.batch_size, "compile": request.runtime.compile,
-            "output": request.output.name, "raster_mpp": request.raster_mpp,
+            "output": request.output.name, "raster_mpp": request.raster_mpp, "dtype": request.dtype,
         }  # fmt: skip
         return stack.enter_context(_spatialdata.Checkpoint(store, request.key, inputs, resume=request.resume))
 
@@ -218,12 +223,27 @@ def open_raster_writer(
         genes=[f"latent{i}" for i in range(n_latent)] if request.output.raster == "latent" else request.genes,
         shape=(-(-height // factor), -(-width // factor)),
         transformations=_spatialdata.raster_transformations(sdata.images[image_key], scale=(pixel, pixel)),
+        dtype=request.dtype,
         chunk_px=round(model.config.core_px / model.stride) // factor,
         folder=folder,
     )
     pixels = model.stride * factor
     tissue = None if section.tissue is None else shapely.transform(section.tissue, lambda xy: xy / pixels)
     return RasterWriter(stack.enter_context(target), factor, step * factor, tissue)
+
+
+def _warn_of_small(section: Section, request: PredictRequest, path: Path | None) -> None:
+    """One warning, where shapes are smaller than a cell of the map that they are read out of."""
+    cell, side = request.model.cell_um, np.sqrt(section.area) * section.mpp
+    small = np.zeros(0, bool) if cell is None else side < cell * (1 - SAME_SIZE)
+    if small.any() and small.mean() > FEW:
+        warnings.warn(
+            f"{f'{path}: ' if path else ''}{small.sum()} of {section.n_shapes} shapes are smaller than a cell of this "
+            f"{type(request.model).__name__}'s map: they are {np.median(side[small]):.3g} um wide in the median, the "
+            f"cell {cell:g} um. Several of them read the same cell, so that they differ less than the tissue does. "
+            f"Predict shapes of {cell:g} um and more, or a model with a smaller cell_um (trained with a smaller mpp=).",
+            stacklevel=4,
+        )
 
 
 def _warn_of_empty(values: np.ndarray, section: Section, request: PredictRequest, path: Path | None) -> None:

@@ -38,7 +38,7 @@ COMPARED_FIELDS = {
     "texts_digest": "text of its genes", "config_digest": "settings of the model",
 }  # fmt: skip
 COMPARED_OF_LAYERS = COMPARED_FIELDS | {"shapes_digest": "shapes"}
-COMPARED_OF_IMAGES = COMPARED_FIELDS | {"raster_mpp": "raster_mpp", "latent": "output"}
+COMPARED_OF_IMAGES = COMPARED_FIELDS | {"raster_mpp": "raster_mpp", "latent": "output", "dtype": "dtype"}
 
 
 def provenance(request: PredictRequest, seen: Fingerprint) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def _wanted_record(sdata: SpatialData, request: PredictRequest, shapes_key: str 
     if request.output.raster is None:
         return wanted
     step = request.raster_factor * request.model.stride * request.model.mpp
-    return wanted | {"raster_mpp": step, "latent": request.output.raster == "latent"}
+    return wanted | {"raster_mpp": step, "latent": request.output.raster == "latent", "dtype": request.dtype}
 
 
 def _differing_fields(record: Mapping[str, Any], wanted: Mapping[str, Any], compared: Mapping[str, str]) -> set[str]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from stpredict.models import Model
 
 OutputName = Literal["layer", "raster", "both", "latent"]
+RasterDtype = Literal["float32", "float16"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class PredictRequest:
         An existing table that gets a layer, or the name of a new one.
     raster_mpp
         Micrometres per raster pixel; None: the model's own step.
+    dtype
+        Of the raster.
     """
 
     model: Model
@@ -63,6 +66,7 @@ class PredictRequest:
     table_name: str | None
     table_added: str | None
     raster_mpp: float | None
+    dtype: RasterDtype
     overwrite: bool
     resume: bool
     runtime: RuntimeOptions
