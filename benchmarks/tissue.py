@@ -65,9 +65,8 @@ def squidpy_mask(sdata: SpatialData, mpp: float) -> tuple[np.ndarray, tuple[floa
 def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.INFO)
-    print(
-        "| picture | spots on the outline | tissue | s | squidpy: spots on its mask | tissue | s |\n|---|---|---|---|---|---|---|"
-    )
+    print("| picture | spots on the outline | tissue | s | squidpy: spots on its mask | tissue | s |")
+    print("|---|---|---|---|---|---|---|")
     for name, sdata, xy, mpp in slides():
         from stpredict._spatialdata import image_mpp
 

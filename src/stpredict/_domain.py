@@ -1,0 +1,306 @@
+"""Domain of a model: colour, scale and form of the tissue it was trained on, and how far other tissue lies from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import ndimage
+
+from stpredict import _coverage
+from stpredict._section import ImageView, blocks
+from stpredict._window import Window
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from stpredict._section import Section
+
+DOMAIN_MPP = 2.0  # of the image that is described: a nucleus is 3 to 5 pixels wide
+BLOCK_PX = 64  # 128 um: a spot and its surroundings
+MARGIN_PX = 24  # what the widest band sees around a block
+STRIP_BLOCKS = 8  # along x, that are read together
+SIGMAS = (0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.7, 8.0)  # in pixels: bands half an octave wide, 3 to 30 um
+SHRINKAGE = 0.05  # of the correlations towards none
+MIN_BLOCKS = 50  # fewer do not show how tissue varies
+OUT = 99.0  # percentile beyond which a shape lies outside
+MANY_OUT = 0.1  # share of shapes outside from which on a warning says so
+N_QUANTILES = 101
+COLOUR, FORM, N_FEATURES = slice(0, 9), slice(9, 24), 24
+CUES = ("colour", "form", "scale")
+FACTORS = (1 / 1.6, 1 / 1.25, 1.0, 1.25, 1.6)  # wrong scales that training tissue is seen at
+PENALTY = 10.0  # of the regression of the scale, features standardised
+SAID = {
+    "colour": "colour (stain, scanner, or channels in another order)",
+    "form": "form (another tissue, no tissue, or out of focus)",
+    "scale": "scale (mpp)",
+}
+
+
+def block_features(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What a domain is made of: numbers of colour and form for every block of an image.
+
+    Parameters
+    ----------
+    rgb : ndarray of uint8
+        (h, w, 3) at `DOMAIN_MPP`, with a margin of `MARGIN_PX` around whole blocks of `BLOCK_PX`.
+
+    Returns
+    -------
+    ndarray of float32
+        (rows, columns, f). Colour: log mean optical density, the shares of red and green in it, log standard
+        deviations and correlations of the channels. Form: log energies of the bands (differences of Gaussians of the
+        mean optical density) relative to their mean; skewness and log kurtosis of every second band; the mean log
+        energy.
+    """
+    density = -np.log((rgb.astype(np.float32) + 1) / 256)
+    inner = slice(MARGIN_PX, -MARGIN_PX)
+    channels = [_blocked(density[inner, inner, c]) for c in range(3)]
+    mean, spread = [c.mean(-1) for c in channels], [c.std(-1) for c in channels]
+    total = sum(mean) / 3
+    shares = [np.log((each + 0.02) / (total + 0.02)) for each in mean[:2]]
+    pairs = [_correlation(channels[i], channels[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    colour = [np.log(total + 0.02), *shares, *(np.log(each + 0.01) for each in spread), *pairs]
+    blurred = [ndimage.gaussian_filter(density.mean(-1), sigma) for sigma in SIGMAS]
+    bands = [_blocked((fine - coarse)[inner, inner]) for fine, coarse in zip(blurred[:-1], blurred[1:], strict=True)]
+    energy = [np.log((band**2).mean(-1) + 1e-7) for band in bands]
+    level = sum(energy) / len(energy)
+    form = []
+    for band in bands[::2]:
+        unit = band / (band.std(-1, keepdims=True) + 1e-4)
+        form += [(unit**3).mean(-1), np.log((unit**4).mean(-1) + 0.1)]
+    return np.stack([*colour, *(each - level for each in energy[:-1]), *form, level], axis=-1).astype(np.float32)
+
+
+def _blocked(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(rows, columns, pixels) of the blocks of an image."""
+    h, w = (size // BLOCK_PX for size in values.shape)
+    return values.reshape(h, BLOCK_PX, w, BLOCK_PX).swapaxes(1, 2).reshape(h, w, -1)
+
+
+def _correlation(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    a, b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
+    return (a * b).mean(-1) / ((a.std(-1) + 0.01) * (b.std(-1) + 0.01))
+
+
+def describe(image: ImageView, section: Section, factor: float = 1.0) -> NDArray[np.float32]:
+    """The features (n, f) of the block of each shape's centre; NaN for shapes that are empty.
+
+    Parameters
+    ----------
+    image : ImageView
+        The section's image at `DOMAIN_MPP`, were its mpp `factor` times what it is.
+    """
+    centre = _centres(section) * (section.mpp / image.mpp * factor)
+    out = np.full((section.n_shapes, N_FEATURES), np.nan, np.float32)
+    finite = np.flatnonzero(np.isfinite(centre).all(axis=1))
+    at = np.clip(centre[finite] // BLOCK_PX, 0, None).astype(np.int64)
+    unique, which = np.unique(at, axis=0, return_inverse=True)
+    found = np.empty((len(unique), out.shape[1]), np.float32)
+    strip = np.stack([unique[:, 0], unique[:, 1] // STRIP_BLOCKS], axis=1)
+    for y, x in np.unique(strip, axis=0):
+        rows = np.flatnonzero((strip == (y, x)).all(axis=1))
+        first, last = unique[rows, 1].min(), unique[rows, 1].max()
+        window = Window(
+            int(y) * BLOCK_PX - MARGIN_PX, int(first) * BLOCK_PX - MARGIN_PX, BLOCK_PX + 2 * MARGIN_PX,
+            int(last - first + 1) * BLOCK_PX + 2 * MARGIN_PX,
+        )  # fmt: skip
+        found[rows] = block_features(image.read(window))[0, unique[rows, 1] - first]
+    out[finite] = found[which.ravel()]
+    return out
+
+
+def _centres(section: Section) -> NDArray[np.float64]:
+    """(n, 2) centres (y, x) of the shapes, NaN for empty ones."""
+    bounds = _coverage.bounds(section.geometry, section.radius)
+    return (bounds[:, :2] + bounds[:, 2:]) / 2
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Where the features of training tissue lie, and how far tissue that was left out lies from there.
+
+    Parameters
+    ----------
+    mean, scale : ndarray of float64
+        (f,) mean and standard deviation of each feature.
+    correlation : ndarray of float64
+        (f, f), shrunk by `SHRINKAGE`.
+    zoom : ndarray of float64
+        (f,) weights of standardised features that tell the log of the factor by which a scale is wrong: a ridge
+        regression on the training tissue seen at `FACTORS`.
+    reference : Mapping[str, ndarray of float64]
+        For each of `CUES` and for "all" of them: `N_QUANTILES` quantiles, from 0 to 100 %, of the distances of shapes
+        that were left out: by section, or by spatial blocks of a single one.
+    source : str
+        What was left out.
+
+    Notes
+    -----
+    Distances of colour and form are Mahalanobis distances; that of scale is the absolute log of the estimated factor. "All" is
+    the largest of the three, each in units of its 99th percentile on tissue that was left out.
+    """
+
+    mean: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    correlation: NDArray[np.float64]
+    zoom: NDArray[np.float64]
+    reference: Mapping[str, NDArray[np.float64]]
+    source: str
+
+    @classmethod
+    def fit(
+        cls, features: Sequence[Sequence[NDArray[np.float32]]], groups: Sequence[NDArray[np.int64]]
+    ) -> Domain | None:
+        """Of described sections; None where they have fewer than `MIN_BLOCKS` shapes.
+
+        Parameters
+        ----------
+        features
+            For each section what `describe` returns at each of `FACTORS`.
+        groups
+            For each section the spatial block (n,) of each shape, which is left out where there is one section.
+        """
+        known = [np.isfinite(each[0]).all(axis=1) for each in features]
+        if sum(k.sum() for k in known) < MIN_BLOCKS:
+            return None
+        several = len(features) > 1
+        part = np.concatenate(
+            [np.full(k.sum(), i) if several else g[k] for i, (k, g) in enumerate(zip(known, groups, strict=True))]
+        )
+        seen = np.stack(
+            [
+                np.concatenate([each[k][rows] for each, rows in zip(features, known, strict=True)])
+                for k in range(len(FACTORS))
+            ]
+        ).astype(np.float64)  # (factors, n, f)
+        own = seen[FACTORS.index(1.0)]
+        left_out: dict[str, list[NDArray[np.float64]]] = {cue: [] for cue in CUES}
+        for each in np.unique(part):
+            moments = _moments(seen[:, part != each])
+            for cue, distance in _distances(own[part == each], *moments).items():
+                left_out[cue].append(distance)
+        distances = {cue: np.concatenate(each) for cue, each in left_out.items()}
+        levels = np.linspace(0, 1, N_QUANTILES)
+        reference = {cue: np.quantile(each, levels) for cue, each in distances.items()}
+        reference["all"] = np.quantile(_largest(distances, reference), levels)
+        return cls(*_moments(seen), reference, "training sections" if several else "spatial blocks of the section")
+
+    def distances(self, features: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
+        """Distances (n,) by each cue and by "all"; see the class."""
+        found = _distances(features.astype(np.float64), self.mean, self.scale, self.correlation, self.zoom)
+        return found | {"all": _largest(found, self.reference)}
+
+    def factor(self, features: NDArray[np.float32]) -> float:
+        """By what the scale of the shapes seems to be wrong, in the median: their mpp is this times the right one."""
+        known = np.isfinite(features).all(axis=1)
+        unit = (features[known] - self.mean) / self.scale
+        return float(np.exp(np.median(unit @ self.zoom)))
+
+    def percentile(self, distance: NDArray[np.float64], cue: str = "all") -> NDArray[np.float64]:
+        """(n,) in [0, 100]: the share of left-out training shapes that lie nearer. 100: farther than all of them."""
+        quantiles = np.maximum.accumulate(self.reference[cue])
+        return np.where(np.isnan(distance), np.nan, np.interp(distance, quantiles, np.linspace(0, 100, len(quantiles))))
+
+    def record(self) -> dict[str, Any]:
+        """Plain values for a card."""
+
+        def plain(values: NDArray[np.float64]) -> list[float]:
+            return [float(f"{value:.6g}") for value in values.ravel()]
+
+        return {
+            "mpp": DOMAIN_MPP, "block_px": BLOCK_PX, "mean": plain(self.mean), "scale": plain(self.scale),
+            "correlation": plain(self.correlation), "zoom": plain(self.zoom),
+            "reference": {cue: plain(quantiles) for cue, quantiles in self.reference.items()},
+            "source": self.source,
+        }  # fmt: skip
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Domain | None:
+        """What `record` made; None for an empty one. Raises ValueError, naming the field, for one that is wrong."""
+        if not record:
+            return None
+        n = N_FEATURES
+        shapes: dict[str, tuple[int, ...]] = {"mean": (n,), "scale": (n,), "correlation": (n, n), "zoom": (n,)}
+        made = {name: _numbers(record.get(name), shape, name) for name, shape in shapes.items()}
+        stated = record.get("reference")
+        if not isinstance(stated, Mapping) or set(stated) != {"all", *CUES}:
+            raise ValueError(f"domain.reference needs {sorted({'all', *CUES})}.")
+        reference = {cue: _numbers(stated[cue], (N_QUANTILES,), f"reference.{cue}") for cue in stated}
+        if record.get("mpp") != DOMAIN_MPP or record.get("block_px") != BLOCK_PX:
+            raise ValueError(f"domain is of blocks of {BLOCK_PX} pixels of {DOMAIN_MPP} um, not of this one's.")
+        if (made["scale"] <= 0).any() or np.linalg.eigvalsh(made["correlation"]).min() <= 0:
+            raise ValueError("domain.scale must be positive, and domain.correlation positive definite.")
+        if not isinstance(record.get("source"), str):
+            raise ValueError("domain.source must be a text.")
+        return cls(**made, reference=reference, source=str(record["source"]))
+
+
+def _numbers(values: Any, shape: tuple[int, ...], name: str) -> NDArray[np.float64]:
+    """An array of finite numbers of a shape; raises ValueError, naming the field, for anything else."""
+    n = int(np.prod(shape))
+    numbers = isinstance(values, list | tuple) and all(type(value) in (int, float) for value in values)
+    if not numbers or len(values) != n or not np.isfinite(np.array(values, dtype=np.float64)).all():
+        raise ValueError(f"domain.{name} must be a list of {n} finite numbers.")
+    return np.array(values, dtype=np.float64).reshape(shape)
+
+
+Moments = tuple["NDArray[np.float64]", "NDArray[np.float64]", "NDArray[np.float64]", "NDArray[np.float64]"]
+
+
+def _moments(seen: NDArray[np.float64]) -> Moments:
+    """Mean, standard deviation, shrunk correlation, and weights of the scale, of features (factors, n, f)."""
+    own = seen[FACTORS.index(1.0)]
+    mean, scale = own.mean(axis=0), own.std(axis=0) + 1e-6
+    unit = (own - mean) / scale
+    correlation = (1 - SHRINKAGE) * (unit.T @ unit) / len(unit) + SHRINKAGE * np.eye(len(mean))
+    x = ((seen - mean) / scale).reshape(-1, seen.shape[-1])
+    y = np.log(FACTORS).repeat(seen.shape[1])
+    zoom = np.linalg.solve(x.T @ x + PENALTY * np.eye(x.shape[1]), x.T @ y)
+    return mean, scale, correlation, zoom
+
+
+def _distances(
+    values: NDArray[np.float64], mean: NDArray[np.float64], scale: NDArray[np.float64],
+    correlation: NDArray[np.float64], zoom: NDArray[np.float64],
+) -> dict[str, NDArray[np.float64]]:  # fmt: skip
+    unit = (values - mean) / scale
+    out = {"scale": np.abs(unit @ zoom)}
+    for cue, part in (("colour", COLOUR), ("form", FORM)):
+        inverse = np.linalg.inv(correlation[part, part])
+        out[cue] = np.sqrt(np.einsum("ni,ij,nj->n", unit[:, part], inverse, unit[:, part]) / len(inverse))
+    return out
+
+
+def _largest(
+    distances: Mapping[str, NDArray[np.float64]], reference: Mapping[str, NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    at = round(OUT / 100 * (N_QUANTILES - 1))
+    return np.max([distances[cue] / max(reference[cue][at], 1e-9) for cue in CUES], axis=0)
+
+
+def spatial_groups(section: Section) -> NDArray[np.int64]:
+    """(n,) the one of 16 spatial blocks of each shape of a section."""
+    return blocks(section)
+
+
+def outside(domain: Domain, features: NDArray[np.float32]) -> tuple[NDArray[np.float64], str | None]:
+    """Percentiles (n,) of shapes, and what to say where more than `MANY_OUT` of them lie beyond `OUT`; else None."""
+    distances = domain.distances(features)
+    percentiles = {cue: domain.percentile(each, cue) for cue, each in distances.items()}
+    known = np.isfinite(percentiles["all"])
+    if not known.any():
+        return percentiles["all"], None
+    shares = {cue: float((each[known] > OUT).mean()) for cue, each in percentiles.items()}
+    if shares["all"] <= MANY_OUT:
+        return percentiles["all"], None
+    cues = sorted((cue for cue in CUES if shares[cue] > MANY_OUT / 2), key=lambda cue: -shares[cue])
+    what = [SAID[cue] for cue in cues]
+    if "scale" in cues:
+        what[cues.index("scale")] += f", which seems to be {domain.factor(features):.2g} times the right one"
+    return percentiles["all"], (
+        f"{shares['all']:.0%} of the shapes do not look like what the model was trained on"
+        + (f", by {'; by '.join(what)}" if what else "")
+    )
