@@ -13,8 +13,9 @@ import numpy as np
 
 from stpredict import _inference, _spatialdata
 from stpredict._section import Section, fingerprint, image_digest
+from stpredict.models._ensemble import Ensemble
 from stpredict.tl._predict._destination import Destination, resolve_destination, table_change
-from stpredict.tl._predict._provenance import gene_reliability, provenance
+from stpredict.tl._predict._provenance import gene_evidence, gene_reliability, provenance
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -67,7 +68,7 @@ class PredictionJob:
     def finish(self) -> None:
         """Do what is left of the work, and write the result."""
         request = self.request
-        values, share = _inference.predict(
+        values, share, spread = _inference.predict_with_spread(
             request.model, self.section, request.inferred_genes, runtime=request.runtime, raster=self.raster,
             parts=self.parts,
         )  # fmt: skip
@@ -77,7 +78,17 @@ class PredictionJob:
             _warn_of_empty(values, self.section, request, self.sdata.path)
             quality = gene_reliability(request.model, request.genes)
             changes.append(
-                table_change(self.sdata, self.destination, values, share, request.genes, quality, self.record)
+                table_change(
+                    self.sdata,
+                    self.destination,
+                    values,
+                    share,
+                    request.genes,
+                    quality,
+                    self.record,
+                    held_out=gene_evidence(request.model, request.genes),
+                    spread=spread,
+                )  # fmt: skip
             )
         if self.raster is not None:
             record = self.record | {"raster_mpp": self.raster.mpp, "latent": request.output.raster == "latent"}
@@ -126,6 +137,7 @@ def _destination(names: _spatialdata.NewNames, request: PredictRequest) -> Desti
     return resolve_destination(
         names, request.genes, key=request.key, shapes_key=request.spec.shapes_key, table_name=request.table_name,
         table_added=request.table_added, tissue_key=request.spec.tissue_key,
+        spread=isinstance(request.model, Ensemble),
     )  # fmt: skip
 
 
@@ -174,7 +186,7 @@ def open_raster_writer(
         genes=[f"latent{i}" for i in range(n_latent)] if request.output.raster == "latent" else request.genes,
         shape=(-(-height // factor), -(-width // factor)),
         transformations=_spatialdata.raster_transformations(sdata.images[image_key], scale=(pixel, pixel)),
-        chunk_px=round(model.config.core_px / model.stride) // factor,
+        chunk_px=round(_inference.tiling_of(model).core_px / model.stride) // factor,
         folder=folder,
     )
     return RasterWriter(stack.enter_context(target), factor, step * factor)
