@@ -16,6 +16,7 @@ from stpredict._spatialdata._elements import (
 )
 from stpredict._spatialdata._sections import (
     SectionSpec,
+    areas_um2,
     image_section,
     needed_counts,
     section,
@@ -68,6 +69,7 @@ __all__ = [
     "add_shapes",
     "affines",
     "all_opened",
+    "areas_um2",
     "check_counts",
     "check_layer_size",
     "check_raster_size",

@@ -59,7 +59,8 @@ def fit_leaving_out(model: Ensemble, every: Sequence[Section], plan: TrainOption
     Parameters
     ----------
     every : Sequence[Section]
-        Sections with expression, at least two. Member i is trained on all but the i-th (counted round), which validates it.
+        Sections with expression, at least two. Member i is trained on all but the i-th, counted round, which validates
+        it.
     card : Any
         As for `fit`.
 
