@@ -21,8 +21,7 @@ from stpredict._partial import PartialSum
 from stpredict._prefetch import prefetch
 from stpredict._section import Section
 from stpredict._window import Tile, Window, tiles
-from stpredict.models._base import Model
-from stpredict.models._declaration import Tiling
+from stpredict.models._base import Model, Tiling
 from stpredict.models._samples import Batch, to_cells
 
 READ_OUT_DEPTH = 1  # pieces that are read out while the next is computed

@@ -18,8 +18,8 @@ from stpredict._inference._dense import DenseInference, Raster, tiling_of
 from stpredict._malloc import keep_freed_memory
 from stpredict._partial import PartialStore, PartialSum
 from stpredict._section import Section
+from stpredict.models import Ensemble
 from stpredict.models._base import Model
-from stpredict.models._ensemble import Ensemble
 from stpredict.models._patches import PatchEncoder
 from stpredict.models._samples import Batch
 from stpredict.nn.device import autocast, resolve_device, resolve_precision, run_after_fork

@@ -13,8 +13,8 @@ from stpredict import metrics
 from stpredict._section import Section
 from stpredict._training._held_out import HeldOut, evidence, held_out, joined
 from stpredict._training._loop import TrainOptions, fit_model
+from stpredict.models import Ensemble
 from stpredict.models._base import Model, new_card
-from stpredict.models._ensemble import Ensemble
 from stpredict.nn.device import autocast, resolve_device, resolve_precision
 
 Fold = tuple[Sequence[Section], Sequence[Section]]

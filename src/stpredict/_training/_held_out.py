@@ -15,8 +15,8 @@ from stpredict import metrics
 from stpredict._card import ERROR_LEVELS
 from stpredict._section import Section
 from stpredict._training._module import val_batches
+from stpredict.models import Ensemble
 from stpredict.models._base import Model, predict_batch
-from stpredict.models._ensemble import Ensemble
 
 
 @dataclass(frozen=True)

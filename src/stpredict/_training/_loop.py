@@ -80,8 +80,8 @@ def fit_model(
     if not train:
         raise ValueError("there is nothing to train on: no section was given.")
     run_after_fork()
-    share = CACHE_BYTES // (len(train) + len(val))
-    train, val = ([held_in_memory(s, limit_bytes=share) for s in part] for part in (train, val))
+    held = in_memory([*train, *val])
+    train, val = held[: len(train)], held[len(train) :]
     device = resolve_device(plan.device)
     precision = resolve_precision(plan.precision, device)
     with keep_freed_memory():
@@ -99,6 +99,12 @@ def fit_model(
             model.eval()
             _check_finite(model, history, recipe)
             return history, held_out(model, val) if val else None
+
+
+def in_memory(sections: Sequence[Section]) -> list[Section]:
+    """The sections with their images read once, as far as `CACHE_BYTES` goes; those that are there already stay."""
+    share = CACHE_BYTES // max(1, len(sections))
+    return [held_in_memory(s, limit_bytes=share) for s in sections]
 
 
 def split_spatial_blocks(section: Section, *, share: float, seed: int) -> tuple[Section, Section | None]:

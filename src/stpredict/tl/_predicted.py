@@ -40,13 +40,14 @@ class PredictedLayer:
         """(n_obs, g) of the layer of that name, None where there is none."""
         if name not in self.table.layers:
             return None
-        return np.asarray(self.table.layers[name][:, self.columns], dtype=np.float32)
+        values: Any = self.table.layers[name]
+        return np.asarray(values[:, self.columns], dtype=np.float32)
 
     def of_genes(self, name: str) -> NDArray[np.float64]:
         """(g,) of the column of var of that name; NaN where there is none."""
         if name not in self.table.var:
             return np.full(len(self.columns), np.nan)
-        return self.table.var[name].to_numpy(dtype=np.float64)[self.columns]
+        return np.asarray(self.table.var[name], dtype=np.float64)[self.columns]
 
 
 def predicted_layer(

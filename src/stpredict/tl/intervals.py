@@ -100,8 +100,8 @@ def intervals(
     low, high = values - width, values + width
     if layer.record.get("target") == "log1p_cp10k":
         low = np.maximum(low, 0.0)  # no measurement lies below
-    index = layer.table.obs_names
-    return tuple(pd.DataFrame(each, index=index, columns=layer.genes) for each in (low, high))  # type: ignore[return-value]
+    index, names_of_genes = layer.table.obs_names, layer.genes
+    return pd.DataFrame(low, index, names_of_genes), pd.DataFrame(high, index, names_of_genes)
 
 
 def _of_another_size(

@@ -14,9 +14,8 @@ from spatialdata.transformations import get_transformation
 from stpredict import _inference, _spatialdata
 from stpredict._arguments import check_arguments
 from stpredict._section import array_of
-from stpredict.models import load
+from stpredict.models import Ensemble, load
 from stpredict.models._base import weights_sha256
-from stpredict.models._ensemble import Ensemble
 from stpredict.tl._predict._destination import resolve_destination, table_change
 from stpredict.tl._predict._provenance import gene_evidence, gene_reliability, model_record
 from stpredict.tl._predict._request import add_embeddings, resolve_genes

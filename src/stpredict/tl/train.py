@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from stpredict import _spatialdata, _training
 from stpredict._arguments import check_arguments
 from stpredict._section import Section
 from stpredict._spatialdata import Target
-from stpredict.models._ensemble import Ensemble
+from stpredict.models import Ensemble
 from stpredict.tl._references import add_references
 
 if TYPE_CHECKING:
@@ -139,55 +138,52 @@ def train(
         progress=progress,
     )  # fmt: skip
     given = _spatialdata.all_opened(sdatas)
-    leave_out = isinstance(val, str)
-    others = val if val is None or isinstance(val, Real | str) else _spatialdata.all_opened(val, "val")
-    _check_distinct(given, others)
+    others = _spatialdata.all_opened(val, "val") if isinstance(val, Sequence) and not isinstance(val, str) else None
+    _check_distinct(given, others or [])
     spec = _spatialdata.SectionSpec(
         image_key=image_key, shapes_key=shapes_key, table_name=table_name, layer=layer, target=target, mpp=mpp,
         tissue_key=tissue_key, min_counts=min_counts,
     )  # fmt: skip
-    if leave_out:
-        _check_can_leave_out(model, len(given))
-    sections = _sections(given, spec, model)
-    if leave_out:
-        folds = [([s for s in sections if s is not one], [one]) for one in sections[: len(model.models)]]
+    ensemble = _to_leave_out(model, len(given)) if val == "sections" else None
+    sections = _training.in_memory(_sections(given, spec, model))  # for every member, and for Ridge
+    if ensemble is not None:
+        folds = [([s for s in sections if s is not one], [one]) for one in sections[: len(ensemble.models)]]
         source = "sections left out in turn: " + ", ".join(held[0].name for _, held in folds)
-    elif others is None or isinstance(others, Real):
-        share = 0.15 if others is None else float(others)
+    elif others is None:
+        share = 0.15 if val is None else float(val)  # type: ignore[arg-type]
         parts = [_training.split_spatial_blocks(s, share=share, seed=seed) for s in sections]
         folds = [([p[0] for p in parts], [p[1] for p in parts if p[1] is not None])]
         source = "spatial blocks held out of the training sections" if folds[0][1] else ""
     else:
         folds = [(sections, _sections(others, spec, model))]
         source = "validation sections: " + ", ".join(s.name for s in folds[0][1])
-    card = {
+    card: dict[str, Any] = {
         "target": target, "sections": tuple(s.name for s in sections), "val_source": source, "licence": licence,
         "n_target_genes": min(sdata.tables[table_name].n_vars for sdata in given) if target != "as_is" else None,
     }  # fmt: skip
-    if leave_out:
-        history = _training.fit_leaving_out(model, sections, plan, **card)
-    else:
+    if ensemble is None:
         history = _training.fit(model, *folds[0], plan, **card)
-    measured = others if isinstance(others, Sequence) and not isinstance(others, str) else given
-    add_references(model, folds, measured, spec, plan)
+    else:
+        history = _training.fit_leaving_out(ensemble, sections, plan, **card)
+    add_references(model, folds, given if others is None else others, spec, plan)
     return history
 
 
-def _check_can_leave_out(model: Model, n_sections: int) -> None:
-    if not isinstance(model, Ensemble) or n_sections < 2:
-        raise ValueError(
-            f"val='sections' leaves out one section for each member of an ensemble; got a {type(model).__name__} and "
-            f"{n_sections} sections. Pass stp.models.Ensemble([...]) and at least two sections, or val as a share or "
-            "as other sections."
-        )
+def _to_leave_out(model: Model, n_sections: int) -> Ensemble:
+    """The model, where its members can leave out one section each; else ValueError."""
+    if isinstance(model, Ensemble) and n_sections > 1:
+        return model
+    raise ValueError(
+        f"val='sections' leaves out one section for each member of an ensemble; got a {type(model).__name__} and "
+        f"{n_sections} sections. Pass stp.models.Ensemble([...]) and at least two sections, or val as a share or as "
+        "other sections."
+    )
 
 
-def _check_distinct(sdatas: Sequence[SpatialData], val: object) -> None:
+def _check_distinct(sdatas: Sequence[SpatialData], val: Sequence[SpatialData]) -> None:
     """Raise ValueError for a section that is given twice, or to train on and to validate with."""
     given = [("sdatas", i, sdata) for i, sdata in enumerate(sdatas)]
-    given += [
-        ("val", i, s) for i, s in enumerate(val if isinstance(val, Sequence) and not isinstance(val, str) else [])
-    ]
+    given += [("val", i, sdata) for i, sdata in enumerate(val)]
     for k, (name, i, sdata) in enumerate(given):
         for other, j, same in given[:k]:
             if sdata is same or (sdata.path is not None and sdata.path == same.path):

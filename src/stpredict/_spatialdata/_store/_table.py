@@ -257,7 +257,8 @@ def earlier_record(sdata: SpatialData, table_name: str, key: str) -> Mapping[str
     if not store.has("tables", table_name, "uns", NAMESPACE, key):
         return {}
     group = zarr.open_group(store.path / "tables" / table_name, mode="r", use_consolidated=False)
-    return read_elem(group[f"uns/{NAMESPACE}/{key}"])
+    record: Any = read_elem(group[f"uns/{NAMESPACE}/{key}"])
+    return record
 
 
 def _of_one_result(made: Mapping[str, Any], record: Mapping[str, Any]) -> bool:

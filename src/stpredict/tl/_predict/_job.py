@@ -13,7 +13,7 @@ import numpy as np
 
 from stpredict import _inference, _spatialdata
 from stpredict._section import Section, fingerprint, image_digest
-from stpredict.models._ensemble import Ensemble
+from stpredict.models import Ensemble
 from stpredict.tl._predict._destination import Destination, resolve_destination, table_change
 from stpredict.tl._predict._provenance import gene_evidence, gene_reliability, provenance
 

@@ -13,8 +13,8 @@ import torch
 
 from stpredict import __version__, _spatialdata
 from stpredict._section import fingerprint
+from stpredict.models import Ensemble
 from stpredict.models._base import weights_sha256
-from stpredict.models._ensemble import Ensemble
 from stpredict.nn.device import resolve_device, resolve_precision
 from stpredict.tl._cache import stable_hash
 from stpredict.tl._predict._destination import existing_table
