@@ -27,7 +27,7 @@ LIMITS: Mapping[str, Range] = {
     "n_splits": (1, 10**6), "n_draws": (1, 10**9), "min_counts": (0.0, 1e12),
     "area_um2": (0.0, 1e12), "min_spots": _ANY, "alpha": _SHARE,
     "resolution": (1e-6, 1e6), "n_neighbors": (2, 10**6), "digits": (0, 20), "timeout_s": (1e-3, 1e6),
-    "max_retries": (0, 1000), "temperature": (0.0, 100.0), "max_tokens": (1, 10**6), "val": _SHARE,
+    "max_retries": (0, 1000), "temperature": (0.0, 100.0), "level": _SHARE, "max_tokens": (1, 10**6), "val": _SHARE,
 }  # fmt: skip
 WAYS: Mapping[str, str] = {
     "sdata": "Open a store with spatialdata.read_zarr(path).",

@@ -15,6 +15,8 @@ from stpredict._schema import LARGEST_JSON, Range, check_fields, parse_json, sho
 FORMAT = "stpredict-card/1"
 WEIGHTS, CARD = "model.safetensors", "card.json"
 NEW_WEIGHTS, NEW_CARD = ".model.safetensors.new", ".card.json.new"  # while a model is saved over an older one
+ERROR_LEVELS: Mapping[str, float] = {"error_80": 0.8, "error_90": 0.9}  # shares of absolute errors that are kept
+HELD_OUT = ("rmse", *ERROR_LEVELS, "ridge_pcc", "ceiling")  # what a card may say of every gene beside its correlation
 LIMITS: Mapping[str, Range] = {"mpp": (0.01, 1000.0), "cell_um": (1e-3, 1e6), "n_target_genes": (1, 10**7)}
 _SHIPPED = Path(__file__).parent / "models" / "weights"
 
@@ -49,6 +51,12 @@ class Card:
         Per-gene Pearson correlation on held-out data; the model's own reliability.
     val_source : str, default ""
         Which held-out data these are.
+    held_out : Mapping[str, Mapping[str, float | None]], optional
+        What else is known of each gene, by name, from the same held-out data: "rmse", the root of the mean squared
+        error; "error_80" and "error_90", which that share of absolute errors does not exceed; "ridge_pcc", the
+        correlation that Ridge reaches there; "ceiling", the one that a perfect predictor could reach.
+    held_out_um2 : tuple[float, ...], default ()
+        Smallest and largest area in square micrometres of the shapes that these errors are of.
     scores : Mapping[str, Any], optional
         Named scores with the protocol they follow, free of form.
     licence : str, default "not stated"
@@ -73,6 +81,8 @@ class Card:
     seed: int | None = None
     val_pcc: Mapping[str, float | None] = field(default_factory=dict)
     val_source: str = ""
+    held_out: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    held_out_um2: tuple[float, ...] = ()
     scores: Mapping[str, Any] = field(default_factory=dict)
     licence: str = "not stated"
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -146,6 +156,7 @@ def check_card(card: Card) -> None:
     for gene, value in card.val_pcc.items():
         if value is not None and abs(value) > 1.001:  # a correlation, and what rounding adds to it
             raise ValueError(f"val_pcc of {shown(gene)} is {value:g}; a correlation lies in [-1, 1].")
+    _check_held_out(card)
     config = {key: tuple(value) if isinstance(value, list) else value for key, value in card.config.items()}
     for name, default in (("genes", ()), ("mpp", None), ("encoder", None)):
         stated, stands = getattr(card, name), config.get(name, default)
@@ -153,6 +164,20 @@ def check_card(card: Card) -> None:
             raise ValueError(
                 f"{name} is {shown(stated)}, and config.{name} is {shown(stands)}: a card and its config name the same."
             )
+
+
+def _check_held_out(card: Card) -> None:
+    unknown = sorted(set(card.held_out) - set(HELD_OUT))
+    if unknown:
+        raise ValueError(f"held_out has {shown(unknown)}, which is unknown; there are {list(HELD_OUT)}.")
+    for name, values in card.held_out.items():
+        low = -1.001 if name == "ridge_pcc" else 0.0
+        high = 1.001 if name in ("ridge_pcc", "ceiling") else float("inf")
+        wrong = [gene for gene, value in values.items() if value is not None and not low <= value <= high]
+        if wrong:
+            raise ValueError(f"held_out: {name} of {shown(wrong[0])} is {values[wrong[0]]:g}, out of its range.")
+    if card.held_out_um2 and not (len(card.held_out_um2) == 2 and 0 < card.held_out_um2[0] <= card.held_out_um2[1]):
+        raise ValueError(f"held_out_um2={shown(card.held_out_um2)} must be two areas above 0, the smaller first.")
 
 
 def card_file(folder: Path) -> Path:

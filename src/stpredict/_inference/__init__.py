@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from stpredict._inference._dense import raster_shape
+from stpredict._inference._dense import raster_shape, tiling_of
 from stpredict._inference._run import (
+    Prediction,
     RuntimeOptions,
     embed,
     fold_batch_norms,
     n_chunks,
     predict,
+    predict_with_spread,
     resolve_runtime,
     run_chunks,
 )
 
 __all__ = [
+    "Prediction",
     "RuntimeOptions",
     "embed",
     "fold_batch_norms",
     "n_chunks",
     "predict",
+    "predict_with_spread",
     "raster_shape",
     "resolve_runtime",
     "run_chunks",
+    "tiling_of",
 ]

@@ -21,7 +21,7 @@ from stpredict._partial import PartialSum
 from stpredict._prefetch import prefetch
 from stpredict._section import Section
 from stpredict._window import Tile, Window, tiles
-from stpredict.models._base import Model
+from stpredict.models._base import Model, Tiling
 from stpredict.models._samples import Batch, to_cells
 
 READ_OUT_DEPTH = 1  # chunks that are read out while the next is computed
@@ -59,8 +59,8 @@ class DenseInference(ChunkedInference):
         self._last_read: tuple[Window, NDArray[np.uint8]] | None = None
         if section.tissue is not None:
             shapely.prepare(section.tissue)
-        c = model.config
-        all_tiles = tiles(section.image.height, section.image.width, core_px=c.core_px, halo_px=c.halo_px)
+        self.tiling = t = tiling_of(model)
+        all_tiles = tiles(section.image.height, section.image.width, core_px=t.core_px, halo_px=t.halo_px)
         wanted = [
             tile
             for tile in all_tiles
@@ -83,7 +83,7 @@ class DenseInference(ChunkedInference):
         Two buffers (`READ_OUT_DEPTH` and one) take turns: a chunk is read out before the maps of the next but one are
         computed. Allocated in each forward pass, and freed in the next, maps would break up the heap.
         """
-        model, cells = self.model, round(self.model.config.core_px / self.model.stride)
+        model, cells = self.model, round(self.tiling.core_px / self.model.stride)
         shape = max(map(len, self.groups), default=0), model.query(model.genes[:1]).shape[1], cells, cells
         buffers = [
             torch.empty(shape, dtype=torch.float32, device=self.device)
@@ -101,7 +101,7 @@ class DenseInference(ChunkedInference):
         model, section = self.model, self.section
         area = total[:, -1:].copy()
         with np.errstate(invalid="ignore", divide="ignore"):
-            weight = 1 / area if model.config.reduction == "mean" else (model.stride * section.mpp) ** 2
+            weight = 1 / area if self.tiling.reduction == "mean" else (model.stride * section.mpp) ** 2
             pooled = total if total.dtype == np.float32 else np.empty(total.shape, np.float32)
             np.multiply(total, weight, dtype=np.float64, out=pooled, casting="same_kind")
         pooled[area[:, 0] <= 0] = 0.0
@@ -180,6 +180,12 @@ class DenseInference(ChunkedInference):
         self.raster(slice(y0, y1), slice(x0, x1), values[:, : y1 - y0, : x1 - x0].cpu().numpy())
 
 
+def tiling_of(model: Model) -> Tiling:
+    """How a dense model goes over an image."""
+    assert model.tiling is not None
+    return model.tiling
+
+
 def raster_shape(model: Model, section: Section) -> tuple[int, int]:
     """(height, width) of a dense model's raster of this section, in cells."""
     stride = model.stride
@@ -192,8 +198,9 @@ def _latent_of_tiles(model: Model, images: Tensor, out: Tensor, part: slice) -> 
 
     They are averaged in float32 over the first `turns` symmetries of the square.
     """
-    images, turns = images[part].to(out.device, non_blocking=True), model.config.turns
-    halo, core = (round(px / model.stride) for px in (model.config.halo_px, model.config.core_px))
+    tiling = tiling_of(model)
+    images, turns = images[part].to(out.device, non_blocking=True), tiling.turns
+    halo, core = (round(px / model.stride) for px in (tiling.halo_px, tiling.core_px))
     total: Tensor | None = None
     for turn in range(turns):
         flip, quarters = turn > 3, turn % 4

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stpredict._inference._chunks import PATCHES, ChunkedInference, PatchInference
-from stpredict._inference._dense import DenseInference, Raster
+from stpredict._inference._dense import DenseInference, Raster, tiling_of
 from stpredict._malloc import keep_freed_memory
 from stpredict._partial import PartialStore, PartialSum
 from stpredict._section import Section
+from stpredict.models import Ensemble
 from stpredict.models._base import Model
 from stpredict.models._patches import PatchEncoder
 from stpredict.models._samples import Batch
@@ -46,6 +49,24 @@ def resolve_runtime(runtime: RuntimeOptions, output: str) -> RuntimeOptions:
     return replace(runtime, device=str(device), precision=resolve_precision(runtime.precision, device), batch_size=n)
 
 
+class Prediction(NamedTuple):
+    """What `predict_with_spread` returns.
+
+    Parameters
+    ----------
+    values : ndarray of float32
+        (n, g) in target units, NaN where nothing of a shape is on the image.
+    share : ndarray of float64
+        (n,) covered share of each shape's area in [0, 1].
+    spread : ndarray of float32, optional
+        (n, g) standard deviation over the members of an ensemble in target units; None for any other model.
+    """
+
+    values: NDArray[np.float32]
+    share: NDArray[np.float64]
+    spread: NDArray[np.float32] | None
+
+
 def predict(
     model: Model,
     section: Section,
@@ -55,6 +76,19 @@ def predict(
     raster: Raster | None = None,
     parts: PartialStore | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Values and covered shares of `predict_with_spread`; arguments as there."""
+    return predict_with_spread(model, section, genes, runtime=runtime, raster=raster, parts=parts)[:2]
+
+
+def predict_with_spread(
+    model: Model,
+    section: Section,
+    genes: Sequence[str],
+    *,
+    runtime: RuntimeOptions,
+    raster: Raster | None = None,
+    parts: PartialStore | None = None,
+) -> Prediction:
     """Predict inside the shapes of a section, and hand its raster on tile by tile.
 
     Parameters
@@ -70,29 +104,75 @@ def predict(
 
     Returns
     -------
-    tuple[ndarray, ndarray]
-        Values (n, g) float32 in target units, NaN where nothing of a shape is on the image, and the covered share (n,)
-        of each shape's area in [0, 1]. The raster of all genes is never held.
+    Prediction
+        Values, covered shares, and the spread of an ensemble. The raster of all genes is never held.
 
     Raises
     ------
     ValueError
         Where a raster is asked of a model that has none.
     """
+    if isinstance(model, Ensemble) and model.output == "spots":
+        _check_map(model, raster)
+        return _predict_members(model, section, genes, runtime, parts)
     with _inference_mode(model, runtime) as device:
         query = _query(model, genes, device)
         fast = fold_batch_norms(model, compile=runtime.compile)
         chunks = _chunked(model, section, runtime, device, fast=fast, raster=raster, query=query)
         rows, share = _pooled_rows(chunks, parts)
         values = np.full((section.n_shapes, len(genes)), np.nan, dtype=np.float32)
+        spread = np.full_like(values, np.nan) if isinstance(model, Ensemble) else None
         on = np.flatnonzero(share > 0)
         if len(on) and query is not None:
-            _head(model, rows, on, query, values)
-        return values, share
+            _head(model, rows, on, query, values, spread)
+        return Prediction(values, share, spread)
+
+
+def _predict_members(
+    model: Ensemble, section: Section, genes: Sequence[str], runtime: RuntimeOptions, parts: PartialStore | None
+) -> Prediction:
+    """Mean and standard deviation over members that look at patches, each with samples of its own, in target units.
+
+    Welford's sums: the values of two members are held at a time.
+    """
+    mean = square = np.zeros((section.n_shapes, len(genes)), np.float32)
+    share = np.zeros(section.n_shapes)
+    for k, (member, first) in enumerate(zip(model.models, _first_chunks(model, section, runtime), strict=False)):
+        own = None if parts is None else _PartsFrom(parts, first)
+        values, share = predict(member, section, genes, runtime=runtime, parts=own)
+        step = values - mean
+        mean = mean + step / np.float32(k + 1)
+        square = square + step * (values - mean)
+    return Prediction(mean, share, np.sqrt(square / np.float32(len(model.models) - 1)))
+
+
+def _first_chunks(model: Ensemble, section: Section, runtime: RuntimeOptions) -> list[int]:
+    """The number that each member's pieces begin at, and that of all."""
+    sizes = [n_chunks(each, section, runtime=runtime, raster=False) for each in model.models]
+    return [0, *accumulate(sizes)]
+
+
+@dataclass(frozen=True)
+class _PartsFrom:
+    """The parts of one member among those of an ensemble: its pieces are numbered from `first` on."""
+
+    parts: PartialStore
+    first: int
+
+    def has(self, chunk: int) -> bool:
+        return self.parts.has(self.first + chunk)
+
+    def load(self, chunk: int) -> PartialSum:
+        return self.parts.load(self.first + chunk)
+
+    def keep(self, chunk: int, part: PartialSum) -> None:
+        self.parts.keep(self.first + chunk, part)
 
 
 def n_chunks(model: Model, section: Section, *, runtime: RuntimeOptions, raster: bool) -> int:
     """How many chunks `predict` has for this section, with or without its raster; `runtime` is resolved."""
+    if isinstance(model, Ensemble) and model.output == "spots":
+        return _first_chunks(model, section, runtime)[-1]
     taker: Raster | None = (lambda y, x, values: None) if raster else None
     return _chunked(model, section, runtime, torch.device("cpu"), raster=taker).n
 
@@ -108,6 +188,12 @@ def run_chunks(
     raster: Raster | None = None,
 ) -> None:
     """Do some chunks of what `predict` does, and keep their parts; arguments as there."""
+    if isinstance(model, Ensemble) and model.output == "spots":
+        for member, (a, b) in zip(model.models, pairwise(_first_chunks(model, section, runtime)), strict=True):
+            own = [i - a for i in which if a <= i < b]
+            if own:
+                run_chunks(member, section, genes, own, runtime=runtime, parts=_PartsFrom(parts, a))
+        return
     with _inference_mode(model, runtime) as device:
         query = _query(model, genes, device)
         fast = fold_batch_norms(model, compile=runtime.compile)
@@ -123,8 +209,12 @@ def embed(
     """What a model sees of each shape before any gene is asked: its latent, pooled inside the shape.
 
     Returns values (n, d) float32, NaN where nothing of a shape is on the image (what is no feature is left out: a dense
-    model's constant channel, SGN's places), and the covered share (n,) of each shape's area.
+    model's constant channel, SGN's places), and the covered share (n,) of each shape's area. Of an ensemble: those
+    of its members, side by side.
     """
+    if isinstance(model, Ensemble) and model.output == "spots":
+        found = [embed(each, section, runtime=runtime) for each in model.models]
+        return np.concatenate([values for values, _ in found], axis=1), found[0][1]
     with _inference_mode(model, runtime) as device:
         fast = fold_batch_norms(model, compile=runtime.compile)
         rows, share = _pooled_rows(_chunked(model, section, runtime, device, fast=fast), None)
@@ -156,15 +246,16 @@ def fold_batch_norms(model: Model, *, compile: bool = False) -> Model:
     if model.output != "raster":
         trained = [m.encoder for m in model.modules() if isinstance(m, PatchEncoder) and not m.frozen]
         return copied(model, {each: folded_encoder(each) for each in trained}) if trained else model
-    side, device = model.config.window_px, next(model.parameters()).device
+    side, device = tiling_of(model).window_px, next(model.parameters()).device
     image = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     batch = Batch(image.to(device), None, None, (), np.empty((0, 2), np.int64))
     with torch.autocast(device.type, enabled=False):
         fast = folded(model, lambda m: m.latent(batch).float())
     if compile:
         fast = copied(fast)
-        for part in fast.children():
-            part.compile()
+        for member in fast.models if isinstance(fast, Ensemble) else [fast]:
+            for part in member.children():
+                part.compile()
     return fast
 
 
@@ -179,8 +270,7 @@ def _chunked(
     model: Model, section: Section, runtime: RuntimeOptions, device: torch.device, *, fast: Model | None = None,
     raster: Raster | None = None, query: Tensor | None = None,
 ) -> ChunkedInference:  # fmt: skip
-    if raster is not None and model.output != "raster":
-        raise ValueError(f"{type(model).__name__} predicts shapes one by one and has no raster; use output='layer'.")
+    _check_map(model, raster)
     n = (
         runtime.batch_size
         if isinstance(runtime.batch_size, int)
@@ -192,6 +282,11 @@ def _chunked(
             fast=fast,
         )  # fmt: skip
     return PatchInference(model, section, batch_size=n, device=device, progress=runtime.progress, fast=fast)
+
+
+def _check_map(model: Model, raster: Raster | None) -> None:
+    if raster is not None and model.output != "raster":
+        raise ValueError(f"{type(model).__name__} predicts shapes one by one and has no raster; use output='layer'.")
 
 
 def _pooled_rows(
@@ -230,15 +325,21 @@ def _empty_sums(n_shapes: int, part: PartialSum) -> NDArray[np.floating]:
 
 
 def _head(
-    model: Model, rows: NDArray[np.float32], on: NDArray[np.int64], query: Tensor, values: NDArray[np.float32]
-) -> None:
-    """Fill `values` (n, g) in target units at rows `on`; models that see a whole section get all of these at once."""
+    model: Model, rows: NDArray[np.float32], on: NDArray[np.int64], query: Tensor, values: NDArray[np.float32],
+    spread: NDArray[np.float32] | None,
+) -> None:  # fmt: skip
+    """Fill `values` (n, g) in target units at rows `on`, and the `spread` of an ensemble.
+
+    Models that see a whole section get all rows at once.
+    """
     step = len(on) if model.context == "section" else HEAD_ROWS
     with torch.autocast(query.device.type, enabled=False):
         for k in range(0, len(on), step):
             some = on[k : k + step]
             latent = torch.from_numpy(rows[some]).to(query.device)
             values[some] = model.link(model.head(latent, query)).float().cpu().numpy()
+            if spread is not None and isinstance(model, Ensemble):
+                spread[some] = model.spread(latent, query).float().cpu().numpy()
     wrong = np.flatnonzero(~np.isfinite(values[on]).all(axis=0))
     if len(wrong):
         raise ValueError(

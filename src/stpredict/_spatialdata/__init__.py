@@ -18,6 +18,7 @@ from stpredict._spatialdata._elements import (
 )
 from stpredict._spatialdata._sections import (
     SectionSpec,
+    areas_um2,
     image_section,
     measured_shapes,
     needed_counts,
@@ -79,6 +80,7 @@ __all__ = [
     "add_shapes",
     "affines",
     "all_opened",
+    "areas_um2",
     "check_counts",
     "check_layer_size",
     "check_raster_size",

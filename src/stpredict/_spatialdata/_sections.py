@@ -260,13 +260,21 @@ def needed_counts(sdata: SpatialData, spec: SectionSpec) -> float:
     if spec.min_counts is not None:
         return spec.min_counts
     try:
-        spec = spec.resolved(sdata)
-        _, _, area, _ = shapes_in_pixels(sdata, spec.image, spec.shapes)
-        mpp = image_mpp(sdata, spec.image, spec.shapes_key, spec.mpp)
+        area = areas_um2(sdata, spec)
     except ValueError as error:
         logger.info("no area of shapes %r is known, so they need %d counts: %s", spec.shapes_key, MIN_COUNTS, error)
         return float(MIN_COUNTS)
-    return _by_area(area * mpp**2)
+    return _by_area(area)
+
+
+def areas_um2(sdata: SpatialData, spec: SectionSpec) -> NDArray[np.float64]:
+    """(n,) areas of whole shapes in square micrometres, in element order.
+
+    Raises ValueError as `section` does for the keys and for an image without mpp.
+    """
+    spec = spec.resolved(sdata)
+    _, _, area, _ = shapes_in_pixels(sdata, spec.image, spec.shapes)
+    return area * image_mpp(sdata, spec.image, spec.shapes_key, spec.mpp) ** 2
 
 
 def _by_area(area_um2: NDArray[np.float64]) -> float:

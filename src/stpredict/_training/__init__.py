@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from stpredict._training._loop import TrainOptions, fit, split_spatial_blocks
+from stpredict._training._fit import fit, fit_leaving_out
+from stpredict._training._held_out import HeldOut, by_gene, evidence, held_out
+from stpredict._training._loop import TrainOptions, in_memory, split_spatial_blocks
 from stpredict._training._module import MIN_STEPS, FitModule
 
-__all__ = ["MIN_STEPS", "FitModule", "TrainOptions", "fit", "split_spatial_blocks"]
+__all__ = [
+    "MIN_STEPS",
+    "FitModule",
+    "HeldOut",
+    "TrainOptions",
+    "by_gene",
+    "evidence",
+    "fit",
+    "fit_leaving_out",
+    "held_out",
+    "in_memory",
+    "split_spatial_blocks",
+]

@@ -20,13 +20,13 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
-from stpredict import metrics
 from stpredict._arguments import LIMITS
 from stpredict._malloc import keep_freed_memory
 from stpredict._schema import check_fields
 from stpredict._section import Section, blocks, take
-from stpredict._training._module import FitModule, RestoreBest, val_batches
-from stpredict.models._base import Model, Recipe, new_card, predict_batch
+from stpredict._training._held_out import HeldOut, held_out
+from stpredict._training._module import FitModule, RestoreBest
+from stpredict.models._base import Model, Recipe
 from stpredict.models._samples import Samples, held_in_memory
 from stpredict.nn.device import autocast, resolve_device, resolve_precision, run_after_fork
 
@@ -64,25 +64,24 @@ class TrainOptions:
         return recipe
 
 
-def fit(
-    model: Model, train: Sequence[Section], val: Sequence[Section], plan: TrainOptions, **card: Any
-) -> pd.DataFrame:
-    """Train `model` in place on sections, give it its card, and return the history.
+def fit_model(
+    model: Model, train: Sequence[Section], val: Sequence[Section], plan: TrainOptions
+) -> tuple[pd.DataFrame, HeldOut | None]:
+    """Train `model` in place on sections; it has no card yet.
 
     train, val
-        Sections with expression in the order of `model.genes`; `val` may be empty (no early stopping, no reliability).
-    card
-        Fields of the card that only the caller knows (sections, target, licence, ...).
+        Sections with expression in the order of `model.genes`; `val` may be empty (no early stopping, no evidence).
 
-    Returns one row an epoch: epoch, train_loss, and with validation val_loss and val_pcc (mean over genes); lr.
+    Returns the history and what was predicted of `val`, if there is one. The history has one row an epoch: epoch,
+    train_loss, and with validation val_loss; lr.
 
     Raises ValueError where there is no section, and for a training that diverged: the model then has no card.
     """
     if not train:
         raise ValueError("there is nothing to train on: no section was given.")
     run_after_fork()
-    share = CACHE_BYTES // (len(train) + len(val))
-    train, val = ([held_in_memory(s, limit_bytes=share) for s in part] for part in (train, val))
+    held = in_memory([*train, *val])
+    train, val = held[: len(train)], held[len(train) :]
     device = resolve_device(plan.device)
     precision = resolve_precision(plan.precision, device)
     with keep_freed_memory():
@@ -99,9 +98,13 @@ def fit(
             model.finish(train)
             model.eval()
             _check_finite(model, history, recipe)
-            val_pcc = _reliability(model, val) if val else {}
-    model.card = new_card(model, seed=plan.seed, val_pcc=val_pcc, protocol=metrics.PROTOCOL, **card)
-    return history
+            return history, held_out(model, val) if val else None
+
+
+def in_memory(sections: Sequence[Section]) -> list[Section]:
+    """The sections with their images read once, as far as `CACHE_BYTES` goes; those that are there already stay."""
+    share = CACHE_BYTES // max(1, len(sections))
+    return [held_in_memory(s, limit_bytes=share) for s in sections]
 
 
 def split_spatial_blocks(section: Section, *, share: float, seed: int) -> tuple[Section, Section | None]:
@@ -272,19 +275,3 @@ def _csv_log(folder: Path) -> CSVLogger:
     """A log of its own for every run: log, log2, ...; a resumed run keeps what the first one wrote."""
     n = sum(1 for path in folder.glob("log*") if path.is_dir())
     return CSVLogger(folder, name="", version=f"log{n + 1}" if n else "log")
-
-
-def _reliability(model: Model, val: Sequence[Section]) -> dict[str, float | None]:
-    """Per-gene correlation on the validation sections, averaged over them; None where it is undefined."""
-    samples = model.samples(val, train=False)
-    batches = [samples.collate([samples[i] for i in b]) for b in val_batches(model, samples, model.recipe.batch_size)]
-    device = next(model.parameters(), torch.zeros(())).device
-    with torch.inference_mode():
-        values = [predict_batch(model, b.to(device), model.query(b.genes)).cpu().numpy() for b in batches]
-    pred, true = np.concatenate(values), np.concatenate([b.measured.numpy() for b in batches])
-    section = np.concatenate([b.rows[:, 0] for b in batches])
-    scores = [metrics.pcc(pred[section == i], true[section == i]) for i in range(len(val)) if (section == i).sum() > 2]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Mean of empty slice")
-        mean = np.nanmean(scores, axis=0)
-    return {gene: float(v) if np.isfinite(v) else None for gene, v in zip(model.genes, mean, strict=True)}

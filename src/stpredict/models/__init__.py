@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from stpredict.models._base import Model as Model
     from stpredict.models._base import predict_batch as predict_batch
+    from stpredict.models._ensemble import Ensemble as Ensemble
     from stpredict.models._fields import Config as Config
     from stpredict.models._fields import Recipe as Recipe
     from stpredict.models._info import ModelInfo as ModelInfo
@@ -50,8 +51,8 @@ if TYPE_CHECKING:
 
 # for authors of models, by the file that each stands in
 _SHARED = {
-    "Batch": "_samples", "Config": "_fields", "Model": "_base", "ModelInfo": "_info", "Patch": "_samples",
-    "PatchSamples": "_samples",
+    "Batch": "_samples", "Config": "_fields", "Ensemble": "_ensemble", "Model": "_base", "ModelInfo": "_info",
+    "Patch": "_samples", "PatchSamples": "_samples",
     "Recipe": "_fields", "Samples": "_samples", "WindowSamples": "_windows", "predict_batch": "_base",
     "register": "_registry",
 }  # fmt: skip
@@ -203,14 +204,20 @@ def load(name_or_path: str | Path, *, model_class: type | None = None) -> Model:
         For a damaged or foreign folder, and for a class that is not known or not the one of the card. Both name the
         file.
     """
+    from stpredict.models._ensemble import Ensemble
     from stpredict.models._folder import read_model
     from stpredict.models._registry import class_named
 
     check_arguments(load, locals())
     folder = find_model(name_or_path)
     card = read_card(folder)
-    kind = class_named(card.model, card_file(folder)) if model_class is None else _checked_class(model_class, folder)
+    if model_class is not None:
+        kind = _checked_class(model_class, folder)
+    else:
+        kind = Ensemble if card.model == "Ensemble" else class_named(card.model, card_file(folder))
     model: Model = read_model(folder, kind)
+    if isinstance(model, Ensemble):
+        model.take_card(card)
     model.loaded_from = str(name_or_path) if str(name_or_path) in shipped() else str(folder.resolve())
     return model
 

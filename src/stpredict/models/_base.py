@@ -33,6 +33,7 @@ from stpredict.nn.pool import pool
 __all__ = [
     "Model",
     "Recipe",
+    "Tiling",
     "as_panel",
     "check_panel",
     "constructor",

@@ -161,11 +161,16 @@ def _from_card[T](path: Path, make: Callable[[], T]) -> T:
 
 def config_of(card: Card, kind: type) -> Any:
     """The config of a card. Raises ValueError, naming the field, for one that is unknown or wrong."""
+    return config_from(card.config, kind)
+
+
+def config_from(content: Mapping[str, Any], kind: type) -> Any:
+    """The config that the fields of a card make; raises as `config_of` does."""
     known = {f.name for f in fields(kind)}
-    unknown = sorted(set(card.config) - known)
+    unknown = sorted(set(content) - known)
     if unknown:
         raise ValueError(f"the card has fields that {kind.__name__} does not know: {shown(unknown)}.")
-    listed = card.config.items()
+    listed = content.items()
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in listed}
     if isinstance(values.get("recipe"), dict):
         values["recipe"] = _recipe(values["recipe"])

@@ -125,7 +125,7 @@ def dihedral(array: NDArray, turn: int) -> NDArray:
 def held_in_memory(section: Section, *, limit_bytes: int) -> Section:
     """The section with its image read once at working resolution, where that takes at most `limit_bytes`."""
     view = section.image
-    if view.height * view.width * 3 > limit_bytes:
+    if view.height * view.width * 3 > limit_bytes or (isinstance(view.pixels, np.ndarray) and view.scale == (1.0, 1.0)):
         return section
     pixels = np.empty((3, view.height, view.width), dtype=np.uint8)
     for y in range(0, view.height, 1024):

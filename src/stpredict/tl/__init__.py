@@ -1,4 +1,4 @@
-"""The verbs: train, predict, query, embed, aggregate, evaluate, benchmark; and vectors of genes from their texts.
+"""The verbs, from train to reliability, and vectors of genes from their texts.
 
 A verb is imported when it is first used: scoring a layer loads neither torch nor Lightning.
 """
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from stpredict.tl.embed import embed
     from stpredict.tl.embed_genes import embed_genes
     from stpredict.tl.evaluate import evaluate
+    from stpredict.tl.intervals import intervals
     from stpredict.tl.predict import predict
     from stpredict.tl.query import query
+    from stpredict.tl.reliability import reliability
     from stpredict.tl.train import train
     from stpredict.tl.unseen_genes import unseen_genes
 
@@ -29,8 +31,10 @@ __all__ = [
     "embed",
     "embed_genes",
     "evaluate",
+    "intervals",
     "predict",
     "query",
+    "reliability",
     "train",
     "unseen_genes",
 ]

@@ -14,10 +14,10 @@ from spatialdata.transformations import get_transformation
 from stpredict import _inference, _spatialdata
 from stpredict._arguments import check_arguments
 from stpredict._section import array_of
-from stpredict.models import load
+from stpredict.models import Ensemble, load
 from stpredict.models._base import weights_sha256
 from stpredict.tl._predict._destination import resolve_destination, table_change
-from stpredict.tl._predict._provenance import gene_reliability, model_record
+from stpredict.tl._predict._provenance import gene_evidence, gene_reliability, model_record
 from stpredict.tl._predict._request import Output, RasterDtype, add_embeddings, resolve_genes
 from stpredict.tl._readout import find_raster, read_inside, warn_of_empty
 
@@ -103,7 +103,7 @@ def query(
         results = Output.parse(output)
         destination = None if not results.layer else resolve_destination(
             names, wanted, key=key, shapes_key=shapes_key, table_name=table_name, table_added=table_added,
-            tissue_key=None,
+            tissue_key=None, spread=isinstance(model, Ensemble),
         )  # fmt: skip
         target = None if results.raster is None else _target(names, latent_key, key, wanted, dtype)
         names.check()
@@ -111,7 +111,7 @@ def query(
             stack.enter_context(target)
         changes: list[_spatialdata.Change] = []
         if destination is not None:
-            values, share = reader.inside(sdata, destination.shapes_key, made)
+            values, share, spread = reader.inside(sdata, destination.shapes_key, made)
             _warn_of_empty(values, latent_key, key)
             changes.append(
                 table_change(
@@ -122,6 +122,8 @@ def query(
                     genes=wanted,
                     gene_reliability=gene_reliability(model, wanted),
                     record=record,
+                    held_out=gene_evidence(model, wanted),
+                    spread=spread,
                 )  # fmt: skip
             )
         if target is not None:
@@ -220,14 +222,16 @@ class _Reader:
 
     def inside(
         self, sdata: SpatialData, shapes_key: str, made: Mapping[str, Any]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Values in target units (n, g), NaN where nothing is covered, and covered shares (n,)."""
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float32] | None]:
+        """Values in target units (n, g), NaN where nothing is covered, covered shares (n,), an ensemble's spread."""
         channels = np.arange(self.query.shape[1])
         sums, share = read_inside(sdata, self.latent_key, shapes_key, channels, stat="sum")
         # the constant channel adds up to the covered area; sums are values x square micrometres
         pooled = sums / sums[:, -1:] if made["reduction"] == "mean" else sums * made["raster_mpp"] ** 2
         with torch.inference_mode():
-            return self.model.link(self._head(pooled)).cpu().numpy(), share
+            values = self.model.link(self._head(pooled)).cpu().numpy()
+            spread = self.model.spread(self._rows(pooled), self.query) if isinstance(self.model, Ensemble) else None
+            return values, share, None if spread is None else spread.cpu().numpy()
 
     def map(self, target: _spatialdata.RasterTarget) -> None:
         """Write values before the link, (g, h, w) region by region."""
@@ -243,5 +247,7 @@ class _Reader:
 
     def _head(self, latent: NDArray[Any]) -> Tensor:
         """(n, g) values before the link, of latent rows (n, d)."""
-        rows = torch.from_numpy(np.ascontiguousarray(latent, dtype=np.float32)).to(self.query.device)
-        return self.model.head(rows, self.query)
+        return self.model.head(self._rows(latent), self.query)
+
+    def _rows(self, latent: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(latent, dtype=np.float32)).to(self.query.device)

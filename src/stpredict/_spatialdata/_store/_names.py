@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stpredict._card import HELD_OUT
 from stpredict._spatialdata._store._transaction import Store, open_store
 
 if TYPE_CHECKING:
@@ -89,9 +90,10 @@ class NewNames:
                 )
 
     def entry(
-        self, table_name: str, key: str, *, group: str = "layers", var: Iterable[str] = (), obs: Iterable[str] = ()
-    ) -> None:
-        """Add a layer or obsm entry (`group`) of a table, with its columns of var and obs.
+        self, table_name: str, key: str, *, group: str = "layers", var: Iterable[str] = (), obs: Iterable[str] = (),
+        layers: Iterable[str] = (),
+    ) -> None:  # fmt: skip
+        """Add a layer or obsm entry (`group`) of a table, with its columns of var and obs, and further layers.
 
         Raises
         ------
@@ -103,14 +105,17 @@ class NewNames:
             store.check_agrees(table_name, table)
         what = f"{'layer' if group == 'layers' else 'obsm entry'} of table {table_name!r}"
         self._names.append(NewName(key, what, self._existing(getattr(table, group), "tables", table_name, group)))
+        there = self._existing(table.layers, "tables", table_name, "layers")
+        self._names += [NewName(name, f"layer of table {table_name!r}", there) for name in layers]
         for axis, columns in (("var", var), ("obs", obs)):
             stored = store.columns(table_name, axis) if store else ()
             seen = frozenset(map(str, (*getattr(table, axis).columns, *stored)))
             self._names += [NewName(name, f"column of {axis} of table {table_name!r}", seen) for name in columns]
 
-    def layer(self, table_name: str, key: str) -> None:
-        """Add a layer with the columns that `layer` gives it."""
-        self.entry(table_name, key, var=(key, f"{key}_val_pcc"), obs=(f"{key}_coverage",))
+    def layer(self, table_name: str, key: str, *, spread: bool = False) -> None:
+        """Add a layer with the columns that `layer` gives it, and the layer of its spread."""
+        columns = (key, *(f"{key}_val_{name}" for name in ("pcc", *HELD_OUT)))
+        self.entry(table_name, key, var=columns, obs=(f"{key}_coverage",), layers=(f"{key}_sd",) if spread else ())
 
     def check(self) -> None:
         """Raise ValueError unless all of them may be written."""

@@ -16,9 +16,10 @@ import psutil
 from anndata import AnnData
 from spatialdata.models import TableModel
 
+from stpredict._card import HELD_OUT
 from stpredict._spatialdata._store._element import ImageElement, TableElement
 from stpredict._spatialdata._store._names import NewNames
-from stpredict._spatialdata._store._table import NAMESPACE, TableEntry, keep_others
+from stpredict._spatialdata._store._table import NAMESPACE, TableEntry, earlier_record, keep_others
 from stpredict._spatialdata._store._transaction import Store, Transaction
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ def check_table_size(n_shapes: int, n_genes: int) -> None:
 def layer(
     sdata: SpatialData, table_name: str, key: str, *, values: NDArray[Any], join: tuple[NDArray[Any], NDArray[Any]],
     columns: NDArray[Any], coverage: NDArray[Any] | None = None, val_pcc: NDArray[Any] | None = None,
+    held_out: Mapping[str, NDArray[Any]] | None = None, spread: NDArray[Any] | None = None,
     record: Mapping[str, Any] | None = None,
 ) -> TableEntry:  # fmt: skip
     """A layer of an existing table from values in element order.
@@ -149,31 +151,47 @@ def layer(
     coverage, val_pcc : ndarray[Any], optional
         (n,) covered share of each shape's area; (g,) the model's own reliability of each gene. None: no such column,
         and one of an earlier result is taken away.
+    held_out : Mapping[str, ndarray[Any]], optional
+        What else is known of each gene (g,), by its name in `HELD_OUT`: columns ``{key}_val_{name}``.
+    spread : ndarray[Any], optional
+        (n, g) standard deviation over the members of an ensemble: the layer ``{key}_sd``. None: that of an earlier
+        result is taken away.
     record : Mapping[str, Any], optional
         Plain values; see `plain`.
     """
     n_obs, n_vars = sdata.tables[table_name].shape
     rows, shapes = _index(join[0], n_obs, len(join[1]), "row"), _index(join[1], len(values), len(join[0]), "position")
     genes = _index(columns, n_vars, values.shape[1], "column")
-    wide = np.full((n_obs, n_vars), np.nan, np.float32)
-    wide[np.ix_(rows, genes)] = values[shapes]
+
+    def widened(values: NDArray[Any]) -> NDArray[np.float32]:
+        wide = np.full((n_obs, n_vars), np.nan, np.float32)
+        wide[np.ix_(rows, genes)] = values[shapes]
+        return wide
+
+    wide, known = widened(values), {} if held_out is None else held_out
+    layers: dict[str, NDArray[np.float32] | None] = {}
+    if spread is not None or "n_models" in earlier_record(sdata, table_name, key):
+        layers[f"{key}_sd"] = None if spread is None else widened(spread)
     predicted = np.zeros(n_vars, bool)
     predicted[genes] = True
     covered = None if coverage is None else _spread(coverage[shapes], rows, n_obs)
-    keep_others(sdata, table_name, key, rows=rows, values=wide, coverage=covered, record=record or {})
+    keep_others(sdata, table_name, key, rows=rows, values=wide, coverage=covered, record=record or {}, layers=layers)
+    of_genes = {f"{key}_val_{name}": _spread(known.get(name), genes, n_vars) for name in HELD_OUT}
     return TableEntry(
         table_name,
         key,
         wide,
-        var={key: predicted, f"{key}_val_pcc": _spread(val_pcc, genes, n_vars)},
+        var={key: predicted, f"{key}_val_pcc": _spread(val_pcc, genes, n_vars), **of_genes},
         obs={f"{key}_coverage": covered},
         record=record or {},
+        layers=layers,
     )
 
 
 def new_table(
     values: NDArray[Any], *, key: str, genes: Sequence[str], region: str, instance_ids: NDArray[Any],
     centroids: NDArray[Any], coverage: NDArray[Any] | None = None, val_pcc: NDArray[Any] | None = None,
+    held_out: Mapping[str, NDArray[Any]] | None = None, spread: NDArray[Any] | None = None,
     record: Mapping[str, Any] | None = None,
 ) -> AnnData:  # fmt: skip
     """A table of predicted values that annotates shapes, rows in element order.
@@ -188,7 +206,7 @@ def new_table(
         Name of the shapes, and their (n,) unique index values, of their own dtype.
     centroids : ndarray[Any]
         (n, 2) in (x, y), for ``obsm["spatial"]``.
-    coverage, val_pcc, record
+    coverage, val_pcc, held_out, spread, record
         As in `layer`.
     """
     n, g = values.shape
@@ -204,12 +222,14 @@ def new_table(
     var[key] = np.ones(g, bool)
     if val_pcc is not None:
         var[f"{key}_val_pcc"] = np.asarray(val_pcc)
+    for name, column in (held_out or {}).items():
+        var[f"{key}_val_{name}"] = np.asarray(column)
     taken = np.asarray(values, np.float32)
     table = AnnData(
         taken,
         obs=obs,
         var=var,
-        layers={key: taken.copy()},
+        layers={key: taken.copy()} | ({} if spread is None else {f"{key}_sd": np.asarray(spread, np.float32)}),
         uns={NAMESPACE: {key: dict(record or {})}},
     )
     table.obsm["spatial"] = np.asarray(centroids, np.float64)

@@ -48,6 +48,8 @@ class TableEntry:
         Columns by their full names, (n_vars,) and (n_obs,), numbers or bool. None takes a column of that name away.
     record : Mapping[str, Any], optional
         What ``uns["stpredict"][key]`` and ``sdata.attrs["stpredict"]`` say of it.
+    layers : Mapping[str, ndarray of float32 | None], optional
+        Further layers of the same result by their full names. None takes a layer of that name away.
     """
 
     table_name: str
@@ -57,6 +59,7 @@ class TableEntry:
     var: Mapping[str, NDArray[Any] | None] = field(default_factory=dict)
     obs: Mapping[str, NDArray[Any] | None] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)
+    layers: Mapping[str, NDArray[np.float32] | None] = field(default_factory=dict)
 
     def records(self, known: Mapping[str, Any]) -> dict[str, Any]:
         """What changes in the provenance, by place."""
@@ -64,7 +67,9 @@ class TableEntry:
 
     def register(self, names: NewNames) -> None:
         """Add the names of the entry and its columns to those that are checked."""
-        names.entry(self.table_name, self.key, group=self.place, var=self.var, obs=self.obs)
+        names.entry(
+            self.table_name, self.key, group=self.place, var=self.var, obs=self.obs, layers=self._further_layers
+        )
 
     def check(self, sdata: SpatialData, store: Store | None) -> None:
         """Raise ValueError for values that do not fit the table."""
@@ -75,6 +80,11 @@ class TableEntry:
             raise ValueError(
                 f"{self.place}[{self.key!r}] must be float32 {form}, got {self.values.dtype} {self.values.shape}."
             )
+        for name, values in self._further_layers.items():
+            if values.shape != (n_obs, n_vars) or values.dtype != np.float32:
+                raise ValueError(
+                    f"layers[{name!r}] must be float32 {n_obs, n_vars}, got {values.dtype} {values.shape}."
+                )
         for axis, n in (("var", n_vars), ("obs", n_obs)):
             for name, column in getattr(self, axis).items():
                 if column is not None and (np.shape(column) != (n,) or np.asarray(column).dtype.kind not in "bif"):
@@ -87,6 +97,8 @@ class TableEntry:
             write_elem(group, axis, {k: np.asarray(v) for k, v in getattr(self, axis).items() if v is not None})
         write_elem(group, "uns", {NAMESPACE: {self.key: dict(self.record)}})
         write_elem(group, self.place, {self.key: self.values})
+        for name, values in self._further_layers.items():
+            write_elem(group.require_group("layers"), name, values)
 
     def members(self, store: Store, folder: Path, known: Members) -> Members:
         """What changes inside the stored table, by path; `known` is what other entries change there."""
@@ -103,9 +115,11 @@ class TableEntry:
                     (axis, name): None if column is None else aside / axis / name for name, column in columns.items()
                 }
                 out[axis, "zarr.json"] = _reordered(base, axis, columns, out)
-        for path in (("uns", NAMESPACE, self.key), (self.place, self.key)):
+        further = [("layers", name) for name in self._further_layers]
+        for path in (("uns", NAMESPACE, self.key), (self.place, self.key), *further):
             out |= _member(base, aside, path, out)
-        return out
+        gone = [("layers", name) for name, values in self.layers.items() if values is None]
+        return out | {path: None for path in gone if base.has(*path)}
 
     def apply(self, transaction: Transaction, sdata: SpatialData, store: Store | None) -> None:
         """Set everything in memory."""
@@ -116,6 +130,12 @@ class TableEntry:
         known = table.uns.get(NAMESPACE, {})
         _set(transaction, table, "uns", NAMESPACE, {**known, self.key: dict(self.record)})
         _set(transaction, table, self.place, self.key, self.values)
+        for name, values in self.layers.items():
+            _set(transaction, table, "layers", name, values)
+
+    @property
+    def _further_layers(self) -> dict[str, NDArray[np.float32]]:
+        return {name: values for name, values in self.layers.items() if values is not None}
 
     @property
     def _aside(self) -> str:
@@ -168,6 +188,7 @@ def _set(transaction: Transaction, table: AnnData, place: str, name: str, value:
 def keep_others(
     sdata: SpatialData, table_name: str, key: str, *, rows: NDArray[np.int64], values: NDArray[np.float32],
     coverage: NDArray[np.float64] | None, record: Mapping[str, Any],
+    layers: Mapping[str, NDArray[np.float32] | None] | None = None,
 ) -> None:  # fmt: skip
     """Fill in the rows of other shapes, as an earlier call has left them in the layer of this name.
 
@@ -177,6 +198,8 @@ def keep_others(
         (m,) of the table, which are written now.
     values, coverage
         (n_obs, n_vars) and (n_obs,), changed in place: rows that were not written now and have earlier values.
+    layers
+        Further layers of the result, changed in place as `values` are.
 
     Notes
     -----
@@ -194,6 +217,10 @@ def keep_others(
         values[other] = old[other]
         if coverage is not None and covered is not None:
             coverage[other] = covered[other]
+        for name, layer in (layers or {}).items():
+            earlier = None if layer is None else _earlier(sdata, table_name, name)[0]
+            if layer is not None and isinstance(earlier, np.ndarray):
+                layer[other] = earlier[other]
         return
     warnings.warn(
         f"{int(other.sum())} rows of table {table_name!r}, which annotate other shapes, held values of another model, "
@@ -219,6 +246,19 @@ def _earlier(sdata: SpatialData, table_name: str, key: str) -> tuple[Any, Any, M
         return read_elem(group["/".join(place)]) if store.has("tables", table_name, *place) else None
 
     return read("layers", key), read("obs", column), read("uns", NAMESPACE, key) or {}
+
+
+def earlier_record(sdata: SpatialData, table_name: str, key: str) -> Mapping[str, Any]:
+    """The record of a result of that name, in memory or in the store; empty where there is none."""
+    known = sdata.tables[table_name].uns.get(NAMESPACE, {})
+    if key in known or sdata.path is None:
+        return known.get(key, {})
+    store = Store(Path(sdata.path))
+    if not store.has("tables", table_name, "uns", NAMESPACE, key):
+        return {}
+    group = zarr.open_group(store.path / "tables" / table_name, mode="r", use_consolidated=False)
+    record: Any = read_elem(group[f"uns/{NAMESPACE}/{key}"])
+    return record
 
 
 def _of_one_result(made: Mapping[str, Any], record: Mapping[str, Any]) -> bool:

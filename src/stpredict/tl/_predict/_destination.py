@@ -35,6 +35,7 @@ def resolve_destination(
     table_name: str | None,
     table_added: str | None,
     tissue_key: str | None,
+    spread: bool = False,
 ) -> Destination:
     """Decide, register the names that are added, and check everything else that can be checked before the work.
 
@@ -56,7 +57,7 @@ def resolve_destination(
         _spatialdata.check_table_size(len(_spatialdata.shapes_element(sdata, shapes_key)), len(genes))
         return Destination(shapes_key, new, key, None)
     _spatialdata.table_rows(sdata, existing, shapes_key)
-    names.layer(existing, key)
+    names.layer(existing, key, spread=spread)
     table = sdata.tables[existing]
     columns, missing = _spatialdata.match_genes(genes, list(table.var_names), what=f"table {existing!r}", var=table.var)
     if missing:
@@ -65,7 +66,7 @@ def resolve_destination(
             f"{missing[:5]} ({len(missing)}). Pass table_added='...' to write all of them as a new table, or genes= "
             "with those in both."
         )
-    _spatialdata.check_layer_size(table.n_obs, table.n_vars, len(genes))
+    _spatialdata.check_layer_size(table.n_obs, (1 + spread) * table.n_vars, (1 + spread) * len(genes))
     return Destination(shapes_key, existing, key, columns)
 
 
@@ -87,19 +88,29 @@ def table_change(
     genes: Sequence[str],
     gene_reliability: NDArray[np.float64] | None,
     record: Mapping[str, Any],
+    held_out: Mapping[str, NDArray[np.float64]] | None = None,
+    spread: NDArray[np.float32] | None = None,
 ) -> _spatialdata.Change:
-    """The change that writes values (n, g) in element order, with covered shares (n,), to their destination."""
+    """The change that writes values (n, g) in element order, with covered shares (n,), to their destination.
+
+    Parameters
+    ----------
+    gene_reliability, held_out
+        (g,) correlation on held-out data, and what else is known of each gene by name.
+    spread
+        (n, g) standard deviation over the members of an ensemble.
+    """
     if destination.columns is not None:
         join = _spatialdata.table_rows(sdata, destination.table_name, destination.shapes_key)
         return _spatialdata.layer(
             sdata, destination.table_name, destination.key, values=values, join=join, columns=destination.columns,
-            coverage=share, val_pcc=gene_reliability, record=record,
+            coverage=share, val_pcc=gene_reliability, held_out=held_out, spread=spread, record=record,
         )  # fmt: skip
     shapes = _spatialdata.shapes_element(sdata, destination.shapes_key)
     centroids = _centroids(sdata, destination.shapes_key)
     table = _spatialdata.new_table(
         values, key=destination.key, genes=genes, region=destination.shapes_key, instance_ids=shapes.index.to_numpy(),
-        centroids=centroids, coverage=share, val_pcc=gene_reliability, record=record,
+        centroids=centroids, coverage=share, val_pcc=gene_reliability, held_out=held_out, spread=spread, record=record,
     )  # fmt: skip
     return _spatialdata.TableElement(destination.table_name, destination.key, table, record=record)
 

@@ -15,8 +15,9 @@ import shapely
 
 from stpredict import _inference, _spatialdata
 from stpredict._section import Section, fingerprint, image_digest
+from stpredict.models import Ensemble
 from stpredict.tl._predict._destination import Destination, resolve_destination, table_change
-from stpredict.tl._predict._provenance import gene_reliability, provenance
+from stpredict.tl._predict._provenance import gene_evidence, gene_reliability, provenance
 
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
@@ -75,7 +76,7 @@ class PredictionJob:
     def finish(self) -> None:
         """Do what is left of the work, and write the result."""
         request = self.request
-        values, share = _inference.predict(
+        values, share, spread = _inference.predict_with_spread(
             request.model, self.section, request.inferred_genes, runtime=request.runtime, raster=self.raster,
             parts=self.parts,
         )  # fmt: skip
@@ -93,6 +94,8 @@ class PredictionJob:
                     genes=request.genes,
                     gene_reliability=quality,
                     record=self.record,
+                    held_out=gene_evidence(request.model, request.genes),
+                    spread=spread,
                 )  # fmt: skip
             )
         if self.raster is not None:
@@ -155,6 +158,7 @@ def _destination(names: _spatialdata.NewNames, request: PredictRequest) -> Desti
     return resolve_destination(
         names, request.genes, key=request.key, shapes_key=request.spec.shapes_key, table_name=request.table_name,
         table_added=request.table_added, tissue_key=request.spec.tissue_key,
+        spread=isinstance(request.model, Ensemble),
     )  # fmt: skip
 
 
@@ -224,7 +228,7 @@ def open_raster_writer(
         shape=(-(-height // factor), -(-width // factor)),
         transformations=_spatialdata.raster_transformations(sdata.images[image_key], scale=(pixel, pixel)),
         dtype=request.dtype,
-        chunk_px=round(model.config.core_px / model.stride) // factor,
+        chunk_px=round(_inference.tiling_of(model).core_px / model.stride) // factor,
         folder=folder,
     )
     pixels = model.stride * factor

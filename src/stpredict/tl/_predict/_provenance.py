@@ -13,6 +13,7 @@ import torch
 
 from stpredict import __version__, _spatialdata
 from stpredict._section import fingerprint
+from stpredict.models import Ensemble
 from stpredict.models._base import weights_sha256
 from stpredict.nn.device import resolve_device, resolve_precision
 from stpredict.tl._cache import stable_hash
@@ -71,6 +72,9 @@ def model_record(model: Model, genes: Sequence[str], runtime: RuntimeOptions) ->
         "device": device.type,
         "precision": resolve_precision(runtime.precision, device),
         "seed": card.seed,
+        **({"n_models": len(model.models)} if isinstance(model, Ensemble) else {}),
+        **({"held_out": card.val_source or "not said"} if card.val_pcc else {}),
+        **({"held_out_um2": list(card.held_out_um2)} if card.held_out_um2 else {}),
         "training_sections": list(card.sections),
         "protocol": card.protocol,
         "versions": {"stpredict": __version__} | {k: v for k, v in card.versions.items() if k != "stpredict"},
@@ -84,6 +88,16 @@ def gene_reliability(model: Model, genes: Sequence[str]) -> NDArray[np.float64]:
     assert model.card is not None
     values = [model.card.val_pcc.get(gene) for gene in genes]
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def gene_evidence(model: Model, genes: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """What else the card says of each gene (g,), by name; NaN for genes that it does not speak of."""
+    assert model.card is not None
+    found = {}
+    for name, known in model.card.held_out.items():
+        values = [known.get(gene) for gene in genes]
+        found[name] = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    return found
 
 
 def config_digest(model: Model) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from stpredict import _spatialdata
+from stpredict import _inference, _spatialdata
 from stpredict._embeddings import GeneEmbeddings, closest
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class PredictRequest:
         model = self.model
         if model.output != "raster":
             raise ValueError(f"{type(model).__name__} predicts shapes one by one and has no map; use output='layer'.")
-        cells, step = round(model.config.core_px / model.stride), model.stride * model.mpp
+        cells, step = round(_inference.tiling_of(model).core_px / model.stride), model.stride * model.mpp
         factor = 1 if self.raster_mpp is None else self.raster_mpp / step
         allowed = [k for k in range(1, cells + 1) if cells % k == 0]
         close = min(allowed, key=lambda k: abs(k - factor))
