@@ -2,9 +2,9 @@
 
     python benchmarks/domain.py          # prints Markdown
 
-For each of C2..C5 a domain is made of the other three, and asked for the spots of the section that was left out, for the
-same spots with the picture changed, and for the spots of other tissue. Shares are of spots beyond the 99th percentile of
-spots that were left out of the three.
+For each of C2..C5 a domain is made of the other three, and asked for the spots of the section that was left out, for
+the same spots with the picture changed, and for spots of other tissue. Shares are of spots beyond the 99th percentile
+of those that were left out of the three.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from stpredict._domain import Domain
 from stpredict._schema import LARGEST_JSON, Range, check_fields, parse_json, shown
 
 FORMAT = "stpredict-card/1"
@@ -59,6 +60,12 @@ class Card:
         Smallest and largest area in square micrometres of the shapes that these errors are of.
     scores : Mapping[str, Any], optional
         Named scores with the protocol they follow, free of form.
+    domain : Mapping[str, Any], optional
+        Where the tissue it was trained on lies in colour, form and scale (`stpredict._domain.Domain.record`); empty in
+        older cards and where the training sections were small.
+    about : Mapping[str, Any], optional
+        What the training sections are of, as far as their objects say: species, organ, technology, stain, patient, each
+        a list of texts.
     licence : str, default "not stated"
         Terms under which the weights may be used.
     versions : Mapping[str, str], optional
@@ -84,6 +91,8 @@ class Card:
     held_out: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     held_out_um2: tuple[float, ...] = ()
     scores: Mapping[str, Any] = field(default_factory=dict)
+    domain: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
     licence: str = "not stated"
     versions: Mapping[str, str] = field(default_factory=dict)
     protocol: str = "stp-1"
@@ -157,6 +166,10 @@ def check_card(card: Card) -> None:
         if value is not None and abs(value) > 1.001:  # a correlation, and what rounding adds to it
             raise ValueError(f"val_pcc of {shown(gene)} is {value:g}; a correlation lies in [-1, 1].")
     _check_held_out(card)
+    Domain.from_record(card.domain)
+    for name, value in card.about.items():
+        if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+            raise ValueError(f"about.{shown(name)} must be a list of texts, got {shown(value)}.")
     config = {key: tuple(value) if isinstance(value, list) else value for key, value in card.config.items()}
     for name, default in (("genes", ()), ("mpp", None), ("encoder", None)):
         stated, stands = getattr(card, name), config.get(name, default)

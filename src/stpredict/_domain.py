@@ -139,8 +139,8 @@ class Domain:
 
     Notes
     -----
-    Distances of colour and form are Mahalanobis distances; that of scale is the absolute log of the estimated factor. "All"
-    is the largest of the three, each in units of its 99th percentile on tissue that was left out.
+    Distances of colour and form are Mahalanobis distances; that of scale is the absolute log of the estimated factor.
+    "All" is the largest of the three, each in units of its 99th percentile on tissue that was left out.
     """
 
     mean: NDArray[np.float64]

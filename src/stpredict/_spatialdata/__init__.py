@@ -19,6 +19,7 @@ from stpredict._spatialdata._elements import (
 from stpredict._spatialdata._sections import (
     SectionSpec,
     areas_um2,
+    domain_view,
     image_section,
     measured_shapes,
     needed_counts,
@@ -91,6 +92,7 @@ __all__ = [
     "checkpoint_folder",
     "clip_locally",
     "commit",
+    "domain_view",
     "finest",
     "geometry_of",
     "image_levels",

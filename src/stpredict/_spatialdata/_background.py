@@ -129,7 +129,7 @@ def tissue_outline(sdata: SpatialData, image_key: str, mpp: float) -> BaseGeomet
 
 def warn_of_background(
     sdata: SpatialData, spec: SectionSpec, section: Section, *, measured: NDArray[np.bool_] | None = None
-) -> None:
+) -> NDArray[np.bool_] | None:
     """Warn where more than `MOST_BARE` of the shapes, or of an image without shapes, are bare glass.
 
     Parameters
@@ -141,6 +141,11 @@ def warn_of_background(
     measured
         (n,) which shapes have counts: these lie on tissue, unless picture and shapes are shifted. None: none.
 
+    Returns
+    -------
+    ndarray of bool, optional
+        (n,) which shapes lie on bare glass; None where that was not looked at.
+
     Notes
     -----
     Pictures of less than `SMALLEST_PX` pixels at `THUMBNAIL_UM` are not looked at: they show no glass to compare with.
@@ -148,9 +153,9 @@ def warn_of_background(
     mpp = image_mpp(sdata, spec.image, spec.shapes_key, spec.mpp)
     levels = image_levels(sdata, spec.image)
     if min(levels[0].sizes["y"], levels[0].sizes["x"]) * mpp < SMALLEST_PX * THUMBNAIL_UM:
-        return
+        return None
     rgb, (down, right) = thumbnail(sdata, spec.image, mpp)
-    glass, zoom = bare_glass(rgb), mpp / section.mpp
+    glass, zoom, bare = bare_glass(rgb), mpp / section.mpp, None
     if not section.n_shapes:
         share, what = float(glass.mean()), f"image {spec.image!r}"
     else:
@@ -166,7 +171,7 @@ def warn_of_background(
                 UserWarning,
                 stacklevel=3,
             )
-            return
+            return bare == 1
     if share > MOST_BARE:
         warnings.warn(
             f"section {section.name!r}: {share:.0%} of the {what} is background: bare glass, for which a model has no "
@@ -175,6 +180,7 @@ def warn_of_background(
             UserWarning,
             stacklevel=3,
         )
+    return None if bare is None else bare == 1
 
 
 def on_glass(

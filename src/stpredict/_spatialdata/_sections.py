@@ -14,6 +14,7 @@ import pandas as pd
 import shapely
 
 from stpredict import _coverage
+from stpredict._domain import DOMAIN_MPP
 from stpredict._section import ImageView, Section, take
 from stpredict._spatialdata._elements import (
     image_levels,
@@ -224,6 +225,17 @@ def _view(sdata: SpatialData, spec: SectionSpec, at_mpp: float) -> tuple[ImageVi
         )
     best, scale = level_scale([(level.sizes["y"], level.sizes["x"]) for level in levels], step)
     return ImageView(pixels=levels[best].data, scale=scale, mpp=float(at_mpp)), step
+
+
+def domain_view(sdata: SpatialData, spec: SectionSpec, factor: float = 1.0) -> ImageView:
+    """The image at the resolution that domains are described at, were its mpp `factor` times what it is.
+
+    A coarser image is magnified: that it is blurred then is what a domain should see.
+    """
+    levels = image_levels(sdata, spec.image)
+    step = DOMAIN_MPP / (image_mpp(sdata, spec.image, spec.shapes_key, spec.mpp) * factor)
+    best, scale = level_scale([(level.sizes["y"], level.sizes["x"]) for level in levels], step)
+    return ImageView(pixels=levels[best].data, scale=scale, mpp=DOMAIN_MPP)
 
 
 def _section_of_shapes(

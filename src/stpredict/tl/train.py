@@ -14,6 +14,7 @@ from stpredict._arguments import check_arguments
 from stpredict._section import Section
 from stpredict._spatialdata import Target
 from stpredict.models import Ensemble
+from stpredict.tl._domain import about, domain_record
 from stpredict.tl._references import add_references
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ def train(
         "target": target, "sections": tuple(s.name for s in sections), "val_source": source, "licence": licence,
         "n_target_genes": min(sdata.tables[table_name].n_vars for sdata in given) if target != "as_is" else None,
     }  # fmt: skip
+    card |= {"domain": domain_record(given, sections, spec, seed=seed), "about": about(given)}
     if ensemble is None:
         history = _training.fit(model, *folds[0], plan, **card)
     else:

@@ -134,7 +134,7 @@ def layer(
     sdata: SpatialData, table_name: str, key: str, *, values: NDArray[Any], join: tuple[NDArray[Any], NDArray[Any]],
     columns: NDArray[Any], coverage: NDArray[Any] | None = None, val_pcc: NDArray[Any] | None = None,
     held_out: Mapping[str, NDArray[Any]] | None = None, spread: NDArray[Any] | None = None,
-    record: Mapping[str, Any] | None = None,
+    domain: NDArray[Any] | None = None, record: Mapping[str, Any] | None = None,
 ) -> TableEntry:  # fmt: skip
     """A layer of an existing table from values in element order.
 
@@ -156,6 +156,9 @@ def layer(
     spread : ndarray[Any], optional
         (n, g) standard deviation over the members of an ensemble: the layer ``{key}_sd``. None: that of an earlier
         result is taken away.
+    domain : ndarray, optional
+        (n,) percentile of each shape among those that were left out of the training: the column ``{key}_domain``. None:
+        as for `coverage`.
     record : Mapping[str, Any], optional
         Plain values; see `plain`.
     """
@@ -174,15 +177,18 @@ def layer(
         layers[f"{key}_sd"] = None if spread is None else widened(spread)
     predicted = np.zeros(n_vars, bool)
     predicted[genes] = True
-    covered = None if coverage is None else _spread(coverage[shapes], rows, n_obs)
-    keep_others(sdata, table_name, key, rows=rows, values=wide, coverage=covered, record=record or {}, layers=layers)
+    obs = {
+        f"{key}_{name}": None if column is None else _spread(column[shapes], rows, n_obs)
+        for name, column in (("coverage", coverage), ("domain", domain))
+    }
+    keep_others(sdata, table_name, key, rows=rows, values=wide, obs=obs, record=record or {}, layers=layers)
     of_genes = {f"{key}_val_{name}": _spread(known.get(name), genes, n_vars) for name in HELD_OUT}
     return TableEntry(
         table_name,
         key,
         wide,
         var={key: predicted, f"{key}_val_pcc": _spread(val_pcc, genes, n_vars), **of_genes},
-        obs={f"{key}_coverage": covered},
+        obs=obs,
         record=record or {},
         layers=layers,
     )
@@ -192,7 +198,7 @@ def new_table(
     values: NDArray[Any], *, key: str, genes: Sequence[str], region: str, instance_ids: NDArray[Any],
     centroids: NDArray[Any], coverage: NDArray[Any] | None = None, val_pcc: NDArray[Any] | None = None,
     held_out: Mapping[str, NDArray[Any]] | None = None, spread: NDArray[Any] | None = None,
-    record: Mapping[str, Any] | None = None,
+    domain: NDArray[Any] | None = None, record: Mapping[str, Any] | None = None,
 ) -> AnnData:  # fmt: skip
     """A table of predicted values that annotates shapes, rows in element order.
 
@@ -206,7 +212,7 @@ def new_table(
         Name of the shapes, and their (n,) unique index values, of their own dtype.
     centroids : ndarray[Any]
         (n, 2) in (x, y), for ``obsm["spatial"]``.
-    coverage, val_pcc, held_out, spread, record
+    coverage, val_pcc, held_out, spread, domain, record
         As in `layer`.
     """
     n, g = values.shape
@@ -218,6 +224,8 @@ def new_table(
     obs.index.name = None
     if coverage is not None:
         obs[f"{key}_coverage"] = np.asarray(coverage)
+    if domain is not None:
+        obs[f"{key}_domain"] = np.asarray(domain)
     var = pd.DataFrame(index=list(genes))
     var[key] = np.ones(g, bool)
     if val_pcc is not None:

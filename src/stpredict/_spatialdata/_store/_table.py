@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,7 +187,7 @@ def _set(transaction: Transaction, table: AnnData, place: str, name: str, value:
 
 def keep_others(
     sdata: SpatialData, table_name: str, key: str, *, rows: NDArray[np.int64], values: NDArray[np.float32],
-    coverage: NDArray[np.float64] | None, record: Mapping[str, Any],
+    obs: Mapping[str, NDArray[np.float64] | None], record: Mapping[str, Any],
     layers: Mapping[str, NDArray[np.float32] | None] | None = None,
 ) -> None:  # fmt: skip
     """Fill in the rows of other shapes, as an earlier call has left them in the layer of this name.
@@ -196,8 +196,9 @@ def keep_others(
     ----------
     rows : ndarray of int64
         (m,) of the table, which are written now.
-    values, coverage
-        (n_obs, n_vars) and (n_obs,), changed in place: rows that were not written now and have earlier values.
+    values, obs
+        (n_obs, n_vars), and columns (n_obs,) by name, changed in place: rows that were not written now and have earlier
+        values.
     layers
         Further layers of the result, changed in place as `values` are.
 
@@ -205,7 +206,7 @@ def keep_others(
     -----
     Values of another model, other genes or settings are not mixed in: those rows stay NaN, which a warning says.
     """
-    old, covered, made = _earlier(sdata, table_name, key)
+    old, columns, made = _earlier(sdata, table_name, key, obs)
     if not isinstance(old, np.ndarray) or old.shape != values.shape:
         return
     other = np.ones(len(values), bool)
@@ -215,8 +216,9 @@ def keep_others(
         return
     if _of_one_result(made, record):
         values[other] = old[other]
-        if coverage is not None and covered is not None:
-            coverage[other] = covered[other]
+        for name, column in obs.items():
+            if column is not None and columns[name] is not None:
+                column[other] = columns[name][other]
         for name, layer in (layers or {}).items():
             earlier = None if layer is None else _earlier(sdata, table_name, name)[0]
             if layer is not None and isinstance(earlier, np.ndarray):
@@ -230,22 +232,25 @@ def keep_others(
     )
 
 
-def _earlier(sdata: SpatialData, table_name: str, key: str) -> tuple[Any, Any, Mapping[str, Any]]:
-    """Layer, coverage and record of that name: those in memory, else those in the store."""
+def _earlier(
+    sdata: SpatialData, table_name: str, key: str, obs: Iterable[str] = ()
+) -> tuple[Any, dict[str, Any], Mapping[str, Any]]:
+    """Layer, columns of obs and record of that name: those in memory, else those in the store; None where one lacks."""
     table = sdata.tables[table_name]
-    column, known = f"{key}_coverage", table.uns.get(NAMESPACE, {})
+    known = table.uns.get(NAMESPACE, {})
     if key in table.layers:
-        covered = table.obs[column].to_numpy() if column in table.obs else None
-        return table.layers[key], covered, known.get(key, {})
+        columns = {name: table.obs[name].to_numpy() if name in table.obs else None for name in obs}
+        return table.layers[key], columns, known.get(key, {})
     store = None if sdata.path is None else Store(Path(sdata.path))
     if store is None or not store.has("tables", table_name, "layers", key):
-        return None, None, {}
+        return None, {}, {}
     group = zarr.open_group(store.path / "tables" / table_name, mode="r", use_consolidated=False)
 
     def read(*place: str) -> Any:
         return read_elem(group["/".join(place)]) if store.has("tables", table_name, *place) else None
 
-    return read("layers", key), read("obs", column), read("uns", NAMESPACE, key) or {}
+    columns = {name: read("obs", name) for name in obs}
+    return read("layers", key), columns, read("uns", NAMESPACE, key) or {}
 
 
 def earlier_record(sdata: SpatialData, table_name: str, key: str) -> Mapping[str, Any]:

@@ -90,6 +90,7 @@ def table_change(
     record: Mapping[str, Any],
     held_out: Mapping[str, NDArray[np.float64]] | None = None,
     spread: NDArray[np.float32] | None = None,
+    domain: NDArray[np.float64] | None = None,
 ) -> _spatialdata.Change:
     """The change that writes values (n, g) in element order, with covered shares (n,), to their destination.
 
@@ -99,18 +100,22 @@ def table_change(
         (g,) correlation on held-out data, and what else is known of each gene by name.
     spread
         (n, g) standard deviation over the members of an ensemble.
+    domain
+        (n,) percentile among left-out training shapes.
     """
     if destination.columns is not None:
         join = _spatialdata.table_rows(sdata, destination.table_name, destination.shapes_key)
         return _spatialdata.layer(
             sdata, destination.table_name, destination.key, values=values, join=join, columns=destination.columns,
-            coverage=share, val_pcc=gene_reliability, held_out=held_out, spread=spread, record=record,
+            coverage=share, val_pcc=gene_reliability, held_out=held_out, spread=spread, domain=domain,
+            record=record,
         )  # fmt: skip
     shapes = _spatialdata.shapes_element(sdata, destination.shapes_key)
     centroids = _centroids(sdata, destination.shapes_key)
     table = _spatialdata.new_table(
         values, key=destination.key, genes=genes, region=destination.shapes_key, instance_ids=shapes.index.to_numpy(),
-        centroids=centroids, coverage=share, val_pcc=gene_reliability, held_out=held_out, spread=spread, record=record,
+        centroids=centroids, coverage=share, val_pcc=gene_reliability, held_out=held_out, spread=spread, domain=domain,
+        record=record,
     )  # fmt: skip
     return _spatialdata.TableElement(destination.table_name, destination.key, table, record=record)
 

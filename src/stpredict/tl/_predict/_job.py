@@ -16,10 +16,12 @@ import shapely
 from stpredict import _inference, _spatialdata
 from stpredict._section import Section, fingerprint, image_digest
 from stpredict.models import Ensemble
+from stpredict.tl._domain import mismatch, percentiles, sampled
 from stpredict.tl._predict._destination import Destination, resolve_destination, table_change
 from stpredict.tl._predict._provenance import gene_evidence, gene_reliability, provenance
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from shapely.geometry.base import BaseGeometry
     from spatialdata import SpatialData
 
@@ -51,7 +53,7 @@ class PredictionJob:
             self.section = request.section(
                 self.sdata, None if self.destination is None else self.destination.shapes_key
             )
-            self._warn_of_background()
+            self.domain = self._domain()
             if self.destination is not None:
                 _warn_of_small(self.section, request, self.sdata.path)
             self._image = image_digest(self.section)
@@ -96,6 +98,7 @@ class PredictionJob:
                     record=self.record,
                     held_out=gene_evidence(request.model, request.genes),
                     spread=spread,
+                    domain=self.domain,
                 )  # fmt: skip
             )
         if self.raster is not None:
@@ -110,17 +113,30 @@ class PredictionJob:
         self._stack.close()
         logger.info("wrote %s", ", ".join(place for change in changes for place in change.records({})))
 
-    def _warn_of_background(self) -> None:
-        """Warn where shapes, or the map, lie on bare glass and no tissue was named."""
-        request, to = self.request, self.destination
-        if request.spec.tissue_key is not None:
-            return
-        image_key = _spatialdata.resolve_image(self.sdata, request.spec.image_key)
+    def _domain(self) -> NDArray[np.float64] | None:
+        """Where each shape lies among training tissue; what the model cannot know is warned of: glass, other tissue."""
+        request, to, sdata = self.request, self.destination, self.sdata
+        assert request.model.card is not None
+        image_key = _spatialdata.resolve_image(sdata, request.spec.image_key)
         spec = replace(request.spec, image_key=image_key, shapes_key=None if to is None else to.shapes_key)
-        measured = None
-        if to is not None and to.columns is not None:
-            measured = _spatialdata.measured_shapes(self.sdata, to.table_name, to.shapes_key)
-        _spatialdata.warn_of_background(self.sdata, spec, self.section, measured=measured)
+        bare = None
+        if request.spec.tissue_key is None:
+            measured = None
+            if to is not None and to.columns is not None:
+                measured = _spatialdata.measured_shapes(sdata, to.table_name, to.shapes_key)
+            bare = _spatialdata.warn_of_background(sdata, spec, self.section, measured=measured)
+        section = sampled(self.section) if to is None else self.section
+        found, said = percentiles(request.model, sdata, spec, section, skipped=bare if to is not None else None)
+        other = mismatch(request.model.card, sdata)
+        if other is not None:
+            warnings.warn(f"section {section.name!r} says of itself that it is of {other}.", stacklevel=4)
+        if said is not None:
+            warnings.warn(
+                f"section {section.name!r}: {said}. Expect less than the model's scores, or nothing; see "
+                f"obs['{request.key}_domain'] and docs/trust.md.",
+                stacklevel=4,
+            )
+        return found if to is not None else None
 
     def _check_unchanged(self) -> None:
         """Raise where another process has exchanged the image under the run, as far as a sample of it shows."""
