@@ -15,7 +15,7 @@ from stpredict._schema import LARGEST_JSON, Range, check_fields, parse_json, sho
 FORMAT = "stpredict-card/1"
 WEIGHTS, CARD = "model.safetensors", "card.json"
 NEW_WEIGHTS, NEW_CARD = ".model.safetensors.new", ".card.json.new"  # while a model is saved over an older one
-LIMITS: Mapping[str, Range] = {"mpp": (0.01, 1000.0), "n_target_genes": (1, 10**7)}
+LIMITS: Mapping[str, Range] = {"mpp": (0.01, 1000.0), "n_target_genes": (1, 10**7), "min_counts": (0.0, 1e12)}
 _SHIPPED = Path(__file__).parent / "models" / "weights"
 
 
@@ -41,6 +41,9 @@ class Card:
         Name of its image encoder; None where it has none.
     sections : tuple[str, ...], default ()
         Names of the training sections.
+    min_counts : tuple[float, ...], default ()
+        Total counts that a shape of each of these needed to be trained on; () where it is not known (cards of older
+        models), and where the target is no count.
     seed : int, optional
         Of the training.
     val_pcc : Mapping[str, float | None], optional
@@ -67,6 +70,7 @@ class Card:
     n_target_genes: int | None = None
     encoder: str | None = None
     sections: tuple[str, ...] = ()
+    min_counts: tuple[float, ...] = ()
     seed: int | None = None
     val_pcc: Mapping[str, float | None] = field(default_factory=dict)
     val_source: str = ""

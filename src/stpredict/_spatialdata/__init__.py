@@ -23,6 +23,7 @@ from stpredict._spatialdata._sections import (
     training_section,
     usable_rows,
 )
+from stpredict._spatialdata._several import Key, specs_of, training_sections
 from stpredict._spatialdata._shapes import check_some_inside, geometry_of, shapes_element, shapes_in_pixels, tissue
 from stpredict._spatialdata._store._checkpoint import Checkpoint, checkpoint_folder, recover
 from stpredict._spatialdata._store._element import add_shapes
@@ -40,7 +41,14 @@ from stpredict._spatialdata._store._results import (
     new_table,
 )
 from stpredict._spatialdata._store._transaction import Store, open_store
-from stpredict._spatialdata._tables import ENSEMBL, is_gene, match_genes, matrix_of, table_rows
+from stpredict._spatialdata._tables import (
+    ENSEMBL,
+    is_gene,
+    match_genes,
+    matrix_of,
+    n_targeted_genes,
+    table_rows,
+)
 from stpredict._spatialdata._target import Target, check_counts, check_target, sparse_target, target, totals, usable
 from stpredict._spatialdata._transformations import (
     DIAMETER_COLUMN,
@@ -58,6 +66,7 @@ __all__ = [
     "Checkpoint",
     "DIAMETER_COLUMN",
     "ImageElement",
+    "Key",
     "NewNames",
     "RasterTarget",
     "SectionSpec",
@@ -88,6 +97,7 @@ __all__ = [
     "match_genes",
     "matrix_of",
     "missing_key",
+    "n_targeted_genes",
     "needed_counts",
     "new_table",
     "opened",
@@ -106,11 +116,13 @@ __all__ = [
     "shapes_element",
     "shapes_in_pixels",
     "sparse_target",
+    "specs_of",
     "table_rows",
     "target",
     "tissue",
     "totals",
     "training_section",
+    "training_sections",
     "usable",
     "usable_rows",
 ]

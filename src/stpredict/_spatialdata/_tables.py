@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stpredict")
 
 ENSEMBL = re.compile(r"^(ENS[A-Z]*G\d{11})(\.\d+)?$")
+WHOLE_TRANSCRIPTOME = 7000  # genes; fewer are a panel (the largest, CosMx 6K and Xenium 5K, have 6,175 and 5,001)
 OTHER_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "gene_symbols", "gene_name", "feature_name")
 
 
@@ -52,6 +53,15 @@ def is_gene(table: AnnData) -> NDArray[np.bool_]:
         return np.ones(table.n_vars, bool)
     genes = (table.var["feature_types"].astype(str).str.strip().str.lower() == "gene expression").to_numpy()
     return genes if genes.any() else np.ones(table.n_vars, bool)
+
+
+def n_targeted_genes(table: AnnData) -> int | None:
+    """How many genes a table has, where so few that its totals are those of a targeted panel; None: a transcriptome.
+
+    By the number of its genes alone, below 7,000: a transcriptome that was cut to its most variable genes is one, too.
+    """
+    n_genes = int(is_gene(table).sum())
+    return n_genes if n_genes < WHOLE_TRANSCRIPTOME else None
 
 
 def _of_genes(matrix: Any, table: AnnData, what: str) -> Any:

@@ -24,7 +24,7 @@ from stpredict import metrics
 from stpredict._arguments import LIMITS
 from stpredict._malloc import keep_freed_memory
 from stpredict._schema import check_fields
-from stpredict._section import Section, blocks, take
+from stpredict._section import ImageView, Section
 from stpredict._training._module import FitModule, RestoreBest, val_batches
 from stpredict.models._base import Model, Recipe, new_card, predict_batch
 from stpredict.models._samples import Samples, held_in_memory
@@ -81,8 +81,7 @@ def fit(
     if not train:
         raise ValueError("there is nothing to train on: no section was given.")
     run_after_fork()
-    share = CACHE_BYTES // (len(train) + len(val))
-    train, val = ([held_in_memory(s, limit_bytes=share) for s in part] for part in (train, val))
+    train, val = _held_in_memory(train, val)
     device = resolve_device(plan.device)
     precision = resolve_precision(plan.precision, device)
     with keep_freed_memory():
@@ -104,25 +103,19 @@ def fit(
     return history
 
 
-def split_spatial_blocks(section: Section, *, share: float, seed: int) -> tuple[Section, Section | None]:
-    """The section without, and with only, about `share` of its shapes in spatial blocks (of a 4 x 4 grid of quantiles).
-
-    Raises ValueError for a share outside [0, 1) or one that leaves no shape to either side.
-    """
-    if not 0 <= share < 1:
-        raise ValueError(f"val={share} must lie in [0, 1): the share of each training section that is held out.")
-    if share == 0:
-        return section, None
-    block = blocks(section)
-    order = np.random.default_rng([seed, len(block)]).permutation(16)
-    reached = np.cumsum([(block == b).sum() for b in order])
-    held = np.isin(block, order[: 1 + int(np.searchsorted(reached, share * len(block)))])
-    if held.all() or not held.any():
-        raise ValueError(
-            f"section {section.name!r} has {section.n_shapes} usable shapes, too few to hold out {share:.0%} of them "
-            "in blocks. Pass val=0, or validation sections."
-        )
-    return take(section, ~held), take(section, held)
+def _held_in_memory(*parts: Sequence[Section]) -> list[list[Section]]:
+    """Parts of sections with their images in memory where they are small enough, each image once."""
+    share = CACHE_BYTES // sum(map(len, parts))
+    known: dict[tuple[Any, ...], ImageView] = {}
+    held = []
+    for part in parts:
+        held.append([])
+        for section in part:
+            seen = id(section.image.pixels), section.image.scale, section.image.mpp
+            if seen not in known:
+                known[seen] = held_in_memory(section, limit_bytes=share).image
+            held[-1].append(replace(section, image=known[seen]))
+    return held
 
 
 def _loop(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from stpredict import _spatialdata, _training
 from stpredict._arguments import check_arguments
+from stpredict._places import lies_on, tissues
 from stpredict._section import Section
 from stpredict._spatialdata import Target
 
@@ -19,17 +19,15 @@ if TYPE_CHECKING:
 
     from stpredict.models import Model
 
-logger = logging.getLogger("stpredict")
-
 
 def train(
     sdatas: SpatialData | str | Path | Sequence[SpatialData | str | Path],
     model: Model,
     *,
     val: Sequence[SpatialData | str | Path] | float | None = None,
-    image_key: str | None = None,
-    shapes_key: str | None = None,
-    table_name: str = "table",
+    image_key: str | Sequence[str] | None = None,
+    shapes_key: str | Sequence[str] | None = None,
+    table_name: str | Sequence[str] = "table",
     layer: str | None = None,
     target: Target = "log1p_cp10k",
     mpp: float | None = None,
@@ -55,19 +53,22 @@ def train(
     ----------
     sdatas : SpatialData | str | Path | Sequence[SpatialData | str | Path]
         Training sections (objects, or paths of .zarr stores), each with an H&E image, shapes, and a table of raw counts
-        that annotates them.
+        that annotates them. An object may hold several: see `shapes_key`.
     model : Model
         A model of `stp.models`, fresh or loaded (then its weights are trained on).
     val : Sequence[SpatialData | str | Path] | float, optional
         Where validation loss, early stopping and the per-gene reliability of the card come from: other sections; a
         share in (0, 1) of each training section, held out as spatial blocks; None: 0.15. 0 trains on everything, with
-        no early stopping and no reliability.
-    image_key : str, optional
-        Which image, one name for all sections; None: the only one there is.
-    shapes_key : str, optional
-        Which shapes, one name for all sections; None: the only ones there are.
-    table_name : str, default "table"
-        Which table, one name for all sections.
+        no early stopping and no reliability. Sections of one image have the same blocks held out, and a shape across
+        the border of one is left out.
+    image_key : str | Sequence[str], optional
+        Which image, one name for all sections; None: the only one there is, or of several the one that shares a
+        coordinate system with the shapes. Or one for each entry of `shapes_key`.
+    shapes_key : str | Sequence[str], optional
+        Which shapes, one name for all objects; None: the only ones there are. Several names make as many sections of
+        every object: its scales (bins of 16, 8 and 2 um, spots, cells), or its samples (the regions of one table).
+    table_name : str | Sequence[str], default "table"
+        Which table, one name for all sections, or one for each entry of `shapes_key`.
     layer : str, optional
         Layer of the table that holds raw counts, one name for all sections; None: X.
     target : {"log1p_cp10k", "as_is"}, default "log1p_cp10k"
@@ -116,8 +117,9 @@ def train(
     ------
     ValueError
         Before any work, for settings with which nothing could be trained, for what is no section and for one that is
-        given twice; for sections that cannot be used (see `stp.pp.gene_panel` for a panel that all have); and for a
-        training that diverged, after which the model has no card.
+        given twice; for keys as lists of different lengths; for sections that cannot be used (see `stp.pp.gene_panel`
+        for a panel that all have), one without a usable shape among several by its name; for validation sections on
+        tissue that is trained on; and for a training that diverged, after which the model has no card.
     FileNotFoundError
         For a store that is not there, and for `resume` without a checkpoint.
     """
@@ -130,20 +132,17 @@ def train(
     given = _spatialdata.all_opened(sdatas)
     others = val if val is None or isinstance(val, Real) else _spatialdata.all_opened(val, "val")
     _check_distinct(given, others)
-    spec = _spatialdata.SectionSpec(
-        image_key=image_key, shapes_key=shapes_key, table_name=table_name, layer=layer, target=target, mpp=mpp,
-        tissue_key=tissue_key, min_counts=min_counts,
-    )  # fmt: skip
-    sections = _sections(given, spec, model)
+    spec = _spatialdata.SectionSpec(layer=layer, target=target, mpp=mpp, tissue_key=tissue_key, min_counts=min_counts)
+    specs = _spatialdata.specs_of(spec, image_key=image_key, shapes_key=shapes_key, table_name=table_name)
+    sections = _spatialdata.training_sections(given, specs, genes=model.genes, at_mpp=model.mpp)
     if others is None or isinstance(others, Real):
-        parts = [
-            _training.split_spatial_blocks(s, share=0.15 if others is None else float(others), seed=seed)
-            for s in sections
-        ]
-        fitted, held = [p[0] for p in parts], [p[1] for p in parts if p[1] is not None]
+        share = 0.15 if others is None else float(others)
+        fitted, held = _training.hold_out_places(sections, share=share, seed=seed)
         source = "spatial blocks held out of the training sections" if held else ""
     else:
-        fitted, held = sections, _sections(others, spec, model)
+        held = _spatialdata.training_sections(others, specs, genes=model.genes, at_mpp=model.mpp)
+        fitted = sections
+        _check_apart(fitted, held)
         source = "validation sections: " + ", ".join(s.name for s in held)
     return _training.fit(
         model,
@@ -151,8 +150,9 @@ def train(
         held,
         plan,
         target=target,
-        n_target_genes=min(sdata.tables[table_name].n_vars for sdata in given) if target != "as_is" else None,
+        n_target_genes=_n_target_genes(given, specs) if target != "as_is" else None,
         sections=tuple(s.name for s in sections),
+        min_counts=tuple(float(s.min_counts) for s in sections if s.min_counts is not None),
         val_source=source,
         licence=licence,
     )
@@ -171,8 +171,22 @@ def _check_distinct(sdatas: Sequence[SpatialData], val: object) -> None:
                 )
 
 
-def _sections(sdatas: Sequence[SpatialData], spec: _spatialdata.SectionSpec, model: Model) -> list[Section]:
-    sections = [_spatialdata.training_section(sdata, spec, genes=model.genes, at_mpp=model.mpp) for sdata in sdatas]
-    for section in sections:
-        logger.info("section %s: %d shapes; dropped: %s", section.name, section.n_shapes, dict(section.dropped))
-    return sections
+def _check_apart(sections: Sequence[Section], val: Sequence[Section]) -> None:
+    """Raise ValueError for a validation section that shows tissue which is trained on, perhaps at another scale."""
+    together = [*sections, *val]
+    for group in tissues(together):
+        for k in (k for k in group if k >= len(sections)):
+            for i in (i for i in group if i < len(sections)):
+                held, fitted = together[k], together[i]
+                n = int(lies_on(held, fitted).sum())
+                if n:
+                    raise ValueError(
+                        f"validation section {held.name!r} shows the image of training section {fitted.name!r}, and "
+                        f"{n} of its {held.n_shapes} shapes lie on shapes that are trained on. Validate on other "
+                        "tissue, or pass val as a share such as 0.15, which holds out the same places at every scale."
+                    )
+
+
+def _n_target_genes(sdatas: Sequence[SpatialData], specs: Sequence[_spatialdata.SectionSpec]) -> int:
+    """How many genes stand behind the totals of the narrowest table."""
+    return min(sdata.tables[spec.table_name].n_vars for sdata in sdatas for spec in specs)
