@@ -20,7 +20,7 @@ import stpredict as stp
 from stpredict import metrics
 from stpredict.models import Model
 
-BINS = ("square_016um", "square_008um", "square_002um")
+BINS = ("toy_square_016um", "toy_square_008um", "toy_square_002um")
 READ = ("spots", *BINS)
 TRAINED = {"spots": ("spots",), "16 um": BINS[:1], "8 um": BINS[1:2], "2 um": BINS[2:], "16 + 8 + 2 um": BINS}
 NO_PATCHES = BINS[2]  # there are too many bins of 2 um to cut a patch around each
@@ -28,7 +28,7 @@ NO_PATCHES = BINS[2]  # there are too many bins of 2 um to cut a patch around ea
 
 def tables(keys: Sequence[str]) -> list[str]:
     """The tables of shapes."""
-    return ["table" if key == "spots" else key for key in keys]
+    return ["table" if key == "spots" else key.removeprefix("toy_") for key in keys]
 
 
 def trained(section: SpatialData, keys: Sequence[str], panel: Sequence[str], *, epochs: int, seed: int) -> Model:
@@ -66,7 +66,7 @@ def main() -> None:
     train, test = stp.datasets.toy(2, seed=0, size_um=args.size_um, n_genes=60)
     for section in (train, test):
         stp.datasets.toy_bins(section)
-    panel = stp.pp.gene_panel([train], n_genes=30, shapes_key=list(BINS[:2]), table_name=list(BINS[:2]))
+    panel = stp.pp.gene_panel([train], n_genes=30, shapes_key=list(BINS[:2]), table_name=tables(BINS[:2]))
     truth = {key: stp.datasets.toy_truth_shapes(test, key, genes=panel) for key in READ}
     print("| trained on | spots of 55 um | 16 um | 8 um | 2 um | shapes | training s |\n|---|---|---|---|---|---|---|")
     for name, keys in TRAINED.items():

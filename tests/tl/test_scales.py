@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-KEYS = ["square_016um", "square_008um", "square_002um"]
+KEYS = ["square_016um", "square_008um", "square_002um"]  # tables
+SHAPES = [f"toy_{key}" for key in KEYS]
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def toys():
 def panel(toys):
     import stpredict as stp
 
-    return stp.pp.gene_panel(toys, n_genes=4, shapes_key=KEYS[:2], table_name=KEYS[:2])
+    return stp.pp.gene_panel(toys, n_genes=4, shapes_key=SHAPES[:2], table_name=KEYS[:2])
 
 
 def dense(panel, **changes):
@@ -32,7 +33,7 @@ def dense(panel, **changes):
 
     config = stp.models.PixNetConfig(
         genes=tuple(panel), mpp=2.0, encoder="test_resnet.r160_in1k", filters=(8, 8, 8, 8), window_px=128, core_px=128,
-        halo_px=64, context_rank=0, recipe=stp.models.Recipe(max_epochs=1, batch_size=4), **changes,
+        halo_px=128, context_rank=0, recipe=stp.models.Recipe(max_epochs=1, batch_size=4), **changes,
     )  # fmt: skip
     return stp.models.PixNet(config=config)
 
@@ -55,7 +56,7 @@ def test_bins_are_drawn_from_the_truth(toys):
     import stpredict as stp
 
     table = toys[0].tables[KEYS[0]]
-    truth = stp.datasets.toy_truth_shapes(toys[0], KEYS[0])
+    truth = stp.datasets.toy_truth_shapes(toys[0], SHAPES[0])
     assert list(truth.index) == list(table.obs["instance_id"])
     share = np.asarray(table.X.sum(axis=0)).ravel() / table.X.sum()
     total = np.asarray(table.X.sum(axis=1)).ravel()
@@ -75,7 +76,7 @@ def test_bins_of_few_counts_train_predict_and_evaluate_with_nothing_given_by_han
     assert scores.attrs["targeted_panel"] == {"toy1": 20}
     summary = scores.attrs["summary"].loc["toy1"]
     assert 0.4 < summary["n_spots"] / len(toys[1].tables[KEYS[1]]) < 0.9  # the median of 15 counts is above 13.5
-    truth = stp.datasets.toy_truth_shapes(toys[1], KEYS[1], genes=panel)
+    truth = stp.datasets.toy_truth_shapes(toys[1], SHAPES[1], genes=panel)
     layer = toys[1].tables[KEYS[1]][:, panel].layers["ridge"]
     assert np.mean([np.corrcoef(layer[:, k], truth.iloc[:, k])[0, 1] for k in range(4)]) > 0.3
 
@@ -95,8 +96,9 @@ def test_three_scales_train_together(toys, panel, build, monkeypatch):
     monkeypatch.setattr(_training, "hold_out_places", watch)
     keys = KEYS[:2] if build == "ridge" else KEYS  # of 2 um there are too many patches for a test
     model = stp.models.Ridge(panel) if build == "ridge" else dense(panel)
-    stp.tl.train(toys[0], model, shapes_key=keys, table_name=keys, device="cpu", progress=False)
-    assert model.card.sections == tuple(f"toy0/{key}" for key in keys)
+    shapes = SHAPES[: len(keys)]
+    stp.tl.train(toys[0], model, shapes_key=shapes, table_name=keys, device="cpu", progress=False)
+    assert model.card.sections == tuple(f"toy0/{key}" for key in shapes)
     by_area = {16: 53.86, 8: 13.47, 2: 1.0}
     assert model.card.min_counts == pytest.approx([by_area[int(key[7:10])] for key in keys], rel=1e-3)
     fitted, held = seen["parts"]
@@ -123,9 +125,9 @@ def test_a_scale_without_a_usable_shape_is_named(toys, panel):
 
     model = stp.models.Ridge(panel)
     with pytest.raises(ValueError) as error:
-        stp.tl.train(toys, model, shapes_key=KEYS, table_name=KEYS, min_counts=500, progress=False)
+        stp.tl.train(toys, model, shapes_key=SHAPES, table_name=KEYS, min_counts=500, progress=False)
     said = str(error.value)
-    assert said.startswith("section 'toy0/square_016um', one of 6, has no usable spot in shapes 'square_016um'")
+    assert said.startswith("section 'toy0/toy_square_008um', one of 6, has no usable spot in shapes 'toy_square_008um'")
     assert "fewer than 500 counts" in said and said.endswith("Or leave it out, and go on with the others.")
     assert model.card is None
 
@@ -133,11 +135,11 @@ def test_a_scale_without_a_usable_shape_is_named(toys, panel):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"shapes_key": KEYS, "table_name": KEYS[:2]}, "shapes_key has 3, table_name has 2: lists must"),
+        ({"shapes_key": SHAPES, "table_name": KEYS[:2]}, "shapes_key has 3, table_name has 2: lists must"),
         ({"shapes_key": [], "table_name": []}, "lists must be of one length"),
         ({"table_name": [KEYS[0], KEYS[0]]}, "table_name name None with table 'square_016um' more than once"),
-        ({"shapes_key": [KEYS[0], "square_8um"], "table_name": KEYS[:2]}, "no shapes 'square_8um'. Closest: 'square_0"),
-        ({"shapes_key": KEYS[:2]}, "table 'table' annotates .'spots'., not 'square_016um'"),
+        ({"shapes_key": [SHAPES[0], "toy_square_8um"], "table_name": KEYS[:2]}, "no shapes 'toy_square_8um'"),
+        ({"shapes_key": SHAPES[:2]}, "table 'table' annotates .'spots'., not 'toy_square_016um'"),
     ],
 )  # fmt: skip
 def test_lists_that_do_not_fit_are_refused(toys, panel, keys, message):
@@ -152,9 +154,9 @@ def test_the_tables_alone_say_their_shapes(toys, panel):
 
     models = [stp.models.Mean(panel) for _ in range(2)]
     stp.tl.train(toys[0], models[0], table_name=["table", KEYS[0]], val=0, progress=False)
-    both = {"shapes_key": ["spots", KEYS[0]], "table_name": ["table", KEYS[0]]}
+    both = {"shapes_key": ["spots", SHAPES[0]], "table_name": ["table", KEYS[0]]}
     stp.tl.train(toys[0], models[1], val=0, progress=False, **both)
-    assert models[0].card.sections == models[1].card.sections == ("toy0/spots", "toy0/square_016um")
+    assert models[0].card.sections == models[1].card.sections == ("toy0/spots", "toy0/toy_square_016um")
     np.testing.assert_array_equal(models[0].mean, models[1].mean)
 
 
@@ -165,9 +167,9 @@ def test_validation_on_tissue_that_is_trained_on_is_refused(toys, panel):
 
     copy = SpatialData(
         images={"image": toys[0].images["image"]},
-        shapes={KEYS[0]: toys[0].shapes[KEYS[1]]},
-        tables={KEYS[0]: _renamed(toys[0].tables[KEYS[1]], KEYS[0])},
-    )  # the same image, with bins of 8 um by the name of those of 16
+        shapes={"spots": toys[0].shapes[SHAPES[1]]},
+        tables={KEYS[0]: _renamed(toys[0].tables[KEYS[1]], "spots")},
+    )  # the same image, with bins of 8 um under other names
     with pytest.raises(ValueError, match="validation section 'image' shows the image of training section 'toy0', and"):
         stp.tl.train(toys[0], stp.models.Mean(panel), val=[copy], table_name=KEYS[0], progress=False)
     model = stp.models.Mean(panel)
@@ -218,7 +220,7 @@ def test_cards_of_older_models_say_nothing_of_counts(toys, panel, tmp_path):
     ("given", "message"),
     [
         ({"bin_um": [3]}, "bin_um=.3. must be even numbers"),
-        ({"bin_um": [16]}, "bin_um=.16.: .'square_016um'. is there already"),
+        ({"bin_um": [16]}, "bin_um=.16.: .'toy_square_016um'. is there already"),
         ({"bin_um": [4, 4]}, "bin_um=.4, 4.: a size is there already"),
         ({"bin_um": [1000]}, "from 2 to 500"),
         ({"bin_um": [32], "umi_per_8um": 0.0}, "umi_per_8um must be a number above 0"),

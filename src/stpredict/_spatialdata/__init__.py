@@ -47,6 +47,7 @@ from stpredict._spatialdata._tables import (
     match_genes,
     matrix_of,
     n_targeted_genes,
+    rows_of_table,
     table_rows,
 )
 from stpredict._spatialdata._target import Target, check_counts, check_target, sparse_target, target, totals, usable
@@ -111,6 +112,7 @@ __all__ = [
     "resolve_image",
     "resolve_shapes",
     "resolve_table",
+    "rows_of_table",
     "section",
     "section_name",
     "shapes_element",

@@ -229,6 +229,17 @@ def table_rows(sdata: SpatialData, table_name: str, shapes_key: str) -> tuple[ND
     return rows, positions
 
 
+def rows_of_table(table: AnnData, rows: NDArray[np.int64]) -> AnnData:
+    """A copy of some rows of a table, which annotates the shapes of these rows alone."""
+    part = table[rows].copy()
+    _, region_key, _ = get_table_keys(table)
+    left = part.obs[region_key].astype(str).unique().tolist()
+    part.obs[region_key] = pd.Categorical(part.obs[region_key].astype(str), categories=left)
+    attrs = {**part.uns["spatialdata_attrs"], "region": left if len(left) > 1 else left[0]}
+    part.uns["spatialdata_attrs"] = attrs
+    return part
+
+
 def _rows_of_region(table: AnnData, table_name: str, shapes_key: str) -> NDArray[np.int64]:
     annotated = regions(table)
     if shapes_key not in annotated:

@@ -32,7 +32,8 @@ def toy_bins(
 ) -> None:
     """Add square bins with counts to a toy section, of several sizes that are sums of one another.
 
-    Writes for every size shapes and a table that annotates them, both named as those of Visium HD: "square_008um".
+    Writes for every size shapes and a table that annotates them, named as spatialdata-io names those of Visium HD:
+    shapes["toy_square_008um"] and tables["square_008um"].
     Counts are Poisson in squares of 2 um, given the true rate in each, and larger bins hold the sums: all sizes measure
     one draw. Kept are bins whose centre lies on tissue. `stp.datasets.toy_truth_shapes` gives the truth of each.
 
@@ -80,13 +81,14 @@ def _check_sides(sdata: SpatialData, bin_um: Sequence[int], field: NDArray[np.fl
     wrong = [side for side in bin_um if side < FIELD_MPP or side % FIELD_MPP or side > largest]
     if wrong or not len(bin_um):
         raise ValueError(f"bin_um={list(bin_um)} must be even numbers of micrometres from 2 to {largest}.")
-    taken = [name for side in bin_um if (name := _name(side)) in sdata]
+    taken = [name for side in bin_um for name in _names(side) if name in sdata]
     if taken or len(set(bin_um)) < len(bin_um):
         raise ValueError(f"bin_um={list(bin_um)}: {taken[:1] or 'a size'} is there already; name every size once.")
 
 
-def _name(side: int) -> str:
-    return f"square_{side:03}um"
+def _names(side: int) -> tuple[str, str]:
+    """Of shapes and table; element names are unique over all kinds."""
+    return f"toy_square_{side:03}um", f"square_{side:03}um"
 
 
 def _grid(shape: tuple[int, ...], side: int) -> tuple[int, int]:
@@ -119,7 +121,7 @@ def _add(
     sdata: SpatialData, side: int, counts: sparse.csr_array, shape: tuple[int, ...], kept: NDArray[np.bool_], mpp: float
 ) -> None:
     """Sum counts in the bins that are kept, and add shapes and table."""
-    name, k = _name(side), int(side / FIELD_MPP)
+    (shapes_key, table_name), k = _names(side), int(side / FIELD_MPP)
     n_y, n_x = kept.shape
     y, x = np.indices(shape)
     inside = (y // k < n_y) & (x // k < n_x)
@@ -135,10 +137,12 @@ def _add(
         geometry=shapely.box(column * px, row * px, (column + 1) * px, (row + 1) * px), index=pd.Index(ids)
     )
     obs = pd.DataFrame(
-        {"region": pd.Categorical([name] * len(ids)), "instance_id": ids, "array_row": row, "array_col": column},
-        index=[f"{name}_{i}" for i in ids],
+        {"region": pd.Categorical([shapes_key] * len(ids)), "instance_id": ids, "array_row": row, "array_col": column},
+        index=[f"{table_name}_{i}" for i in ids],
     )
     table = AnnData(sparse.csr_matrix((into @ counts)[ids]), obs=obs, var=sdata.tables["table"].var[[]].copy())
     table.obsm["spatial"] = np.column_stack([(column + 0.5) * px, (row + 0.5) * px])
-    sdata.shapes[name] = ShapesModel.parse(frame, transformations=coordinate_systems(mpp))
-    sdata.tables[name] = TableModel.parse(table, region=name, region_key="region", instance_key="instance_id")
+    sdata.shapes[shapes_key] = ShapesModel.parse(frame, transformations=coordinate_systems(mpp))
+    sdata.tables[table_name] = TableModel.parse(
+        table, region=shapes_key, region_key="region", instance_key="instance_id"
+    )

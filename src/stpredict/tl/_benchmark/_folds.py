@@ -151,7 +151,7 @@ def diameter_um(section: Section) -> float:
 
 def _only(sdata: SpatialData, rows: NDArray[np.int64], name: str, table_name: str) -> SpatialData:
     """The object with only some rows of its table; images and shapes are shared."""
-    tables = {table_name: sdata.tables[table_name][rows].copy()}
+    tables = {table_name: _spatialdata.rows_of_table(sdata.tables[table_name], rows)}
     out = SpatialData(images=dict(sdata.images), labels=dict(sdata.labels), shapes=dict(sdata.shapes), tables=tables)
     out.attrs |= {**sdata.attrs, "name": name}
     return out
