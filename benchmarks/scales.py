@@ -32,8 +32,9 @@ def tables(keys: Sequence[str]) -> list[str]:
 
 
 def trained(section: SpatialData, keys: Sequence[str], panel: Sequence[str], *, epochs: int, seed: int) -> Model:
-    """PixNet on some scales of a section; an epoch has so many windows for each of them."""
-    model = stp.models.PixNet(panel, mpp=1.0, encoder_weights="pixnet-her2st", seed=seed)
+    """PixNet, without its context branch, on some scales; an epoch has so many windows for each of them."""
+    config = stp.models.PixNetConfig(genes=tuple(panel), mpp=1.0, context_rank=0)
+    model = stp.models.PixNet(config=config, encoder_weights="pixnet-her2st", seed=seed)
     rounds = max(1, round(epochs / len(keys)))
     stp.tl.train(
         section, model, shapes_key=list(keys), table_name=tables(keys), max_epochs=rounds, batch_size=2, seed=seed,

@@ -27,6 +27,14 @@ def panel(toys):
     return stp.pp.gene_panel(toys, n_genes=4, shapes_key=SHAPES[:2], table_name=KEYS[:2])
 
 
+def quick(panel):
+    """A Ridge on patches of 24 px."""
+    import stpredict as stp
+    from stpredict.models.ridge import RidgeConfig
+
+    return stp.models.Ridge(config=RidgeConfig(genes=tuple(panel), mpp=2.0, patch_um=48.0))
+
+
 def dense(panel, **changes):
     """A PixNet that is small enough for a test."""
     import stpredict as stp
@@ -67,7 +75,7 @@ def test_bins_are_drawn_from_the_truth(toys):
 def test_bins_of_few_counts_train_predict_and_evaluate_with_nothing_given_by_hand(toys, panel):
     import stpredict as stp
 
-    model = stp.models.Ridge(panel)
+    model = quick(panel)
     stp.tl.train(toys[0], model, table_name=KEYS[1], progress=False)
     assert model.card.min_counts == (pytest.approx(500 * 64 / (np.pi * 27.5**2)),)
     stp.tl.predict(toys[1], model, table_name=KEYS[1], progress=False)
@@ -95,7 +103,7 @@ def test_three_scales_train_together(toys, panel, build, monkeypatch):
     hold_out = _training.hold_out_places
     monkeypatch.setattr(_training, "hold_out_places", watch)
     keys = KEYS[:2] if build == "ridge" else KEYS  # of 2 um there are too many patches for a test
-    model = stp.models.Ridge(panel) if build == "ridge" else dense(panel)
+    model = quick(panel) if build == "ridge" else dense(panel)
     shapes = SHAPES[: len(keys)]
     stp.tl.train(toys[0], model, shapes_key=shapes, table_name=keys, device="cpu", progress=False)
     assert model.card.sections == tuple(f"toy0/{key}" for key in shapes)

@@ -49,6 +49,11 @@ class EncoderRidgeConfig(EncoderConfig, PatchConfig):
         The penalties tried, half a power of ten apart.
     recipe : Recipe, optional
         See `Recipe`; nothing is trained by steps.
+
+    Raises
+    ------
+    ValueError
+        For no number of components, or no penalty, to try.
     """
 
     components: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
