@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stpredict._spatialdata._sections import SectionSpec, section_name, training_section
 from stpredict._spatialdata._target import NoUsableShape
@@ -29,7 +29,7 @@ def specs_of(
     """
     keys = {"shapes_key": shapes_key, "table_name": table_name, "image_key": image_key}
     lists = {name: list(value) for name, value in keys.items() if value is not None and not isinstance(value, str)}
-    single = {name: value for name, value in keys.items() if isinstance(value, str)}
+    single: dict[str, Any] = {name: value for name, value in keys.items() if isinstance(value, str)}
     if not lists:
         return [dataclasses.replace(spec, **single)]
     lengths = {name: len(value) for name, value in lists.items()}
@@ -40,7 +40,8 @@ def specs_of(
             "a single name."
         )
     n = next(iter(lengths.values()))
-    specs = [dataclasses.replace(spec, **single, **{name: value[k] for name, value in lists.items()}) for k in range(n)]
+    values: list[dict[str, Any]] = [single | {name: value[k] for name, value in lists.items()} for k in range(n)]
+    specs = [dataclasses.replace(spec, **each) for each in values]
     twice = [f"{s.shapes_key!r} with table {s.table_name!r}" for k, s in enumerate(specs) if s in specs[:k]]
     if twice:
         raise ValueError(f"{' and '.join(lists)} name {twice[0]} more than once. Name every section once.")

@@ -107,7 +107,7 @@ def _held_in_memory(*parts: Sequence[Section]) -> list[list[Section]]:
     """Parts of sections with their images in memory where they are small enough, each image once."""
     share = CACHE_BYTES // sum(map(len, parts))
     known: dict[tuple[Any, ...], ImageView] = {}
-    held = []
+    held: list[list[Section]] = []
     for part in parts:
         held.append([])
         for section in part:

@@ -33,9 +33,9 @@ def toy_bins(
     """Add square bins with counts to a toy section, of several sizes that are sums of one another.
 
     Writes for every size shapes and a table that annotates them, named as spatialdata-io names those of Visium HD:
-    shapes["toy_square_008um"] and tables["square_008um"].
-    Counts are Poisson in squares of 2 um, given the true rate in each, and larger bins hold the sums: all sizes measure
-    one draw. Kept are bins whose centre lies on tissue. `stp.datasets.toy_truth_shapes` gives the truth of each.
+    shapes["toy_square_008um"] and tables["square_008um"]. Counts are Poisson in squares of 2 um, given the true rate in
+    each, and larger bins hold the sums: all sizes measure one draw. Kept are bins whose centre lies on tissue.
+    `stp.datasets.toy_truth_shapes` gives the truth of each.
 
     Parameters
     ----------
@@ -44,8 +44,8 @@ def toy_bins(
     bin_um : Sequence[int], default (16, 8, 2)
         Sides of the bins in micrometres, even numbers.
     umi_per_8um : float, default 15.0
-        Depth: the median over bins of 8 um on tissue of the expected counts over all genes. Visium HD has some 10 to
-        50. It is independent of the depth of the spots.
+        Depth: the median over bins of 8 um on tissue of the expected counts over all genes, whatever the depth of the
+        spots.
     seed : int, default 0
         Of the counts.
 

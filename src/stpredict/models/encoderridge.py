@@ -203,8 +203,8 @@ class _Moments(NamedTuple):
         return cls(*sums)
 
     def without(self, part: _Moments) -> _Moments:
-        left: Any = [mine - its for mine, its in zip(self, part, strict=True)]
-        return type(self)(*left)
+        pairs: Any = zip(self, part, strict=True)
+        return type(self)(*(mine - its for mine, its in pairs))
 
     def around(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> _Moments:
         """The same of features and targets from which these are subtracted."""
@@ -250,5 +250,5 @@ def _choose(
             c = fitted.coefficients(penalty)
             for i, k in enumerate(sizes):
                 error[i, j] += held.yy - 2 * (c[:k] * xy[:k]).sum() + (c[:k] * (xx[:k, :k] @ c[:k])).sum()
-    i, j = np.unravel_index(int(error.argmin()), error.shape)
-    return sizes[i], penalties[j]
+    best = np.unravel_index(int(error.argmin()), error.shape)
+    return sizes[int(best[0])], penalties[int(best[1])]
