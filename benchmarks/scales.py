@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size-um", type=float, default=800.0)
     parser.add_argument(
-        "--epochs", type=int, default=30, help="of one scale; of three a third, with three times as many windows"
+        "--epochs", type=int, default=10, help="of one scale; of three a third, with three times as many windows"
     )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -128,9 +128,7 @@ def main() -> None:
     else:
         result = run([read(DATA / "mouse_colon")], args, cv="blocks", groups=None, raw_counts=False)
     shown = [stp.tables.scores(result), stp.tables.scores(result, columns=("spearman", "rvd", "ssim", "morans_i_gap"))]
-    shown.append(
-        stp.tables.sections(result).groupby(["model", "fold"], sort=False)[["pcc_m"]].mean().unstack().round(3)
-    )
+    shown.append(stp.tables.sections(result).groupby(["model", "fold"], sort=False)["pcc_m"].mean().unstack().round(3))
     if args.data_set == "her2st":
         shown.append(stp.tables.differences(result))
     for table in (*shown, stp.tables.cost(result)):
