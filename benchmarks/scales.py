@@ -1,6 +1,6 @@
 """Several scales of one tissue: PixNet trained on bins of 16, 8 or 2 um, on spots, and on the bins together.
 
-    python benchmarks/scales.py        # about ten minutes on one core; prints Markdown
+    python benchmarks/scales.py        # four minutes of one core; prints Markdown
 
 Two simulated sections: one is trained on, the other predicted, and every map is compared with the truth at the scale
 that it is read at (`datasets.toy_truth_shapes`): the mean over genes of the correlation over shapes. All see as many
