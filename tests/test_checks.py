@@ -121,7 +121,7 @@ def test_what_is_private_to_a_package_is_told_apart(private_imports, tmp_path, s
 
 @pytest.fixture
 def configured(tmp_path):
-    """A function of Sphinx tags: docs/conf.py in a tree of its own, which has a third tutorial."""
+    """A function of Sphinx tags: docs/conf.py in a tree of its own, which has one more tutorial."""
     for folder in ("docs", "src", "tutorials"):
         (tmp_path / folder).mkdir()
     shutil.copy(ROOT / "docs" / "conf.py", tmp_path / "docs")
@@ -137,7 +137,7 @@ def configured(tmp_path):
     return lambda *tags: runpy.run_path(str(tmp_path / "docs" / "conf.py"), {"tags": Tags(tags)})
 
 
-def test_the_two_that_show_the_main_job_are_executed_and_the_others_on_demand(configured):
+def test_those_that_show_the_main_job_are_executed_and_the_others_on_demand(configured):
     conf = configured()
     assert all((ROOT / "tutorials" / f"{name}.md").is_file() for name in conf["MAIN"])
     assert "tutorials/long.md" in conf["nb_execution_excludepatterns"]

@@ -70,8 +70,9 @@ def test_a_block_sees_itself_and_its_surroundings_alone(lib):
 
 def test_shapes_that_are_empty_have_no_features(lib):
     pixels = tissue(5)
+    geometry = np.array([shapely.Point(), shapely.Point(9, 9)])
     section = lib.Section(
-        name="s", image=lib.ImageView(pixels, (1.0, 1.0), 1.0), geometry=np.array([shapely.Point(), shapely.Point(9, 9)]),
+        name="s", image=lib.ImageView(pixels, (1.0, 1.0), 1.0), geometry=geometry,
         radius=np.ones(2), ids=np.arange(2), area=np.ones(2),
     )  # fmt: skip
     found = lib.describe(lib.ImageView(pixels, (2.0, 2.0), 2.0), section)
@@ -124,7 +125,9 @@ def test_distances_are_those_of_their_definition(lib, domain):
 
 def test_a_percentile_is_a_share_of_what_was_left_out(lib, domain):
     quantiles = domain.reference["all"]
-    np.testing.assert_allclose(domain.percentile(quantiles), np.arange(101))
+    np.testing.assert_allclose(domain.percentile(quantiles), np.arange(101), atol=2)  # 120 distances: some are the same
+    between = domain.percentile((quantiles[:-1] + quantiles[1:]) / 2)
+    assert (np.diff(between) >= 0).all()
     low, high = domain.percentile(np.array([0.0, 1e9]))
     assert (low, high) == (0.0, 100.0) and np.isnan(domain.percentile(np.array([np.nan]))).all()
 
@@ -164,5 +167,5 @@ def test_a_card_keeps_it_and_refuses_a_damaged_one(domain, build, tmp_path):
     check_card(card)
     with pytest.raises(ValueError, match="domain.mean"):
         check_card(dataclasses.replace(card, domain=domain.record() | {"mean": []}))
-    with pytest.raises(ValueError, match="about.organ must be a list of texts"):
+    with pytest.raises(ValueError, match="about.'organ' must be a list of texts"):
         check_card(dataclasses.replace(card, about={"organ": "breast"}))

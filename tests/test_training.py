@@ -167,15 +167,12 @@ def test_a_constant_prediction_has_no_reliability(build, sections, colour_sectio
 
 
 def test_held_out_shapes_are_blocks_and_a_partition(colour_section):
-    from stpredict._training import split_spatial_blocks
+    from stpredict._training import hold_out_places
 
     section = colour_section(0)
-    kept, held = split_spatial_blocks(section, share=0.3, seed=0)
+    (kept,), (held,) = hold_out_places([section], share=0.3, seed=0)
     assert sorted([*kept.ids, *held.ids]) == list(range(24))
     assert 0.2 <= held.n_shapes / 24 <= 0.5
-    assert split_spatial_blocks(section, share=0.0, seed=0) == (section, None)
-    with pytest.raises(ValueError, match="val=1.5 must lie in"):
-        split_spatial_blocks(section, share=1.5, seed=0)
 
 
 def test_the_rate_rises_and_falls():

@@ -18,7 +18,12 @@ WEIGHTS, CARD = "model.safetensors", "card.json"
 NEW_WEIGHTS, NEW_CARD = ".model.safetensors.new", ".card.json.new"  # while a model is saved over an older one
 ERROR_LEVELS: Mapping[str, float] = {"error_80": 0.8, "error_90": 0.9}  # shares of absolute errors that are kept
 HELD_OUT = ("rmse", *ERROR_LEVELS, "ridge_pcc", "ceiling")  # what a card may say of every gene beside its correlation
-LIMITS: Mapping[str, Range] = {"mpp": (0.01, 1000.0), "cell_um": (1e-3, 1e6), "n_target_genes": (1, 10**7)}
+LIMITS: Mapping[str, Range] = {
+    "mpp": (0.01, 1000.0),
+    "cell_um": (1e-3, 1e6),
+    "n_target_genes": (1, 10**7),
+    "min_counts": (0.0, 1e12),
+}
 _SHIPPED = Path(__file__).parent / "models" / "weights"
 
 
@@ -46,6 +51,9 @@ class Card:
         Name of its image encoder; None where it has none.
     sections : tuple[str, ...], default ()
         Names of the training sections.
+    min_counts : tuple[float, ...], default ()
+        Total counts that a shape of each of these needed to be trained on; () where it is not known (cards of older
+        models), and where the target is no count.
     seed : int, optional
         Of the training.
     val_pcc : Mapping[str, float | None], optional
@@ -85,6 +93,7 @@ class Card:
     n_target_genes: int | None = None
     encoder: str | None = None
     sections: tuple[str, ...] = ()
+    min_counts: tuple[float, ...] = ()
     seed: int | None = None
     val_pcc: Mapping[str, float | None] = field(default_factory=dict)
     val_source: str = ""

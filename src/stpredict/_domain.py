@@ -10,7 +10,8 @@ import numpy as np
 from scipy import ndimage
 
 from stpredict import _coverage
-from stpredict._section import ImageView, blocks
+from stpredict._places import blocks
+from stpredict._section import ImageView
 from stpredict._window import Window
 
 if TYPE_CHECKING:

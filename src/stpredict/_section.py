@@ -15,7 +15,6 @@ import numpy as np
 import shapely
 from scipy import sparse
 
-from stpredict import _coverage
 from stpredict._window import Window
 
 if TYPE_CHECKING:
@@ -238,6 +237,8 @@ class Section:
         Why shapes were left out, and how many.
     tissue : shapely.Geometry, optional
         Polygon or MultiPolygon of the tissue, to which the geometry is clipped; None: the whole image.
+    min_counts : float, optional
+        Total counts that a shape needed to be among the rows; None where counts decided nothing.
 
     Raises
     ------
@@ -256,6 +257,7 @@ class Section:
     grid: NDArray[np.int64] | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
     tissue: shapely.Geometry | None = None
+    min_counts: float | None = None
 
     def __post_init__(self) -> None:
         n = len(self.geometry)
@@ -283,18 +285,6 @@ def take(section: Section, keep: NDArray) -> Section:
         if (value := getattr(section, key)) is not None
     }
     return replace(section, **rows)
-
-
-def blocks(section: Section, n_side: int = 4) -> NDArray[np.int64]:
-    """(n,) the block of every shape's centre, 0 .. n_side^2 - 1 row by row, in a grid of quantiles of y and of x.
-
-    Neighbours are correlated and see the same pixels: what is held out of a section is held out in blocks.
-    """
-    bounds = _coverage.bounds(section.geometry, section.radius)
-    centre = (bounds[:, :2] + bounds[:, 2:]) / 2
-    levels = np.arange(1, n_side) / n_side
-    y, x = (np.searchsorted(np.quantile(centre[:, axis], levels), centre[:, axis]) for axis in (0, 1))
-    return n_side * y + x
 
 
 def image_digest(section: Section, *, n_side: int = 4, side_px: int = 64) -> bytes:

@@ -158,11 +158,11 @@ def test_a_vision_transformer_has_none():
 
 
 def test_what_chooses_the_penalty_is_a_section_or_of_one_alone_a_block(colour_section):
-    from stpredict.models._context import _groups
+    from stpredict._places import inner_groups
 
     one, two = colour_section(0), colour_section(1)
-    assert _groups([one, two]).tolist() == [0] * one.n_shapes + [1] * two.n_shapes
-    alone, centre = _groups([one]), shapely.get_coordinates(one.geometry)
+    assert inner_groups([one, two]).tolist() == [0] * one.n_shapes + [1] * two.n_shapes
+    alone, centre = inner_groups([one]), shapely.get_coordinates(one.geometry)
     assert len(set(alone)) > 4
     for block in set(alone):  # no shape of another block within the box of its centres
         low, high = centre[alone == block].min(axis=0), centre[alone == block].max(axis=0)

@@ -28,6 +28,7 @@ from stpredict._spatialdata._sections import (
     training_section,
     usable_rows,
 )
+from stpredict._spatialdata._several import Key, specs_of, training_sections
 from stpredict._spatialdata._shapes import (
     check_some_inside,
     clip_locally,
@@ -52,7 +53,15 @@ from stpredict._spatialdata._store._results import (
     new_table,
 )
 from stpredict._spatialdata._store._transaction import Store, open_store
-from stpredict._spatialdata._tables import ENSEMBL, is_gene, match_genes, matrix_of, table_rows
+from stpredict._spatialdata._tables import (
+    ENSEMBL,
+    is_gene,
+    match_genes,
+    matrix_of,
+    n_targeted_genes,
+    rows_of_table,
+    table_rows,
+)
 from stpredict._spatialdata._target import Target, check_counts, check_target, sparse_target, target, totals, usable
 from stpredict._spatialdata._transformations import (
     DIAMETER_COLUMN,
@@ -70,6 +79,7 @@ __all__ = [
     "Checkpoint",
     "DIAMETER_COLUMN",
     "ImageElement",
+    "Key",
     "NewNames",
     "RasterTarget",
     "SectionSpec",
@@ -105,6 +115,7 @@ __all__ = [
     "matrix_of",
     "measured_shapes",
     "missing_key",
+    "n_targeted_genes",
     "needed_counts",
     "new_table",
     "opened",
@@ -118,17 +129,20 @@ __all__ = [
     "resolve_image",
     "resolve_shapes",
     "resolve_table",
+    "rows_of_table",
     "section",
     "section_name",
     "shapes_element",
     "shapes_in_pixels",
     "sparse_target",
+    "specs_of",
     "table_rows",
     "target",
     "tissue",
     "totals",
     "tissue_outline",
     "training_section",
+    "training_sections",
     "usable",
     "usable_rows",
     "warn_of_background",

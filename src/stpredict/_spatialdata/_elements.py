@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 from spatialdata.models import get_table_keys
+from spatialdata.transformations import get_transformation
 from xarray import DataTree
 
 from stpredict._spatialdata._store._checkpoint import recover
@@ -39,8 +40,10 @@ def missing_key(key: str, existing: Iterable[str], *, what: str, argument: str) 
     return ValueError(f"no {what} {key!r}. {hint}Pass {argument}= one of {names}.")
 
 
-def resolve_image(sdata: SpatialData, image_key: str | None = None) -> str:
+def resolve_image(sdata: SpatialData, image_key: str | None = None, *, shapes_key: str | None = None) -> str:
     """The key of the image: the one given, else the only one that stpredict did not write, else the only RGB one.
+
+    Of several, as in an object of several samples, the only one that shares a coordinate system with the shapes.
 
     Raises ValueError for a key that is not there, for an object without an image, for several and no key.
     """
@@ -58,9 +61,17 @@ def resolve_image(sdata: SpatialData, image_key: str | None = None) -> str:
     if len(candidates) > 1:
         colour = [key for key in candidates if _is_colour(finest(sdata.images[key]))]
         candidates = colour if len(colour) == 1 else candidates
+    if len(candidates) > 1 and shapes_key is not None and shapes_key in sdata:
+        beside = [key for key in candidates if _systems(sdata, key) & _systems(sdata, shapes_key)]
+        candidates = beside if len(beside) == 1 else candidates
     if len(candidates) > 1:
         raise ValueError(f"the object has several images: {sorted(candidates)}. Choose one with image_key=.")
     return candidates[0]
+
+
+def _systems(sdata: SpatialData, key: str) -> set[str]:
+    """The coordinate systems of an element."""
+    return set(get_transformation(sdata[key], get_all=True))
 
 
 def resolve_shapes(

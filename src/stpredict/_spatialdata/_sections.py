@@ -24,8 +24,8 @@ from stpredict._spatialdata._elements import (
     warn_of_missing_chunks,
 )
 from stpredict._spatialdata._shapes import check_some_inside, shapes_element, shapes_in_pixels, tissue
-from stpredict._spatialdata._tables import match_genes, matrix_of, table_rows
-from stpredict._spatialdata._target import Target, check_counts, check_target, totals, usable
+from stpredict._spatialdata._tables import match_genes, matrix_of, n_targeted_genes, table_rows
+from stpredict._spatialdata._target import NoUsableShape, Target, check_counts, check_target, totals, usable
 from stpredict._spatialdata._target import target as target_of
 from stpredict._spatialdata._transformations import check_resolution, image_mpp, level_scale
 from stpredict.metrics import MIN_COUNTS, default_min_counts
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stpredict")
 
+TARGETED = (
+    "%s: totals are of a targeted panel of %d genes; they and counts per 10,000 of them do not compare with those of a "
+    "whole transcriptome"
+)
 MAX_FINER = 256.0  # an image that is finer than the model by more is of no microscope: its mpp is wrong
 
 
@@ -83,11 +87,9 @@ class SectionSpec:
 
     def resolved(self, sdata: SpatialData) -> SectionSpec:
         """The same with image and shapes named. Raises ValueError for keys that are missing or not unique."""
-        return dataclasses.replace(
-            self,
-            image_key=resolve_image(sdata, self.image_key),
-            shapes_key=resolve_shapes(sdata, self.shapes_key, table_name=self.table_name, tissue_key=self.tissue_key),
-        )
+        shapes_key = resolve_shapes(sdata, self.shapes_key, table_name=self.table_name, tissue_key=self.tissue_key)
+        image_key = resolve_image(sdata, self.image_key, shapes_key=shapes_key)
+        return dataclasses.replace(self, image_key=image_key, shapes_key=shapes_key)
 
 
 def image_section(
@@ -95,12 +97,13 @@ def image_section(
 ) -> Section:
     """A section without shapes: the image alone, at `at_mpp` micrometres per pixel.
 
-    `spec.shapes_key` only helps to find the image's own mpp.
+    `spec.shapes_key` only helps to find the image and its own mpp.
 
     Raises ValueError as `section` does for the image, its mpp and the tissue.
     """
     spec = spec or SectionSpec()
-    spec = dataclasses.replace(spec, image_key=resolve_image(sdata, spec.image_key))
+    image_key = resolve_image(sdata, spec.image_key, shapes_key=spec.shapes_key)
+    spec = dataclasses.replace(spec, image_key=image_key)
     view, step = _view(sdata, spec, at_mpp)
     region = tissue(sdata, spec.tissue_key, spec.image, step=step)
     if region is not None and not shapely.intersects(region, shapely.box(0, 0, view.width, view.height)):
@@ -131,7 +134,8 @@ def section(sdata: SpatialData, spec: SectionSpec | None = None, *, at_mpp: floa
     """
     spec = spec or SectionSpec()
     shapes_key = resolve_shapes(sdata, spec.shapes_key, tissue_key=spec.tissue_key)
-    spec = dataclasses.replace(spec, image_key=resolve_image(sdata, spec.image_key), shapes_key=shapes_key)
+    image_key = resolve_image(sdata, spec.image_key, shapes_key=shapes_key)
+    spec = dataclasses.replace(spec, image_key=image_key, shapes_key=shapes_key)
     return _section_of_shapes(sdata, spec, at_mpp, name)[0]
 
 
@@ -157,7 +161,8 @@ def training_section(
     -------
     Section
         A Section with rows in element order, `expression` (n, g) float32, `grid` from obs["array_row"] and
-        obs["array_col"] where the table has them, and in `dropped` why shapes were left out, and how many.
+        obs["array_col"] where the table has them, the `min_counts` that were needed, and in `dropped` why shapes were
+        left out, and how many.
 
     Raises
     ------
@@ -180,8 +185,9 @@ def training_section(
         )
     values = target_of(matrix_of(table, spec.layer, what=what)[rows], target=spec.target, columns=columns, what=what)
     return dataclasses.replace(
-        take(whole, keep), expression=values, genes=tuple(map(str, genes)), grid=_grid(table, rows), dropped=dropped
-    )
+        take(whole, keep), expression=values, genes=tuple(map(str, genes)), grid=_grid(table, rows), dropped=dropped,
+        min_counts=least if spec.target == "log1p_cp10k" else None,
+    )  # fmt: skip
 
 
 def usable_rows(sdata: SpatialData, spec: SectionSpec | None = None) -> tuple[NDArray[np.int64], dict[str, int]]:
@@ -314,6 +320,8 @@ def _usable_rows(
         counts = matrix_of(table, spec.layer, what=_what(spec))[rows]
         check_counts(counts, what=_what(spec))
         total = totals(counts)
+        if n_genes := n_targeted_genes(table):
+            logger.info(TARGETED, _what(spec), n_genes)
     keep, dropped = usable(
         total=total,
         on_image=on_image[positions],
@@ -324,7 +332,7 @@ def _usable_rows(
     if len(positions) < len(on_image):
         dropped = {f"without a row in table {spec.table_name!r}": len(on_image) - len(positions)} | dropped
     if not keep.any():
-        raise ValueError(
+        raise NoUsableShape(
             f"no usable spot in shapes {spec.shapes_key!r} with table {spec.table_name!r}: of {len(on_image)}, dropped "
             f"{dropped}. Check min_counts=, layer= and tissue_key=, and that the spots lie on the image."
         )

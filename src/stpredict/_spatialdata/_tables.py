@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stpredict")
 
 ENSEMBL = re.compile(r"^(ENS[A-Z]*G\d{11})(\.\d+)?$")
+WHOLE_TRANSCRIPTOME = 7000  # genes; fewer are a panel (the largest, CosMx 6K and Xenium 5K, have 6,175 and 5,001)
 OTHER_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "gene_symbols", "gene_name", "feature_name")
 
 
@@ -52,6 +53,15 @@ def is_gene(table: AnnData) -> NDArray[np.bool_]:
         return np.ones(table.n_vars, bool)
     genes = (table.var["feature_types"].astype(str).str.strip().str.lower() == "gene expression").to_numpy()
     return genes if genes.any() else np.ones(table.n_vars, bool)
+
+
+def n_targeted_genes(table: AnnData) -> int | None:
+    """How many genes a table has, where so few that its totals are those of a targeted panel; None: a transcriptome.
+
+    By the number of its genes alone, below 7,000: a transcriptome that was cut to its most variable genes is one, too.
+    """
+    n_genes = int(is_gene(table).sum())
+    return n_genes if n_genes < WHOLE_TRANSCRIPTOME else None
 
 
 def _of_genes(matrix: Any, table: AnnData, what: str) -> Any:
@@ -217,6 +227,17 @@ def table_rows(sdata: SpatialData, table_name: str, shapes_key: str) -> tuple[ND
             f"Correct obs[{instance_key!r}] or drop those rows."
         )
     return rows, positions
+
+
+def rows_of_table(table: AnnData, rows: NDArray[np.int64]) -> AnnData:
+    """A copy of some rows of a table, which annotates the shapes of these rows alone."""
+    part = table[rows].copy()
+    _, region_key, _ = get_table_keys(table)
+    left = part.obs[region_key].astype(str).unique().tolist()
+    part.obs[region_key] = pd.Categorical(part.obs[region_key].astype(str), categories=left)
+    attrs = {**part.uns["spatialdata_attrs"], "region": left if len(left) > 1 else left[0]}
+    part.uns["spatialdata_attrs"] = attrs
+    return part
 
 
 def _rows_of_region(table: AnnData, table_name: str, shapes_key: str) -> NDArray[np.int64]:

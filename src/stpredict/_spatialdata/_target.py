@@ -16,6 +16,10 @@ Target = Literal["log1p_cp10k", "as_is"]
 MIN_TISSUE_SHARE = 0.5
 
 
+class NoUsableShape(ValueError):
+    """Not one shape of a section may be trained on or scored."""
+
+
 def target(
     counts: Any, *, target: Target = "log1p_cp10k", columns: NDArray[np.int64] | None = None, what: str = "the table"
 ) -> NDArray[np.float32]:

@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import CSVLogger
 from stpredict._arguments import LIMITS
 from stpredict._malloc import keep_freed_memory
 from stpredict._schema import check_fields
-from stpredict._section import Section, blocks, take
+from stpredict._section import ImageView, Section
 from stpredict._training._held_out import HeldOut, held_out
 from stpredict._training._module import FitModule, RestoreBest
 from stpredict.models._base import Model, Recipe
@@ -104,28 +104,14 @@ def fit_model(
 def in_memory(sections: Sequence[Section]) -> list[Section]:
     """The sections with their images read once, as far as `CACHE_BYTES` goes; those that are there already stay."""
     share = CACHE_BYTES // max(1, len(sections))
-    return [held_in_memory(s, limit_bytes=share) for s in sections]
-
-
-def split_spatial_blocks(section: Section, *, share: float, seed: int) -> tuple[Section, Section | None]:
-    """The section without, and with only, about `share` of its shapes in spatial blocks (of a 4 x 4 grid of quantiles).
-
-    Raises ValueError for a share outside [0, 1) or one that leaves no shape to either side.
-    """
-    if not 0 <= share < 1:
-        raise ValueError(f"val={share} must lie in [0, 1): the share of each training section that is held out.")
-    if share == 0:
-        return section, None
-    block = blocks(section)
-    order = np.random.default_rng([seed, len(block)]).permutation(16)
-    reached = np.cumsum([(block == b).sum() for b in order])
-    held = np.isin(block, order[: 1 + int(np.searchsorted(reached, share * len(block)))])
-    if held.all() or not held.any():
-        raise ValueError(
-            f"section {section.name!r} has {section.n_shapes} usable shapes, too few to hold out {share:.0%} of them "
-            "in blocks. Pass val=0, or validation sections."
-        )
-    return take(section, ~held), take(section, held)
+    known: dict[tuple[Any, ...], ImageView] = {}
+    held = []
+    for section in sections:
+        seen = id(section.image.pixels), section.image.scale, section.image.mpp
+        if seen not in known:  # several scales of a tissue have one image
+            known[seen] = held_in_memory(section, limit_bytes=share).image
+        held.append(replace(section, image=known[seen]))
+    return held
 
 
 def _loop(

@@ -64,6 +64,8 @@ def evaluate(
     )  # fmt: skip
     print(shown(summary_table(frame)))
     print(f"protocol {frame.attrs['protocol']}; correlations are means over genes, `log depth` and `ceiling` included")
+    for section, n_genes in frame.attrs["targeted_panel"].items():
+        print(f"{section}: totals are of a targeted panel of {n_genes} genes, not of a whole transcriptome")
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         frame.to_csv(out, index=False)

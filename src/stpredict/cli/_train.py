@@ -25,9 +25,7 @@ from stpredict.cli._options import (
     MinCounts,
     Precision,
     Progress,
-    ShapesKey,
     Stores,
-    TableName,
     TissueKey,
     checked,
     gene_names,
@@ -46,6 +44,11 @@ else:  # each model stands in a file of its own name; none is opened to know wha
 
 N_GENES = 250
 TAIL = 5  # epochs of the history that are printed
+
+
+def several(name: str) -> Parameter:
+    """An option of `tl.train` that takes one name, or one for each of several sections of a store."""
+    return of_verb("tl.train", name, group=DATA, consume_multiple=True, negative=())
 
 
 def train(
@@ -88,8 +91,8 @@ def train(
     ] = None,
     target: Annotated[Literal["log1p_cp10k", "as_is"], of_verb("tl.train", "target", group=DATA)] = "log1p_cp10k",
     image_key: ImageKey = None,
-    shapes_key: ShapesKey = None,
-    table_name: TableName = "table",
+    shapes_key: Annotated[list[str] | None, several("shapes_key")] = None,
+    table_name: Annotated[list[str] | None, several("table_name")] = None,
     layer: Layer = None,
     mpp: ImageMpp = None,
     tissue_key: TissueKey = None,
@@ -119,7 +122,8 @@ def train(
         "embeddings": embeddings,
     }  # fmt: skip
     check_start(model, start)
-    where: dict[str, Any] = {"image_key": image_key, "shapes_key": shapes_key, "table_name": table_name, "layer": layer}
+    where: dict[str, Any] = {"image_key": image_key, "shapes_key": one_or_all(shapes_key), "layer": layer}
+    where |= {"table_name": one_or_all(table_name) or "table"}
     where |= {"target": target, "tissue_key": tissue_key, "min_counts": min_counts}
     sdatas, held = checked(stores), validation(val)
     names = gene_names(genes)
@@ -133,6 +137,11 @@ def train(
     fresh.save(out, overwrite=overwrite)
     print(report(fresh, history))
     print(f"model: {out}")
+
+
+def one_or_all(names: list[str] | None) -> str | list[str] | None:
+    """A single name as itself, several as a list."""
+    return names[0] if names is not None and len(names) == 1 else names
 
 
 def class_of(model: str) -> type[Model]:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from stpredict.models.bleep import BLEEPConfig as BLEEPConfig
     from stpredict.models.egn import EGN as EGN
     from stpredict.models.egn import EGNConfig as EGNConfig
+    from stpredict.models.encoderridge import EncoderRidge as EncoderRidge
+    from stpredict.models.encoderridge import EncoderRidgeConfig as EncoderRidgeConfig
     from stpredict.models.genequery import GeneQuery as GeneQuery
     from stpredict.models.genequery import GeneQueryConfig as GeneQueryConfig
     from stpredict.models.histogene import HisToGene as HisToGene

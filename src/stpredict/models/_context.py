@@ -14,7 +14,8 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
 from torch import Tensor, nn
 
-from stpredict._section import Section, blocks
+from stpredict._places import inner_groups
+from stpredict._section import Section
 from stpredict.models._scale import measured_expression
 from stpredict.models._windows import WindowSamples
 from stpredict.nn.encoders import Encoder, EncoderSpec, folded_encoder, rgb
@@ -126,9 +127,9 @@ def fit_context(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Standardise and project the statistics so that they predict expression, and say how.
 
-    One ridge penalty for all genes, by leaving out one section at a time (of a single section, one of four by four
-    blocks: the squares around neighbours overlap), on the squared error; its coefficients are cut to the rank of the
-    projection by singular values.
+    One ridge penalty for all genes, by leaving out one image at a time with all of its sections (of a single image, one
+    of four by four blocks: the squares around neighbours overlap), on the squared error; its coefficients are cut to
+    the rank of the projection by singular values.
 
     Returns
     -------
@@ -139,7 +140,7 @@ def fit_context(
     centre, spread = x.mean(axis=0), x.std(axis=0)
     spread[spread < 1e-6] = 1.0
     search = GridSearchCV(Ridge(), {"alpha": PENALTIES}, scoring="neg_mean_squared_error", cv=LeaveOneGroupOut())
-    best = search.fit((x - centre) / spread, y, groups=_groups(sections)).best_estimator_
+    best = search.fit((x - centre) / spread, y, groups=inner_groups(sections)).best_estimator_
     u, s, v = np.linalg.svd(np.atleast_2d(best.coef_), full_matrices=False)
     rank = context.projection.shape[0]
     weights, projection = np.zeros((y.shape[1], rank)), np.zeros((rank, x.shape[1]))
@@ -149,13 +150,6 @@ def fit_context(
     for name, value in (("centre", centre), ("spread", spread), ("projection", projection)):
         setattr(context, name, torch.from_numpy(value.astype(np.float32)).to(device))
     return weights.astype(np.float32), np.broadcast_to(best.intercept_, y.shape[1]).astype(np.float32)
-
-
-def _groups(sections: Sequence[Section]) -> NDArray[np.int64]:
-    """(n,) the part of every shape that is left out together with it."""
-    if len(sections) == 1:
-        return blocks(sections[0])
-    return np.repeat(np.arange(len(sections)), [s.n_shapes for s in sections])
 
 
 def _statistics(

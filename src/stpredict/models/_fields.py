@@ -32,7 +32,7 @@ LIMITS: Mapping[str, Range] = {
     "fusion": (0, 16384), "section": (0, 16384), "neighbours": (0, 16384),
     # what is looked at, and how often
     "n_near": _ANY, "n_alike": _ANY, "top": _SOME, "exemplars": _SOME, "symmetries": (1, 8), "turns": (1, 8),
-    "train_genes": _SOME, "train_spots": _SOME,
+    "components": (1, 2**20), "train_genes": _SOME, "train_spots": _SOME,
     # shares, weights, temperatures
     "dropout": _DROPPED, "feature_dropout": _DROPPED, "text_dropout": _DROPPED, "context_share": _SHARE,
     "branch_share": _SHARE, "pcc_weight": _WEIGHT, "pool_weight": _WEIGHT, "place_sd": (0.0, 1e3),

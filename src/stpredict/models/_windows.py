@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from stpredict import _coverage
+from stpredict._places import tissues
 from stpredict._section import Section
 from stpredict._window import Window
 from stpredict.models._samples import Batch, Samples, dihedral, some_genes, to_cells
@@ -32,8 +33,9 @@ class _Cut:
 class WindowSamples(Samples):
     """Square windows of sections; a shape counts only if it lies wholly inside.
 
-    In training a window is placed at random around a random shape (sections in proportion to their shapes), turned by
-    one of the 8 symmetries; otherwise windows are laid so that every shape counts exactly once, away from the edge.
+    In training a window is placed at random around a random shape (sections in proportion to their shapes; where some
+    are scales of one tissue, to the windows that cover them), turned by one of the 8 symmetries; otherwise windows are
+    laid so that every shape counts exactly once, away from the edge.
 
     Parameters
     ----------
@@ -78,11 +80,14 @@ class WindowSamples(Samples):
         self.bounds = [_coverage.bounds(s.geometry, s.radius) for s in sections]
         self.cells = [_coverage.transform(s.geometry, s.radius, to_cells(stride)) for s in sections]
         self._check_extent()
+        self.due = self._windows_due() if train else np.zeros(0)
+        several = train and len(tissues(sections)) < len(sections)  # else the finest scale would be nearly all of them
+        self.odds = self.due / self.due.sum() if several else None
         self.shapes = np.array([(i, k) for i, s in enumerate(sections) for k in range(s.n_shapes)])
         self.cuts = [] if train else [cut for i in range(len(sections)) for cut in self._lay(i)]
 
     def __len__(self) -> int:
-        return self._n_random() if self.train else len(self.cuts)
+        return max(1, int(np.ceil(sum(self.due)))) if self.train else len(self.cuts)
 
     def __getitem__(self, index: int) -> tuple[NDArray, sp.csr_array, NDArray | None, NDArray, int]:
         """Image (h, w, 3), coverage (n, cells), expression (n, g), rows (n, 2) and index of one window."""
@@ -119,20 +124,24 @@ class WindowSamples(Samples):
                     f"{self.window_px * section.mpp:.0f} um. Give the model a larger window_px or smaller shapes."
                 )
 
-    def _n_random(self) -> int:
-        """So many windows that a shape is expected to count about once an epoch, if shapes fill the section."""
-        n = 0.0
+    def _windows_due(self) -> NDArray[np.float64]:
+        """Of every section so many windows that a shape is expected to count about once, if shapes fill the section."""
+        due = []
         for section, bounds in zip(self.sections, self.bounds, strict=True):
             extent = np.nanmedian(bounds[:, 2:] - bounds[:, :2])
             y0, x0 = np.nanmin(bounds[:, :2], axis=0)
             y1, x1 = np.nanmax(bounds[:, 2:], axis=0)
             per_window = section.n_shapes * (self.window_px - extent) ** 2 / ((y1 - y0) * (x1 - x0))
-            n += section.n_shapes / max(per_window, 1.0)
-        return max(1, int(np.ceil(n)))
+            due.append(section.n_shapes / max(per_window, 1.0))
+        return np.array(due)
 
     def _draw(self, index: int) -> _Cut:
         rng = np.random.default_rng([self.seed, index])
-        i, k = map(int, self.shapes[rng.integers(len(self.shapes))])
+        if self.odds is None:
+            i, k = map(int, self.shapes[rng.integers(len(self.shapes))])
+        else:
+            i = int(rng.choice(len(self.odds), p=self.odds))
+            k = int(rng.integers(self.sections[i].n_shapes))
         low, high = self.bounds[i][k, :2], self.bounds[i][k, 2:]
         corner = rng.integers(np.ceil(high - self.window_px), np.floor(low) + 1)
         y0, x0 = self._snap(corner)

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge as SklearnRidge
-from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.model_selection import GridSearchCV, KFold, LeaveOneGroupOut
 from torch import Tensor
 
+from stpredict._places import inner_groups, tissues
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, as_panel, constructor, predict_batch
 from stpredict.models._fields import LIMITS, Config
@@ -69,7 +70,8 @@ class Ridge(Model):
 
     Mean, standard deviation and percentiles 5, 25, 50, 75, 95 of R, G, B and of haematoxylin, eosin, DAB by colour
     deconvolution; features standardised on the training spots; one penalty for all genes, from 10^-1 .. 10^5, by inner
-    cross-validation over five random parts of the training spots, on the squared error.
+    cross-validation over five random parts of the training spots, on the squared error. Where several sections are of
+    one image, as scales of a tissue, the parts are images instead, or spatial blocks of a single one.
 
     Parameters
     ----------
@@ -117,13 +119,14 @@ class Ridge(Model):
         y = measured_expression(sections).astype(np.float64)
         centre, spread = x.mean(axis=0), x.std(axis=0)
         spread[spread < 1e-8] = 1.0
+        several = len(tissues(sections)) < len(sections)  # scales of one tissue: a random part would be in the others
         search = GridSearchCV(
             SklearnRidge(),
             {"alpha": self.config.penalties},
             scoring="neg_mean_squared_error",
-            cv=KFold(5, shuffle=True, random_state=0),
+            cv=LeaveOneGroupOut() if several else KFold(5, shuffle=True, random_state=0),
         )
-        search.fit((x - centre) / spread, y)
+        search.fit((x - centre) / spread, y, groups=inner_groups(sections) if several else None)
         best = search.best_estimator_
         weight = np.column_stack([np.atleast_2d(best.coef_), best.intercept_])  # of one gene it is a row
         for name, value in (("centre", centre), ("spread", spread), ("weight", weight), ("penalty", [best.alpha])):

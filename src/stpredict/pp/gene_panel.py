@@ -12,7 +12,16 @@ import pandas as pd
 from spatialdata import SpatialData
 
 from stpredict._arguments import check_arguments
-from stpredict._spatialdata import SectionSpec, Target, all_opened, is_gene, matrix_of, sparse_target, usable_rows
+from stpredict._spatialdata import (
+    SectionSpec,
+    Target,
+    all_opened,
+    is_gene,
+    matrix_of,
+    sparse_target,
+    specs_of,
+    usable_rows,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,11 +36,11 @@ def gene_panel(
     by: Literal["mean", "hvg_union"] = "mean",
     min_spots: int | None = None,
     among: Collection[str] | None = None,
-    table_name: str = "table",
+    table_name: str | Sequence[str] = "table",
     layer: str | None = None,
     target: Target = "log1p_cp10k",
-    image_key: str | None = None,
-    shapes_key: str | None = None,
+    image_key: str | Sequence[str] | None = None,
+    shapes_key: str | Sequence[str] | None = None,
     tissue_key: str | None = None,
     min_counts: float | None = None,
 ) -> list[str]:
@@ -53,13 +62,16 @@ def gene_panel(
         For "hvg_union": keep genes with a count in at least this many usable spots of all sections; None: all.
     among : Collection[str], optional
         Candidates, such as the genes that the test sections have; None: every gene.
-    table_name : str, default "table"
+    table_name : str | Sequence[str], default "table"
         What was measured, and which spots are usable, as in `tl.train`.
     layer : str, optional
         What was measured, and which spots are usable, as in `tl.train`.
     target : {"log1p_cp10k", "as_is"}, default "log1p_cp10k"
         What was measured, and which spots are usable, as in `tl.train`.
-    image_key, shapes_key, tissue_key : str, optional
+    image_key, shapes_key : str | Sequence[str], optional
+        What was measured, and which spots are usable, as in `tl.train`; several names make as many sections of every
+        object, each of which weighs the same.
+    tissue_key : str, optional
         What was measured, and which spots are usable, as in `tl.train`.
     min_counts : float, optional
         Total counts that a spot, bin or cell needs to be used. None: 500 from the area of a 55-um spot up, less in
@@ -81,11 +93,9 @@ def gene_panel(
     check_arguments(gene_panel, locals())
     _check(by, min_spots)
     opened = all_opened(sdatas)
-    spec = SectionSpec(
-        image_key=image_key, shapes_key=shapes_key, table_name=table_name, layer=layer, target=target,
-        tissue_key=tissue_key, min_counts=min_counts,
-    )  # fmt: skip
-    sections = [_statistics(sdata, spec) for sdata in opened]
+    spec = SectionSpec(layer=layer, target=target, tissue_key=tissue_key, min_counts=min_counts)
+    specs = specs_of(spec, image_key=image_key, shapes_key=shapes_key, table_name=table_name)
+    sections = [_statistics(sdata, each) for sdata in opened for each in specs]
     shared = set.intersection(*(set(table.index) for table in sections))
     common = sorted(shared if among is None else shared & set(among))
     _check_common(common, sections, n_genes, among)
@@ -105,7 +115,7 @@ def gene_panel(
             f"the panel is empty: none of {len(union)} variable genes is seen in {min_spots} spots. Lower min_spots=."
         )
     logger.info(
-        "panel of %d genes by %s from %d sections with %d common genes", len(panel), by, len(opened), len(common)
+        "panel of %d genes by %s from %d sections with %d common genes", len(panel), by, len(sections), len(common)
     )
     return panel
 

@@ -13,7 +13,7 @@ from scipy import sparse
 from stpredict import _spatialdata
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     import torch
@@ -62,6 +62,20 @@ def environment_info(device: torch.device, precision: str) -> dict[str, Any]:
 
     versions = {name: importlib.metadata.version(name) for name in ("stpredict", "torch", "timm")}
     return {"device": str(device), "precision": precision, "threads": torch.get_num_threads(), "versions": versions}
+
+
+def count_rules(sdatas: Mapping[str, SpatialData], spec: _spatialdata.SectionSpec) -> dict[str, Any]:
+    """What a record says of counts, by section: how many a shape needs, and of how many genes a targeted panel is.
+
+    None for both where the target is no count; tables of a whole transcriptome are not named as panels.
+    """
+    if spec.target == "as_is":
+        return {"min_counts_used": None, "targeted_panels": None}
+    genes = {name: _spatialdata.n_targeted_genes(s.tables[spec.table_name]) for name, s in sdatas.items()}
+    return {
+        "min_counts_used": {name: _spatialdata.needed_counts(sdata, spec) for name, sdata in sdatas.items()},
+        "targeted_panels": {name: n for name, n in genes.items() if n is not None},
+    }
 
 
 def count_summary(sdata: SpatialData, spec: _spatialdata.SectionSpec) -> dict[str, Any]:

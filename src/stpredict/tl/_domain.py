@@ -11,6 +11,7 @@ import numpy as np
 
 from stpredict import _caches, _spatialdata
 from stpredict._domain import FACTORS, Domain, describe, outside, spatial_groups
+from stpredict._places import tissues
 from stpredict._section import Section, take
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from stpredict._card import Card
     from stpredict.models import Model
 
+type Source = tuple[SpatialData, _spatialdata.SectionSpec]  # an object, and a resolved spec of one of its sections
+
 logger = logging.getLogger("stpredict")
 
 MOST_SHAPES = 1000  # of a training section that are described
@@ -28,12 +31,14 @@ ABOUT = ("species", "organ", "technology", "stain", "patient")  # attributes of 
 _told: set[str] = set()  # weights without a domain that the log has named
 
 
-def domain_record(
-    sdatas: Sequence[SpatialData], sections: Sequence[Section], spec: _spatialdata.SectionSpec, *, seed: int
-) -> dict[str, Any]:
-    """What the card keeps of the domain of these training sections; empty where they are too small to show one."""
+def domain_record(sources: Sequence[Source], sections: Sequence[Section], *, seed: int) -> dict[str, Any]:
+    """What the card keeps of the domain of these training sections; empty where they are too small to show one.
+
+    Of several scales of a tissue the first is described.
+    """
     features, groups = [], []
-    for sdata, section in zip(sdatas, sections, strict=True):
+    for each in tissues(sections):
+        (sdata, spec), section = sources[each[0]], sections[each[0]]
         rows = np.arange(section.n_shapes)
         if len(rows) > MOST_SHAPES:
             rows = np.sort(np.random.default_rng(seed).choice(len(rows), MOST_SHAPES, replace=False))

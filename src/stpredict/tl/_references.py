@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from stpredict._section import Section
     from stpredict.models import Model
+    from stpredict.tl._domain import Source
 
 MOST_SHAPES = 2_000  # of a fold that Ridge is trained on, and as many that it is asked for
 MOST_COUNTED = 20_000  # rows of a table whose counts are split
@@ -27,8 +28,7 @@ MOST_COUNTED = 20_000  # rows of a table whose counts are split
 def add_references(
     model: Model,
     folds: Sequence[tuple[Sequence[Section], Sequence[Section]]],
-    measured: Sequence[SpatialData],
-    spec: _spatialdata.SectionSpec,
+    measured: Sequence[Source],
     plan: _training.TrainOptions,
 ) -> None:
     """Put into the card of a model what Ridge reaches on the same held-out shapes, and the ceiling.
@@ -38,7 +38,7 @@ def add_references(
     folds
         Training and held-out sections, as the model was shown them; without any held-out ones nothing is done.
     measured
-        The objects whose counts the ceiling is of.
+        Objects and specs of the sections whose counts the ceiling is of.
     """
     if model.card is None or not any(held for _, held in folds):
         return
@@ -46,7 +46,7 @@ def add_references(
     if any(p.requires_grad for p in model.parameters()):
         values = [_ridge(model, train, held, plan) for train, held in folds]
         found["ridge_pcc"] = _training.by_gene(model.genes, _mean(values))
-    ceilings = [_ceiling(sdata, model.genes, spec) for sdata in measured] if spec.target == "log1p_cp10k" else []
+    ceilings = [_ceiling(sdata, model.genes, spec) for sdata, spec in measured if spec.target == "log1p_cp10k"]
     if ceilings:
         found["ceiling"] = _training.by_gene(model.genes, _mean(ceilings))
     model.card = replace(model.card, held_out=found)

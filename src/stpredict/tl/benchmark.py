@@ -15,8 +15,16 @@ from torch.nn import Module
 from stpredict import _spatialdata, metrics, pp
 from stpredict._arguments import check_arguments
 from stpredict.tl._benchmark import _run as runs
-from stpredict.tl._benchmark._folds import Explicit, Fold, block_folds, diameter_um, section_folds, usable_spots
-from stpredict.tl._cache import count_summary, write_json
+from stpredict.tl._benchmark._folds import (
+    Explicit,
+    Fold,
+    block_folds,
+    diameter_um,
+    named_sections,
+    section_folds,
+    usable_spots,
+)
+from stpredict.tl._cache import count_rules, count_summary, write_json
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -121,7 +129,9 @@ def benchmark(
         seconds (training), peak_mb, n_parameters, error. Metrics are those of `stp.metrics.METRICS` (ssim is NaN where
         shapes are no array of spots). Three models are none: "ceiling" and "log depth" (their pcc by protocol stp-2;
         raw counts only), and "measured" (mean and variance of the target, by which HEG and HVG are told). A run that
-        failed has one row, which says why in `error`. ``attrs["protocol"]`` says everything that was decided.
+        failed has one row, which says why in `error`. ``attrs["protocol"]`` says everything that was decided, among it
+        how many counts a shape of each section needed, and which totals are those of a targeted panel (fewer than 7,000
+        genes).
         `stp.tables` makes tables of it.
 
     Raises
@@ -143,7 +153,7 @@ def benchmark(
     )  # fmt: skip
     _check_models(models)
     of_seeds = {name: list(_seeds(seeds, name)) for name in models}
-    sections = _named(_spatialdata.all_opened(sdatas), image_key)
+    sections = named_sections(_spatialdata.all_opened(sdatas), spec)
     grouped = _groups(sections, groups, groups_reason, cv)
     folds = _folds(sections, cv, grouped, margin_um, spec)
     panels = {fold.name: _panel(fold, sections, genes, n_genes, by, spec) for fold in folds}
@@ -161,7 +171,7 @@ def benchmark(
         "panel": "published" if genes is not None else f"{n_genes} by {by}, from the training part of each fold",
         "folds": {f.name: {"train": f.train, "test": f.test, "panel": panels[f.name]} for f in folds},
         "sections": {name: count_summary(sdata, spec) for name, sdata in sections.items()},
-    }  # fmt: skip
+    } | count_rules(sections, spec)  # fmt: skip
     _check_record(record, setting.path)
     frame, made = _all(folds, panels, sections, models, of_seeds, setting, progress=progress)
     frame.attrs["protocol"] = record | {"models": made, "seeds": of_seeds}
@@ -196,17 +206,6 @@ def _warn_of_failed(frame: pd.DataFrame) -> None:
             "The column `error` has all of them; with path=, the next call tries these again.",
             stacklevel=3,
         )
-
-
-def _named(sdatas: Sequence[SpatialData], image_key: str | None) -> dict[str, SpatialData]:
-    names = [_spatialdata.section_name(s, _spatialdata.resolve_image(s, image_key)) for s in sdatas]
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice or not names:
-        raise ValueError(
-            f"{len(names)} sections, and these names are not unique: {twice}. Give each its own: "
-            'sdata.attrs["name"] = "...".'
-        )
-    return dict(zip(names, sdatas, strict=True))
 
 
 def _groups(

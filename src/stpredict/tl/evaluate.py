@@ -48,7 +48,8 @@ def evaluate(
     groups : Sequence[str], optional
         One name a section (its patient); adds the column `group`.
     image_key, shapes_key, tissue_key : str, optional
-        As for `stp.tl.predict`: spots are scored that lie wholly on the image, under tissue, with enough counts.
+        As for `stp.tl.predict`: spots are scored that lie wholly on the image, under tissue, with enough counts. Of a
+        table that annotates several samples, `shapes_key` says which one is scored.
     min_counts : float, optional
         Total counts that a spot, bin or cell needs to be used. None: 500 from the area of a 55-um spot up, less in
         proportion to a smaller median area (`stp.metrics.default_min_counts`).
@@ -64,7 +65,10 @@ def evaluate(
         ``attrs["summary"]`` holds, a row a section, what `stp.metrics.summary` says (PCC@F / S / M, HEG, HVG, MSE, MAE,
         counts of spots and genes), plus n_dropped; where some genes were never trained on, ``attrs["summary_unseen"]``
         and ``attrs["summary_seen"]`` the same for either kind. An unseen gene has no scale of its own, so its mse and
-        mae are NaN, and count in no mean.
+        mae are NaN, and count in no mean. ``attrs["min_counts"]`` says for each section how many counts a shape needed
+        (None: the target is no count), and ``attrs["targeted_panel"]`` for those whose table has fewer than 7,000 genes
+        how many: their totals, and with them mse and mae, do not compare with those of a whole transcriptome. A region
+        of a table of several samples is called by its object and its shapes.
 
     Raises
     ------
@@ -97,10 +101,15 @@ def evaluate(
         min_counts=min_counts,
     )  # fmt: skip
     frames = []
+    record: dict[str, dict[str, Any]] = {"min_counts": {}, "targeted_panel": {}}
     summaries: dict[str, dict[str, pd.Series]] = {"summary": {}, "summary_seen": {}, "summary_unseen": {}}
     for i, sdata in enumerate(sections):
-        name = _name(sdata, i, image_key)
-        frame, found = _one(sdata, key, spec, scores)
+        own = _own(sdata, key, spec)
+        name = _name(sdata, i, own)
+        frame, found = _one(sdata, key, own, scores)
+        record["min_counts"][name] = None if own.target == "as_is" else own.min_counts
+        if own.target != "as_is" and (n_genes := _spatialdata.n_targeted_genes(sdata.tables[table_name])):
+            record["targeted_panel"][name] = n_genes
         frame.insert(0, "section", name)
         if groups is not None:
             frame.insert(1, "group", groups[i])
@@ -111,20 +120,29 @@ def evaluate(
     for kind, of in summaries.items():
         if of:
             result.attrs[kind] = pd.DataFrame(of).T.rename_axis("section")
-    result.attrs["protocol"] = metrics.PROTOCOL
+    result.attrs |= {"protocol": metrics.PROTOCOL} | record
     return result
 
 
-def _name(sdata: SpatialData, i: int, image_key: str | None) -> str:
-    name = _spatialdata.section_name(sdata, _spatialdata.resolve_image(sdata, image_key))
-    return name if name not in ("image", "slide") else f"{name}{i}"
+def _own(sdata: SpatialData, key: str, spec: _spatialdata.SectionSpec) -> _spatialdata.SectionSpec:
+    """The spec of one object: its image and shapes, the target of its layer, and the counts that a shape needs."""
+    target = _target_of(_table_with(sdata, spec.table_name, key), key)
+    spec = replace(spec, target=target).resolved(sdata)
+    return replace(spec, min_counts=_spatialdata.needed_counts(sdata, spec))
+
+
+def _name(sdata: SpatialData, i: int, spec: _spatialdata.SectionSpec) -> str:
+    """What the section is called; with its shapes where the table annotates those of several samples."""
+    name = _spatialdata.section_name(sdata, spec.image)
+    name = name if name not in ("image", "slide") else f"{name}{i}"
+    several = len(_spatialdata.regions(sdata.tables[spec.table_name])) > 1
+    return f"{name}/{spec.shapes}" if several else name
 
 
 def _one(
     sdata: SpatialData, key: str, spec: _spatialdata.SectionSpec, scores: Sequence[str] | None
 ) -> tuple[pd.DataFrame, dict[str, pd.Series]]:
     table, what = _table_with(sdata, spec.table_name, key), f"table {spec.table_name!r}"
-    spec = replace(spec, target=_target_of(table, key))
     rows, dropped = _spatialdata.usable_rows(sdata, spec)
     columns = _predicted_columns(table, key, rows, what=what)
     seen = ~table.var_names[columns].isin(_record(table, key).get("unseen_genes", []))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +10,7 @@ import numpy as np
 
 from stpredict import _spatialdata, _training
 from stpredict._arguments import check_arguments
+from stpredict._places import lies_on, tissues
 from stpredict._section import Section
 from stpredict._spatialdata import Target
 from stpredict.models import Ensemble
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from stpredict.models import Model
-
-logger = logging.getLogger("stpredict")
+    from stpredict.tl._domain import Source
 
 
 def train(
@@ -31,9 +30,9 @@ def train(
     model: Model,
     *,
     val: Sequence[SpatialData | str | Path] | float | Literal["sections"] | None = None,
-    image_key: str | None = None,
-    shapes_key: str | None = None,
-    table_name: str = "table",
+    image_key: str | Sequence[str] | None = None,
+    shapes_key: str | Sequence[str] | None = None,
+    table_name: str | Sequence[str] = "table",
     layer: str | None = None,
     target: Target = "log1p_cp10k",
     mpp: float | None = None,
@@ -59,21 +58,24 @@ def train(
     ----------
     sdatas : SpatialData | str | Path | Sequence[SpatialData | str | Path]
         Training sections (objects, or paths of .zarr stores), each with an H&E image, shapes, and a table of raw counts
-        that annotates them.
+        that annotates them. An object may hold several: see `shapes_key`.
     model : Model
         A model of `stp.models`, fresh or loaded (then its weights are trained on). The members of an ensemble are
         trained one after the other, with the seeds `seed`, `seed + 1`, ... .
     val : Sequence[SpatialData | str | Path] | float | {"sections"}, optional
         Where validation loss, early stopping, and what the card says of each gene (correlation, errors) come from:
         other sections; a share in (0, 1) of each training section, held out as spatial blocks; None: 0.15. 0 trains on
-        everything, with no early stopping and no evidence. "sections", for an ensemble: each member leaves out one
+        everything, with no early stopping and no evidence. Sections of one image have the same blocks held out, and a
+        shape across the border of one is left out. "sections", for an ensemble: each member leaves out one
         section, in turn, so that its errors are those on tissue that it has not seen.
-    image_key : str, optional
-        Which image, one name for all sections; None: the only one there is.
-    shapes_key : str, optional
-        Which shapes, one name for all sections; None: the only ones there are.
-    table_name : str, default "table"
-        Which table, one name for all sections.
+    image_key : str | Sequence[str], optional
+        Which image, one name for all sections; None: the only one there is, or of several the one that shares a
+        coordinate system with the shapes. Or one for each entry of `shapes_key`.
+    shapes_key : str | Sequence[str], optional
+        Which shapes, one name for all objects; None: the only ones there are. Several names make as many sections of
+        every object: its scales (bins of 16, 8 and 2 um, spots, cells), or its samples (the regions of one table).
+    table_name : str | Sequence[str], default "table"
+        Which table, one name for all sections, or one for each entry of `shapes_key`.
     layer : str, optional
         Layer of the table that holds raw counts, one name for all sections; None: X.
     target : {"log1p_cp10k", "as_is"}, default "log1p_cp10k"
@@ -122,8 +124,9 @@ def train(
     ------
     ValueError
         Before any work, for settings with which nothing could be trained, for what is no section and for one that is
-        given twice; for sections that cannot be used (see `stp.pp.gene_panel` for a panel that all have); and for a
-        training that diverged, after which the model has no card.
+        given twice; for keys as lists of different lengths; for sections that cannot be used (see `stp.pp.gene_panel`
+        for a panel that all have), one without a usable shape among several by its name; for validation sections on
+        tissue that is trained on; and for a training that diverged, after which the model has no card.
     FileNotFoundError
         For a store that is not there, and for `resume` without a checkpoint.
 
@@ -143,45 +146,60 @@ def train(
     given = _spatialdata.all_opened(sdatas)
     others = _spatialdata.all_opened(val, "val") if isinstance(val, Sequence) and not isinstance(val, str) else None
     _check_distinct(given, others or [])
-    spec = _spatialdata.SectionSpec(
-        image_key=image_key, shapes_key=shapes_key, table_name=table_name, layer=layer, target=target, mpp=mpp,
-        tissue_key=tissue_key, min_counts=min_counts,
-    )  # fmt: skip
-    ensemble = _to_leave_out(model, len(given)) if val == "sections" else None
-    sections = _training.in_memory(_sections(given, spec, model))  # for every member, and for Ridge
+    spec = _spatialdata.SectionSpec(layer=layer, target=target, mpp=mpp, tissue_key=tissue_key, min_counts=min_counts)
+    specs = _spatialdata.specs_of(spec, image_key=image_key, shapes_key=shapes_key, table_name=table_name)
+    sections = _spatialdata.training_sections(given, specs, genes=model.genes, at_mpp=model.mpp)
+    sources = [(sdata, each.resolved(sdata)) for sdata in given for each in specs]  # of the sections, in their order
+    ensemble = _to_leave_out(model, sections) if val == "sections" else None
+    _warn_of_shifts(sources, sections)
+    sections = _training.in_memory(sections)  # for every member, and for Ridge
     if ensemble is not None:
         folds = [([s for s in sections if s is not one], [one]) for one in sections[: len(ensemble.models)]]
         source = "sections left out in turn: " + ", ".join(held[0].name for _, held in folds)
     elif others is None:
         share = 0.15 if val is None else float(val)  # type: ignore[arg-type]
-        parts = [_training.split_spatial_blocks(s, share=share, seed=seed) for s in sections]
-        folds = [([p[0] for p in parts], [p[1] for p in parts if p[1] is not None])]
+        folds = [_training.hold_out_places(sections, share=share, seed=seed)]
         source = "spatial blocks held out of the training sections" if folds[0][1] else ""
     else:
-        folds = [(sections, _sections(others, spec, model))]
+        folds = [(sections, _spatialdata.training_sections(others, specs, genes=model.genes, at_mpp=model.mpp))]
+        _check_apart(*folds[0])
         source = "validation sections: " + ", ".join(s.name for s in folds[0][1])
     card: dict[str, Any] = {
         "target": target, "sections": tuple(s.name for s in sections), "val_source": source, "licence": licence,
-        "n_target_genes": min(sdata.tables[table_name].n_vars for sdata in given) if target != "as_is" else None,
+        "n_target_genes": _n_target_genes(given, specs) if target != "as_is" else None,
+        "min_counts": tuple(float(s.min_counts) for s in sections if s.min_counts is not None),
+        "domain": domain_record(sources, sections, seed=seed), "about": about(given),
     }  # fmt: skip
-    card |= {"domain": domain_record(given, sections, spec, seed=seed), "about": about(given)}
     if ensemble is None:
         history = _training.fit(model, *folds[0], plan, **card)
     else:
         history = _training.fit_leaving_out(ensemble, sections, plan, **card)
-    add_references(model, folds, given if others is None else others, spec, plan)
+    measured = sources if others is None else [(sdata, each.resolved(sdata)) for sdata in others for each in specs]
+    add_references(model, folds, measured, plan)
     return history
 
 
-def _to_leave_out(model: Model, n_sections: int) -> Ensemble:
+def _to_leave_out(model: Model, sections: Sequence[Section]) -> Ensemble:
     """The model, where its members can leave out one section each; else ValueError."""
-    if isinstance(model, Ensemble) and n_sections > 1:
-        return model
+    if isinstance(model, Ensemble) and len(sections) > 1:
+        together = next((group for group in tissues(sections) if len(group) > 1), None)
+        if together is None:
+            return model
+        raise ValueError(
+            f"val='sections' leaves out one section in turn, but {[sections[i].name for i in together]} are of one "
+            "tissue, which would be trained on as well. Pass val as a share, which holds out the same places of all."
+        )
     raise ValueError(
         f"val='sections' leaves out one section for each member of an ensemble; got a {type(model).__name__} and "
-        f"{n_sections} sections. Pass stp.models.Ensemble([...]) and at least two sections, or val as a share or as "
+        f"{len(sections)} sections. Pass stp.models.Ensemble([...]) and at least two sections, or val as a share or as "
         "other sections."
     )
+
+
+def _warn_of_shifts(sources: Sequence[Source], sections: Sequence[Section]) -> None:
+    for (sdata, spec), section in zip(sources, sections, strict=True):
+        if spec.tissue_key is None:
+            _spatialdata.warn_of_background(sdata, spec, section, measured=np.ones(section.n_shapes, bool))
 
 
 def _check_distinct(sdatas: Sequence[SpatialData], val: Sequence[SpatialData]) -> None:
@@ -197,11 +215,22 @@ def _check_distinct(sdatas: Sequence[SpatialData], val: Sequence[SpatialData]) -
                 )
 
 
-def _sections(sdatas: Sequence[SpatialData], spec: _spatialdata.SectionSpec, model: Model) -> list[Section]:
-    sections = [_spatialdata.training_section(sdata, spec, genes=model.genes, at_mpp=model.mpp) for sdata in sdatas]
-    for sdata, section in zip(sdatas, sections, strict=True):
-        if spec.tissue_key is None:
-            everything = np.ones(section.n_shapes, bool)
-            _spatialdata.warn_of_background(sdata, spec.resolved(sdata), section, measured=everything)
-        logger.info("section %s: %d shapes; dropped: %s", section.name, section.n_shapes, dict(section.dropped))
-    return sections
+def _check_apart(sections: Sequence[Section], val: Sequence[Section]) -> None:
+    """Raise ValueError for a validation section that shows tissue which is trained on, perhaps at another scale."""
+    together = [*sections, *val]
+    for group in tissues(together):
+        for k in (k for k in group if k >= len(sections)):
+            for i in (i for i in group if i < len(sections)):
+                held, fitted = together[k], together[i]
+                n = int(lies_on(held, fitted).sum())
+                if n:
+                    raise ValueError(
+                        f"validation section {held.name!r} shows the image of training section {fitted.name!r}, and "
+                        f"{n} of its {held.n_shapes} shapes lie on shapes that are trained on. Validate on other "
+                        "tissue, or pass val as a share such as 0.15, which holds out the same places at every scale."
+                    )
+
+
+def _n_target_genes(sdatas: Sequence[SpatialData], specs: Sequence[_spatialdata.SectionSpec]) -> int:
+    """How many genes stand behind the totals of the narrowest table."""
+    return min(sdata.tables[spec.table_name].n_vars for sdata in sdatas for spec in specs)

@@ -12,7 +12,8 @@ from scipy.spatial import KDTree
 from spatialdata import SpatialData
 
 from stpredict import _spatialdata
-from stpredict._section import Section, blocks
+from stpredict._places import common_blocks, tissues
+from stpredict._section import Section
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,6 +37,19 @@ class Fold:
             return {n: sections[n] for n in self.train}, {n: sections[n] for n in self.test}
         train = {n: _only(sections[n], self.kept[n][0], n, table_name) for n in self.train}
         return train, {n: _only(sections[n], self.kept[n][1], n, table_name) for n in self.test}
+
+
+def named_sections(sdatas: Sequence[SpatialData], spec: _spatialdata.SectionSpec) -> dict[str, SpatialData]:
+    """The sections by their names. Raises ValueError for names that are not unique."""
+    images = [_spatialdata.resolve_image(s, spec.image_key, shapes_key=spec.shapes_key) for s in sdatas]
+    names = [_spatialdata.section_name(s, image) for s, image in zip(sdatas, images, strict=True)]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice or not names:
+        raise ValueError(
+            f"{len(names)} sections, and these names are not unique: {twice}. Give each its own: "
+            'sdata.attrs["name"] = "...".'
+        )
+    return dict(zip(names, sdatas, strict=True))
 
 
 def section_folds(names: Sequence[str], cv: str | int | Explicit, groups: Mapping[str, str] | None) -> list[Fold]:
@@ -92,23 +106,26 @@ def block_folds(sections: Mapping[str, SpatialData], *, margin_um: float, spec: 
     """Three folds over blocks of every section, on a 3 x 3 grid of quantiles of its usable spots.
 
     A fold tests three blocks that share no row and no column of the grid, and trains on the spots of the others that
-    are at least `margin_um` (between centres) away from every spot it tests.
+    are at least `margin_um` (between centres) away from every spot it tests. Sections of one image have one grid, and
+    spots that are tested in one keep those of the others away.
     """
     laid = {name: usable_spots(sdata, spec) for name, sdata in sections.items()}
+    names, spots = tuple(laid), [section for _, section in laid.values()]
+    images = [(group, common_blocks([spots[i] for i in group], SIDE)) for group in tissues(spots)]
     folds = []
     for k in range(SIDE):
+        tests = {i: (b // SIDE + b) % SIDE == k for group, found in images for i, b in zip(group, found, strict=True)}
+        tested = [np.concatenate([centres_um(spots[i])[tests[i]] for i in group]) for group, _ in images]
+        trees = {i: KDTree(centre) for (group, _), centre in zip(images, tested, strict=True) for i in group}
         kept = {}
-        for name, (rows, section) in laid.items():
-            block, centre = blocks(section, SIDE), centres_um(section)
-            test = (block // SIDE + block) % SIDE == k
-            far = KDTree(centre[test]).query(centre)[0] >= margin_um
-            kept[name] = (rows[~test & far], rows[test])
+        for i, (name, (rows, section)) in enumerate(laid.items()):
+            far = trees[i].query(centres_um(section))[0] >= margin_um
+            kept[name] = (rows[~tests[i] & far], rows[tests[i]])
             if not len(kept[name][0]) or not len(kept[name][1]):
                 raise ValueError(
                     f"section {name!r} has {len(rows)} usable spots, too few to test blocks of it and to train on what "
                     f"is {margin_um:g} um away from them. Lower margin_um=, or leave whole sections out."
                 )
-        names = tuple(sections)
         folds.append(Fold(f"blocks {k + 1} of {SIDE}", names, names, kept))
     return folds
 
@@ -116,8 +133,8 @@ def block_folds(sections: Mapping[str, SpatialData], *, margin_um: float, spec: 
 def usable_spots(sdata: SpatialData, spec: _spatialdata.SectionSpec) -> tuple[NDArray[np.int64], Section]:
     """Usable rows of the table, and the section of their shapes at the image's own resolution."""
     rows, _ = _spatialdata.usable_rows(sdata, spec)
-    image_key = _spatialdata.resolve_image(sdata, spec.image_key)
-    own = _spatialdata.image_mpp(sdata, image_key, spec.shapes_key, spec.mpp)
+    spec = spec.resolved(sdata)
+    own = _spatialdata.image_mpp(sdata, spec.image, spec.shapes_key, spec.mpp)
     any_gene = [str(sdata.tables[spec.table_name].var_names[0])]
     return rows, _spatialdata.training_section(sdata, spec, genes=any_gene, at_mpp=own)
 
@@ -134,7 +151,7 @@ def diameter_um(section: Section) -> float:
 
 def _only(sdata: SpatialData, rows: NDArray[np.int64], name: str, table_name: str) -> SpatialData:
     """The object with only some rows of its table; images and shapes are shared."""
-    tables = {table_name: sdata.tables[table_name][rows].copy()}
+    tables = {table_name: _spatialdata.rows_of_table(sdata.tables[table_name], rows)}
     out = SpatialData(images=dict(sdata.images), labels=dict(sdata.labels), shapes=dict(sdata.shapes), tables=tables)
     out.attrs |= {**sdata.attrs, "name": name}
     return out

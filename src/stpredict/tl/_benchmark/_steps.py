@@ -60,10 +60,9 @@ def fit(
     model: Model, sections: Sequence[Section], options: _training.TrainOptions, *, val: float = 0.0, target: str
 ) -> None:
     """Train on sections; `val` is the share of each that is held out, as blocks, to choose the epoch."""
-    parts = [_training.split_spatial_blocks(s, share=val, seed=options.seed) for s in sections]
-    held = [h for _, h in parts if h is not None]
+    fitted, held = _training.hold_out_places(sections, share=val, seed=options.seed)
     names = tuple(s.name for s in sections)
-    _training.fit(model, [fitted for fitted, _ in parts], held, options, sections=names, target=target)
+    _training.fit(model, fitted, held, options, sections=names, target=target)
 
 
 def predict_and_measure(

@@ -61,7 +61,9 @@ class PredictionJob:
             self.record = provenance(request, self.fingerprint)
             self.checkpoint = self._checkpoint(stack, names.store)
             folder = None if self.checkpoint is None else self.checkpoint.work
-            self.raster = open_raster_writer(self.sdata, names.store, self.section, request, stack, folder)
+            shapes_key = request.spec.shapes_key if self.destination is None else self.destination.shapes_key
+            own = replace(request, spec=replace(request.spec, shapes_key=shapes_key))
+            self.raster = open_raster_writer(self.sdata, names.store, self.section, own, stack, folder)
             self._stack = stack.pop_all()
         return self
 
@@ -234,7 +236,7 @@ def open_raster_writer(
     model, spec, factor = request.model, request.spec, request.raster_factor
     step = model.stride * model.mpp
     height, width = _inference.raster_shape(model, section)
-    image_key = _spatialdata.resolve_image(sdata, spec.image_key)
+    image_key = _spatialdata.resolve_image(sdata, spec.image_key, shapes_key=spec.shapes_key)
     pixel = step * factor / _spatialdata.image_mpp(sdata, image_key, spec.shapes_key, spec.mpp)
     n_latent = model.query(request.genes[:1]).shape[1]
     target = _spatialdata.RasterTarget(
