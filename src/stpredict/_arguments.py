@@ -36,6 +36,7 @@ WAYS: Mapping[str, str] = {
     "genes": "Pass a list of gene names, such as ['GNAS', 'FASN'].",
     "mpp": "It is the micrometres of a pixel: .25 at 40x, .5 at 20x.",
     "result": "Pass the frame that stp.tl.benchmark returned.",
+    "members": "It is a list of models, such as [PixNet(panel, seed=k) for k in range(3)].",
     "models": "It is {name: function of the panel}, such as {'Ridge': stp.models.Ridge}.",
     "seeds": "It is a list of seeds, such as [0, 1].",
     "config": "There are 'small' and 'published', and configurations of the class that the model names.",

@@ -63,3 +63,14 @@ def test_losses_alone_need_one_axes(course: pd.DataFrame) -> None:
 def test_what_is_no_history(course: pd.DataFrame, columns: list[str]) -> None:
     with pytest.raises(ValueError, match="a training history has a column 'epoch'"):
         pl.history(course[columns])
+
+
+def test_members_of_an_ensemble_have_a_line_each():
+    epochs = {"epoch": [0, 1, 2, 0, 1], "val_loss": [3.0, 2.0, 1.0, 4.0, 0.5], "lr": [1.0, 0.5, 0.1, 0.5, 1.0]}
+    ax = pl.history(pd.DataFrame({"member": [0, 0, 0, 1, 1]} | epochs))
+    drawn = [line.get_ydata().tolist() for line in ax.lines]
+    assert drawn == [[3.0, 2.0, 1.0], [4.0, 0.5], [0.5]]  # the last marks the lowest of all
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "validation loss", "lowest, epoch 1", "learning rate, peak 1",
+    ]  # fmt: skip
+    plt.close(ax.figure)

@@ -33,6 +33,7 @@ WRONG = {
     "Sequence[float]": [5, ["a"]],
     "Sequence[Axes]": ["axes", [5]],
     "Sequence[ArrayLike]": [5],
+    "Sequence[Model]": [5, [5]],
     "Sequence[SpatialData": [5, [5]],
     "Mapping": [5, ["a"]],
     "Callable": [5],
@@ -52,7 +53,7 @@ RANGES = {  # values of the right type, and out of range, by name
     "n_splits": [0], "n_draws": [0], "min_counts": [-1], "alpha": [-0.1, 1.1], "resolution": [0.0],
     "n_neighbors": [0, 1], "digits": [-1], "timeout_s": [0.0], "max_retries": [-1], "max_tokens": [0],
     "diameter_um": [0.0, -5.0], "pitch_um": [0.0, -5.0], "spot_diameter_um": [0.0], "margin_um": [-1.0],
-    "val": [-0.1, 1.5],
+    "val": [-0.1, 1.5], "level": [-0.1, 1.5],
 }  # fmt: skip
 
 
@@ -124,7 +125,7 @@ def _dummies(signature: inspect.Signature) -> dict:
         "name_or_path": "a", "path": "a.zarr", "counts": "a", "image": "a", "spots": "a", "sections": "C2",
         "n_genes": 3, "diameter_um": 50.0, "encoder": "a", "texts": {"a": "b"}, "source": "a", "result": pd.DataFrame(),
         "table": pd.DataFrame(), "frame": pd.DataFrame(), "history": pd.DataFrame(), "results": {"a": pd.DataFrame()},
-        "models": {"a": models.Mean}, "cv": 2, "embeddings": "a",
+        "members": [models.Mean(["a"])] * 2, "models": {"a": models.Mean}, "cv": 2, "embeddings": "a",
     }  # fmt: skip
     needed = [p.name for p in signature.parameters.values() if p.default is p.empty]
     return {name: values.get(name, np.zeros((3, 2))) for name in needed}

@@ -81,6 +81,28 @@ def test_rows_of_spot_models_go_to_workers_too(client, ridge, stores, tmp_path, 
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dense", "spots"])
+def test_members_of_an_ensemble_go_to_workers_too(client, kind, pixnet, ridge, stores, tmp_path):
+    import copy
+
+    import stpredict as stp
+
+    other = copy.deepcopy(pixnet if kind == "dense" else ridge)
+    weight = other.genes_head.weight if kind == "dense" else other.weight
+    weight.data *= 2
+    model = stp.models.Ensemble([pixnet if kind == "dense" else ridge, other])
+    model.save(tmp_path / "ensemble")
+    run = RUN | {"output": "both" if kind == "dense" else "layer", "key_added": "pixnet"}
+    stp.tl.predict(stores["one"], model, device="cpu", **run)
+    stp.tl.predict(stores["many"], model, client=client, **run)
+    for one, many in zip(stores["one"], stores["many"], strict=True):
+        _same(one, many, raster=kind == "dense")
+        spread = [read_zarr(path).tables["table"].layers["pixnet_sd"] for path in (one, many)]
+        np.testing.assert_allclose(*spread, rtol=1e-4, atol=1e-5)
+        assert np.nanmax(spread[0]) > 0.01
+
+
 def test_what_workers_cannot_open_is_refused(client, pixnet, saved, sdata, stores, tmp_path):
     import stpredict as stp
 

@@ -24,7 +24,8 @@ def history(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ----------
     history : DataFrame
         What `tl.train` returns: columns `epoch`, `train_loss` and `val_loss` (either may be absent), and optionally
-        `val_pcc` (drawn on the right) and `lr` (the grey ground; its peak is in the legend). NaN rows are skipped.
+        `val_pcc` (drawn on the right) and `lr` (the grey ground; its peak is in the legend). NaN rows are skipped. With
+        a column `member`, of an ensemble, a line each, and the ground of the first.
     ax : Axes, optional
         Where to draw the losses; None makes a figure.
 
@@ -48,10 +49,13 @@ def history(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax = plt.subplots(figsize=(5.5, 3.6), layout="constrained")[1] if ax is None else ax
     for column in losses:
         name, color = LOSSES[column]
-        points = history[["epoch", column]].dropna()
-        ax.plot(points["epoch"], points[column], color=color, label=name, marker="o", markersize=3)
+        for k, part in enumerate(_members(history)):
+            points = part[["epoch", column]].dropna()
+            ax.plot(
+                points["epoch"], points[column], color=color, label=name if k == 0 else "_", marker="o", markersize=3
+            )
     if "val_loss" in losses:
-        best = history.loc[history["val_loss"].idxmin()]
+        best = history.iloc[history["val_loss"].reset_index(drop=True).idxmin()]
         ax.plot(
             best["epoch"], best["val_loss"], marker="o", markersize=9, markerfacecolor="none", color="C1",
             linestyle="none", label=f"lowest, epoch {best['epoch']:g}",
@@ -60,12 +64,17 @@ def history(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     if _logged(history, "val_pcc"):
         handles.append(_correlation(ax, history))
     if _logged(history, "lr"):
-        handles.append(_learning_rate(ax, history))
+        handles.append(_learning_rate(ax, _members(history)[0]))
     ax.set(xlabel="epoch", ylabel="loss")
     ax.spines["top"].set_visible(False)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(handles=handles, frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     return ax
+
+
+def _members(history: pd.DataFrame) -> list[pd.DataFrame]:
+    """The history of every member of an ensemble; of one model, its own."""
+    return [part for _, part in history.groupby("member")] if "member" in history else [history]
 
 
 def _logged(history: pd.DataFrame, column: str) -> bool:

@@ -61,7 +61,10 @@ def predict(
     Writes, in target units (the card says which; usually natural log1p of counts per 10,000):
 
     - ``tables[table].layers[key]`` float32 (n_obs, n_vars), NaN outside the panel and for shapes off image or tissue;
-      ``var[key]``, ``var[f"{key}_val_pcc"]``, ``obs[f"{key}_coverage"]``, ``uns["stpredict"][key]``; or a new table;
+      ``var[key]``, ``var[f"{key}_val_pcc"]`` and what else the card knows of each gene (see `stp.tl.reliability`),
+      ``obs[f"{key}_coverage"]``, ``obs[f"{key}_domain"]`` (percentile among training shapes that were left out, 0 to
+      100; beyond 99 is tissue that the model does not know), ``uns["stpredict"][key]``; of an ensemble also the spread
+      of its members, ``layers[f"{key}_sd"]``; or a new table of these;
     - ``images[key]`` float32 (gene, y, x) of 11 significant bits, with the image's transformations, before the model's
       link; in a store, with coarser levels where it is large.
 
