@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stpredict._spatialdata._arrays import DIAMETER_COLUMN
 from stpredict._spatialdata._elements import (
     all_opened,
     finest,
@@ -14,6 +15,8 @@ from stpredict._spatialdata._elements import (
     resolve_shapes,
     resolve_table,
 )
+from stpredict._spatialdata._picture import picture_mpp
+from stpredict._spatialdata._scale import BY_HAND, MAX_CONTRADICTION, image_mpp, warn_of_mpp
 from stpredict._spatialdata._sections import (
     SectionSpec,
     image_section,
@@ -43,21 +46,21 @@ from stpredict._spatialdata._store._transaction import Store, open_store
 from stpredict._spatialdata._tables import ENSEMBL, is_gene, match_genes, matrix_of, table_rows
 from stpredict._spatialdata._target import Target, check_counts, check_target, sparse_target, target, totals, usable
 from stpredict._spatialdata._transformations import (
-    DIAMETER_COLUMN,
     affines,
     check_resolution,
-    image_mpp,
     is_micrometres,
     pixel_size,
     relative_affine,
 )
 
 __all__ = [
+    "BY_HAND",
     "ENSEMBL",
     "Change",
     "Checkpoint",
     "DIAMETER_COLUMN",
     "ImageElement",
+    "MAX_CONTRADICTION",
     "NewNames",
     "RasterTarget",
     "SectionSpec",
@@ -92,6 +95,7 @@ __all__ = [
     "new_table",
     "opened",
     "open_store",
+    "picture_mpp",
     "pixel_size",
     "raster_size",
     "raster_transformations",
@@ -113,4 +117,5 @@ __all__ = [
     "training_section",
     "usable",
     "usable_rows",
+    "warn_of_mpp",
 ]
