@@ -19,6 +19,8 @@ WEIGHTS_LIMIT = 20 * 2**20
 CONTRACT = {
     "io.read_st": "(counts, image, spots, *, name='section', spot_diameter_um=100.0, pitch_um=200.0)",
     "io.read_visium": "(path, *, name=None)",
+    "io.read_visium_hd": "(path, *, bin_um=8)",
+    "io.read_xenium": "(path)",
     "io.read_image": "(path, *, mpp=None, name='slide')",
     "datasets.toy": "(n_sections=2, *, seed=0)",
     "datasets.her2st": "(sections, *, path=None)",

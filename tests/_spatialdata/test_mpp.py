@@ -8,12 +8,13 @@ import pytest
 import shapely
 from shapely import affinity
 from spatialdata import SpatialData
-from spatialdata.transformations import Affine, Identity, Scale
+from spatialdata.transformations import Affine, Identity, Scale, remove_transformation
 
-from stpredict._spatialdata import DIAMETER_COLUMN, check_resolution, image_mpp
-from stpredict._spatialdata._transformations import level_scale, spot_array
+from stpredict._spatialdata import DIAMETER_COLUMN, check_resolution, image_mpp, warn_of_mpp
+from stpredict._spatialdata._arrays import spot_array
+from stpredict._spatialdata._transformations import level_scale
 
-from .builders import boxes, circles, matrix, polygons, rgb, square_grid, systems
+from .builders import boxes, circles, counts_table, matrix, polygons, rgb, square_grid, systems
 
 XY = ("x", "y")
 
@@ -31,7 +32,25 @@ def spots_only(xy, radius, *, of_shapes=None, of_image=None):
 
 
 def test_the_argument_wins(spots):
-    assert image_mpp(spots, "image", mpp=0.31) == 0.31
+    assert image_mpp(spots, "image", mpp=0.45) == 0.45
+
+
+@pytest.mark.parametrize("mpp", [0.43, 0.58, 1.0])
+def test_an_argument_that_contradicts_a_micrometre_system_is_refused(spots, mpp):
+    with pytest.raises(
+        ValueError, match=rf"mpp={mpp:g} contradicts .*'micrometers' of image 'image'.*0.5 um.*remove_tra"
+    ):
+        image_mpp(spots, "image", mpp=mpp)
+    remove_transformation(spots["image"], "micrometers")  # as the message says
+    assert image_mpp(spots, "image", mpp=mpp) == mpp
+
+
+def test_of_micrometre_systems_that_disagree_an_argument_chooses_one():
+    um = {"um": Scale([0.5, 0.5], axes=XY), "microns": Scale([0.8, 0.8], axes=XY)}
+    sdata = SpatialData(images={"image": rgb(9, 9, transformations=um)})
+    assert image_mpp(sdata, "image", mpp=0.8) == 0.8
+    with pytest.raises(ValueError, match="contradicts"):
+        image_mpp(sdata, "image", mpp=0.65)
 
 
 @pytest.mark.parametrize("mpp", [0, -0.5, float("nan"), float("inf")])
@@ -221,3 +240,95 @@ def test_bins_of_visium_hd_give_the_scale_by_their_name_and_side(name, mpp, turn
             image_mpp(sdata, "image")
     else:
         assert image_mpp(sdata, "image") == pytest.approx(mpp)
+
+
+@pytest.mark.parametrize(
+    ("name", "pitch", "mpp"), [("_square_008um", 20.0, 0.4), ("_square_008um", 40.0, None), ("bins", 20.0, None)]
+)
+def test_bins_that_are_drawn_as_circles(name, pitch, mpp):
+    shapes = circles(square_grid(4, 5, pitch=pitch), 10.0, transformations={"global": Identity()})
+    sdata = SpatialData(images={"image": rgb(transformations={"global": Identity()})}, shapes={name: shapes})
+    if mpp is None:  # at twice their diameter they would be legacy spots of 100 um
+        found = {20.0: None, 40.0: 5.0}[pitch]
+        if found is None:
+            with pytest.raises(ValueError, match="no micrometres per pixel can be found"):
+                image_mpp(sdata, "image")
+        else:
+            assert image_mpp(sdata, "image") == pytest.approx(found)
+    else:
+        assert image_mpp(sdata, "image") == pytest.approx(mpp)
+
+
+PIXEL = 0.2125  # of Xenium
+
+
+def xenium(*, unit=1.0, he_mpp=0.5, stated=1.03, columns=True, as_circles=False):
+    """What spatialdata-io makes of Xenium: an H&E image by an affine in a frame of Xenium's pixels, cells in um.
+
+    `unit`: micrometres per unit of the cells' frame; `stated`: area in the table over that of the outline.
+    """
+    rng = np.random.default_rng(1)
+    xy, radius = rng.uniform(10, 80, (30, 2)) / unit, rng.uniform(3, 6, 30) / unit
+    frame = {"global": Scale([unit / PIXEL] * 2, axes=XY)}
+    ids = [f"c{i}" for i in range(30)]
+    angle = np.linspace(0, 2 * np.pi, 13)[:-1]
+    corner = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    outline = [shapely.Polygon(at + r * corner) for at, r in zip(xy, radius, strict=True)]
+    cells = polygons(outline, ids=ids, transformations=frame)
+    area = np.array([shape.area for shape in outline]) * unit**2
+    if as_circles:
+        cells, area = circles(xy, radius, ids=ids, transformations=frame), np.pi * (radius * unit) ** 2
+    table = counts_table(ids, region="cells")
+    named = {"cell_area": area * stated, "transcript_counts": 9, "control_probe_counts": 0, "total_counts": 9}
+    if columns:
+        table.obs = table.obs.assign(cell_id=ids, **named)
+    table = table[::-1].copy()  # joined by id
+    to_global = Affine(matrix(0.4, scale=(he_mpp / PIXEL,) * 2, flip=True, shift=(30, 7)), XY, XY)
+    image = rgb(transformations={"global": to_global})
+    return SpatialData(images={"he_image": image}, shapes={"cells": cells}, tables={"table": table})
+
+
+@pytest.mark.parametrize(("unit", "as_circles", "tolerance"), [
+    (1.0, False, 1e-9), (1.0, True, 1e-9),  # outlines in micrometres, as spatialdata-io reads them
+    (PIXEL, False, 1e-9),  # transformed to "global"
+    (3.0, False, 0.02),  # of an unknown unit: as exact as the outlines are
+])  # fmt: skip
+def test_cells_of_xenium_give_the_scale_by_the_areas_in_their_table(unit, as_circles, tolerance):
+    sdata = xenium(unit=unit, as_circles=as_circles)
+    assert image_mpp(sdata, "he_image") == pytest.approx(0.5, rel=tolerance)
+
+
+def test_areas_of_a_table_that_is_not_xeniums_say_nothing():
+    with pytest.raises(ValueError, match="no micrometres per pixel can be found"):
+        image_mpp(xenium(columns=False), "he_image")
+
+
+def test_cells_of_other_ids_say_nothing():
+    sdata = xenium()
+    sdata.tables["table"].obs["cell_id"] = [f"other{i}" for i in range(30)]
+    with pytest.raises(ValueError, match="no micrometres per pixel can be found"):
+        image_mpp(sdata, "he_image")
+
+
+class TestWarns:
+    """Of a scale given by hand that shapes contradict; the picture is tested with `picture_mpp`."""
+
+    def test_shapes_contradict(self):
+        with pytest.warns(UserWarning, match=r"mpp=0.2125 um per pixel is hardly right.*shapes 'cells' say 0.5 by"):
+            warn_of_mpp(xenium(), "he_image", "cells", PIXEL)
+        with pytest.warns(UserWarning, match=r"mpp=1.5 um per pixel is hardly right.*shapes 'spots' say 1 by"):
+            warn_of_mpp(spots_only(hexagonal(), 27.5), "image", None, 1.5)
+
+    def test_what_fits_says_nothing(self, spots):
+        warn_of_mpp(xenium(), "he_image", "cells", 0.52)
+        warn_of_mpp(spots_only(hexagonal(), 27.5), "image", None, 1.1)
+        warn_of_mpp(spots_only(hexagonal(), 27.5), "image", None, None)
+        warn_of_mpp(spots, "image", None, 0.5)
+
+    def test_shapes_that_cannot_be_placed_say_nothing(self):
+        both = {"global": Identity(), "other": Identity()}
+        apart = {"global": Identity(), "other": Scale([2.0, 2.0], axes=XY)}
+        sdata = spots_only(hexagonal(), 27.5, of_shapes=apart, of_image=both)
+        warn_of_mpp(sdata, "image", None, 5.0)
+        with pytest.raises(ValueError, match="place 'spots' differently"):
+            image_mpp(sdata, "image")

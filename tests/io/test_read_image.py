@@ -17,6 +17,7 @@ from PIL import Image
 from spatialdata import read_zarr
 from spatialdata.transformations import Identity, get_transformation
 
+from stpredict._spatialdata import BY_HAND
 from stpredict.io import _jpg_png, _rgb, _tiff, read_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (410, 333, 3), dtype=np.uint8)
@@ -284,7 +285,14 @@ class TestScale:
 
     def test_argument_comes_first(self, tmp_path):
         path = self.ome(tmp_path / "a.ome.tif", PhysicalSizeX=0.25, PhysicalSizeY=0.25)
-        assert mpp_of(read_image(path, mpp=0.5)) == pytest.approx(0.5)
+        with pytest.warns(UserWarning, match=r"mpp=0.5 was given for a.ome.tif, but the file states 0.25 um per pixel"):
+            assert mpp_of(read_image(path, mpp=0.5)) == pytest.approx(0.5)
+
+    def test_a_scale_that_only_the_caller_knows_is_marked(self, tmp_path):
+        path = self.ome(tmp_path / "a.ome.tif", PhysicalSizeX=0.25, PhysicalSizeY=0.25)
+        assert BY_HAND in read_image(_png(tmp_path / "a"), mpp=0.5).attrs
+        for known in (read_image(path), read_image(path, mpp=0.28), read_image(_png(tmp_path / "a"))):
+            assert BY_HAND not in known.attrs
 
     def test_pixels_that_are_not_square(self, tmp_path):
         path = self.ome(tmp_path / "a.ome.tif", PhysicalSizeX=0.25, PhysicalSizeY=0.5)
@@ -404,7 +412,9 @@ class TestVendorSlide:
         with pytest.raises(ImportError, match=r"pip install 'stpredict\[wsi\]'"):
             read_image(tmp_path / "a.svs")
 
-    @pytest.mark.parametrize(("stated", "argument", "mpp"), [(0.25, None, 0.25), (None, None, None), (0.25, 0.3, 0.3)])
+    @pytest.mark.parametrize(
+        ("stated", "argument", "mpp"), [(0.25, None, 0.25), (None, None, None), (0.25, 0.28, 0.28)]
+    )
     def test_levels_and_scale(self, tmp_path, monkeypatch, stated, argument, mpp):
         levels = [RGB, RGB[:408:4, :332:4].copy()]
 

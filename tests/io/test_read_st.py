@@ -75,6 +75,25 @@ def test_scale_and_radius(st_files):
     assert mpp_of(read(st_files)) == pytest.approx(mpp_of(sdata) * 200 / 220)
 
 
+@pytest.mark.parametrize("axis", ["pixel_x", "pixel_y"])
+def test_an_array_that_is_not_square(st_files, axis):
+    square = mpp_of(read(st_files))
+    wide = st_files.places.assign(**{axis: st_files.places[axis] * 1.5})
+    wide.to_csv(st_files.spots, sep="\t", index=False)
+    with pytest.raises(ValueError, match="disagree: .*pitch of its columns and of its rows"):
+        read(st_files)
+    pitch = (300.0, 200.0) if axis == "pixel_x" else (200.0, 300.0)
+    sdata = read(st_files, pitch_um=pitch)
+    assert mpp_of(sdata) == pytest.approx(square, rel=1e-4)
+    assert sdata.shapes["spots"].radius.to_numpy() == pytest.approx(50 / square, rel=1e-4)
+    with pytest.raises(ValueError, match="disagree"):
+        read(st_files, pitch_um=pitch[::-1])
+
+
+def test_one_pitch_twice_is_one_pitch(st_files):
+    assert mpp_of(read(st_files, pitch_um=(200.0, 200.0))) == mpp_of(read(st_files))
+
+
 def test_survives_a_store(st_files, tmp_path):
     sdata = read(st_files)
     sdata.write(tmp_path / "a.zarr")
@@ -252,6 +271,18 @@ class TestRefuses:
     def test_impossible_spots(self, st_files, diameter):
         with pytest.raises(ValueError, match="spot_diameter_um"):
             read(st_files, spot_diameter_um=diameter)
+
+    @pytest.mark.parametrize("pitch", [(200.0, 0.0), (200.0, 99.0), (np.nan, 200.0), (200.0,), "200", (200.0, "x")])
+    def test_impossible_pitches(self, st_files, pitch):
+        with pytest.raises(ValueError, match="pitch_um"):
+            read(st_files, pitch_um=pitch)
+
+    def test_two_pitches_without_array_coordinates(self, st_files):
+        ids = st_files.places.x.astype(str) + "x" + st_files.places.y.astype(str)
+        places = st_files.places.assign(spot=ids).drop(columns=["x", "y"])
+        places.to_csv(st_files.spots, sep="\t", index=False)
+        with pytest.raises(ValueError, match=r"pitch_um=\(300.0, 200.0\) is not square, .* no array coordinates"):
+            read(st_files, pitch_um=(300.0, 200.0))
 
     def test_grey_image(self, st_files):
         Image.fromarray(st_files.pixels[..., 0]).save(st_files.image)

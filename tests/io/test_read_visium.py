@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.io
 import scipy.sparse as sp
 import tifffile
 from PIL import Image
@@ -174,6 +176,33 @@ def test_gene_symbols_that_occur_twice_are_told_apart(slide):
     assert read_visium(slide.root).tables["table"].var_names.tolist() == ["Actb", "Gnas", "Gnas-1"]
 
 
+def write_mtx(slide: Slide, folder: Path, *, zipped: bool) -> None:
+    """What `write_h5` writes, as matrix.mtx, barcodes.tsv and features.tsv."""
+    folder.mkdir()
+    opened = gzip.open if zipped else open
+    suffix = ".gz" if zipped else ""
+    with opened(folder / f"matrix.mtx{suffix}", "wb") as file:
+        scipy.io.mmwrite(file, sp.coo_matrix(slide.counts.to_numpy().T), field="integer")
+    ids = [f"{gene}\t{name}\tGene Expression" for name, gene in slide.names.items()]
+    for name, lines in (("features.tsv", ids), ("barcodes.tsv", slide.counts.index)):
+        with opened(folder / f"{name}{suffix}", "wt") as file:
+            file.write("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("prefix", ["", "V1_Mouse_"])
+def test_counts_as_mtx_where_the_h5_is_missing(slide, zipped, prefix):
+    wanted = read_visium(slide.root)
+    (slide.root / "filtered_feature_bc_matrix.h5").unlink()
+    write_mtx(slide, slide.root / f"{prefix}filtered_feature_bc_matrix", zipped=zipped)
+    before = sorted(slide.root.rglob("*"))
+    table, expected = read_visium(slide.root).tables["table"], wanted.tables["table"]
+    assert (table.X != expected.X).nnz == 0
+    pd.testing.assert_frame_equal(table.obs, expected.obs)
+    assert table.var["gene_ids"].to_dict() == slide.names
+    assert sorted(slide.root.rglob("*")) == before  # nothing is written there
+
+
 def test_survives_a_store(slide, tmp_path):
     sdata = read_visium(slide.root)
     sdata.write(tmp_path / "a.zarr")
@@ -197,7 +226,32 @@ class TestRefuses:
     @pytest.mark.parametrize("file", ["filtered_feature_bc_matrix.h5", "spatial/scalefactors_json.json"])
     def test_one_file_is_missing(self, slide, file):
         (slide.root / file).unlink()
-        with pytest.raises(FileNotFoundError, match=f"lacks: {file}.$"):
+        with pytest.raises(FileNotFoundError, match=rf"lacks: {file}( \(or the folder [^;]*\))?\.$"):
+            read_visium(slide.root)
+
+    def test_mtx_of_another_section(self, slide):
+        (slide.root / "filtered_feature_bc_matrix.h5").unlink()
+        folder = slide.root / "filtered_feature_bc_matrix"
+        write_mtx(slide, folder, zipped=False)
+        (folder / "barcodes.tsv").write_text("A-1\n")
+        with pytest.raises(ValueError, match=r"names 3 features and barcodes.tsv 1 barcodes. The files do not belong"):
+            read_visium(slide.root)
+
+    @pytest.mark.parametrize("text", ["", "nonsense", "3 2 1\n1 1 2.5\n", "3 2 2\n1 1 2\n", "3 2 1\n4 1 2\n"])
+    def test_mtx_that_holds_no_counts(self, slide, text):
+        (slide.root / "filtered_feature_bc_matrix.h5").unlink()
+        folder = slide.root / "filtered_feature_bc_matrix"
+        write_mtx(slide, folder, zipped=False)
+        (folder / "matrix.mtx").write_text("%%MatrixMarket matrix coordinate integer general\n" + text)
+        with pytest.raises(ValueError, match="matrix.mtx cannot be read as counts"):
+            read_visium(slide.root)
+
+    def test_mtx_without_its_barcodes(self, slide):
+        (slide.root / "filtered_feature_bc_matrix.h5").unlink()
+        folder = slide.root / "filtered_feature_bc_matrix"
+        write_mtx(slide, folder, zipped=True)
+        (folder / "barcodes.tsv.gz").unlink()
+        with pytest.raises(FileNotFoundError, match=r"filtered_feature_bc_matrix.h5 \(or the folder"):
             read_visium(slide.root)
 
     def test_no_folder(self, tmp_path):
@@ -233,12 +287,12 @@ class TestRefuses:
 
     def test_visium_hd(self, slide):
         (slide.root / "binned_outputs").mkdir()
-        with pytest.raises(ValueError, match="Visium HD.*spatialdata_io.visium_hd"):
+        with pytest.raises(ValueError, match="Visium HD.*io.read_visium_hd"):
             read_visium(slide.root)
 
     def test_one_bin_folder_of_visium_hd(self, slide):
         (slide.root / "spatial" / "tissue_positions.parquet").write_bytes(b"")
-        with pytest.raises(ValueError, match="one bin folder of Visium HD.*spatialdata_io.visium_hd"):
+        with pytest.raises(ValueError, match="one bin folder of Visium HD.*io.read_visium_hd"):
             read_visium(slide.root)
 
     @pytest.mark.parametrize(("name", "header", "other"), [

@@ -92,7 +92,8 @@ CASES = {
     "missing shapes": (None, {"shapes_key": "spot"}, r"no shapes.* 'spot'.*spots"),
     "missing table": (None, {"table_name": "tabel"}, r"no table 'tabel'.*table"),
     "no mpp": (_only_pixels, {}, r"(?s)mpp=.*micromet.*(spot|diameter)"),
-    "too coarse": (None, {"mpp": 3.0}, r"(?s)3.*um.*(coarse|finer|resolution)"),
+    "too coarse": (_only_pixels, {"mpp": 3.0}, r"(?s)3.*um.*(coarse|finer|resolution)"),
+    "another mpp": (None, {"mpp": 3.0}, r"mpp=3 contradicts.*'micrometers'.*remove_transformation"),
     "all outside": (_far_away, {}, "all 30 shapes of 'spots' lie outside image 'image'"),
     "other shapes": (
         _cells,

@@ -180,6 +180,15 @@ def _counts(n: int = 3):
     return np.ones((n, 2))
 
 
+def _unscaled(sdata):
+    """The object without the micrometre system that contradicts whatever mpp= is given."""
+    from spatialdata.transformations import remove_transformation
+
+    for element in (sdata.images["image"], sdata.shapes["spots"]):
+        remove_transformation(element, "micrometers")
+    return sdata
+
+
 FRAME = pd.DataFrame(np.arange(6.0).reshape(3, 2), index=["a", "b", "c"], columns=["x", "y"])
 # name -> (function of stp, an object and a trained Ridge; what the message says)
 MEANT = {
@@ -225,8 +234,12 @@ MEANT = {
         "encoder_weights|safetensors",
     ),
     "an unknown configuration": (lambda stp, s, m: stp.models.PixNet(["a"], config="huge"), "config"),
-    "an absurd mpp": (lambda stp, s, m: stp.tl.predict(s, m, mpp=0.002), r"512 x 512 px.*um at mpp=0.002.*px at the"),
-    "an image that is too coarse": (lambda stp, s, m: stp.tl.predict(s, m, mpp=500.0), "(?s)coarse|finer"),
+    "an absurd mpp": (
+        lambda stp, s, m: stp.tl.predict(_unscaled(s), m, mpp=0.002),
+        r"512 x 512 px.*um at mpp=0.002.*px at the",
+    ),
+    "an image that is too coarse": (lambda stp, s, m: stp.tl.predict(_unscaled(s), m, mpp=500.0), "(?s)coarse|finer"),
+    "an mpp that a reader contradicts": (lambda stp, s, m: stp.tl.predict(s, m, mpp=0.5), "mpp=0.5 contradicts"),
     "an unknown device": (lambda stp, s, m: stp.tl.predict(s, m, device="gpu"), "device='gpu'"),
     "an unknown precision": (lambda stp, s, m: stp.tl.predict(s, m, precision="8"), "precision='8'"),
     "a map of a model that has none": (lambda stp, s, m: stp.tl.predict(s, m, output="raster"), "no map"),

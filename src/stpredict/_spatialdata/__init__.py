@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stpredict._spatialdata._arrays import DIAMETER_COLUMN
 from stpredict._spatialdata._background import tissue_outline, warn_of_background
 from stpredict._spatialdata._elements import (
     TISSUE_COLUMN,
@@ -16,6 +17,8 @@ from stpredict._spatialdata._elements import (
     resolve_shapes,
     resolve_table,
 )
+from stpredict._spatialdata._picture import picture_mpp
+from stpredict._spatialdata._scale import BY_HAND, MAX_CONTRADICTION, image_mpp, warn_of_mpp
 from stpredict._spatialdata._sections import (
     SectionSpec,
     areas_um2,
@@ -64,22 +67,22 @@ from stpredict._spatialdata._tables import (
 )
 from stpredict._spatialdata._target import Target, check_counts, check_target, sparse_target, target, totals, usable
 from stpredict._spatialdata._transformations import (
-    DIAMETER_COLUMN,
     affines,
     check_resolution,
-    image_mpp,
     is_micrometres,
     pixel_size,
     relative_affine,
 )
 
 __all__ = [
+    "BY_HAND",
     "ENSEMBL",
     "Change",
     "Checkpoint",
     "DIAMETER_COLUMN",
     "ImageElement",
     "Key",
+    "MAX_CONTRADICTION",
     "NewNames",
     "RasterTarget",
     "SectionSpec",
@@ -120,6 +123,7 @@ __all__ = [
     "new_table",
     "opened",
     "open_store",
+    "picture_mpp",
     "pixel_size",
     "raster_size",
     "raster_transformations",
@@ -146,4 +150,5 @@ __all__ = [
     "usable",
     "usable_rows",
     "warn_of_background",
+    "warn_of_mpp",
 ]

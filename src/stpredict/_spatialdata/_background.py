@@ -17,7 +17,8 @@ from stpredict import _coverage
 from stpredict._section import array_of
 from stpredict._spatialdata._elements import image_levels
 from stpredict._spatialdata._outline import outline
-from stpredict._spatialdata._transformations import image_mpp, level_scale
+from stpredict._spatialdata._scale import image_mpp
+from stpredict._spatialdata._transformations import level_scale
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -23,11 +23,12 @@ from stpredict._spatialdata._elements import (
     resolve_shapes,
     warn_of_missing_chunks,
 )
+from stpredict._spatialdata._scale import image_mpp, warn_of_mpp
 from stpredict._spatialdata._shapes import check_some_inside, shapes_element, shapes_in_pixels, tissue
 from stpredict._spatialdata._tables import match_genes, matrix_of, n_targeted_genes, table_rows
 from stpredict._spatialdata._target import NoUsableShape, Target, check_counts, check_target, totals, usable
 from stpredict._spatialdata._target import target as target_of
-from stpredict._spatialdata._transformations import check_resolution, image_mpp, level_scale
+from stpredict._spatialdata._transformations import check_resolution, level_scale
 from stpredict.metrics import MIN_COUNTS, default_min_counts
 
 if TYPE_CHECKING:
@@ -229,6 +230,7 @@ def _view(sdata: SpatialData, spec: SectionSpec, at_mpp: float) -> tuple[ImageVi
             f"mpp={own:.3g}, {width / step:.3g} x {height / step:.3g} px at the {at_mpp:g} um per pixel of the model. "
             "Correct mpp=: it is the micrometres of a pixel of the full-resolution image."
         )
+    warn_of_mpp(sdata, image_key, spec.shapes_key, spec.mpp)
     best, scale = level_scale([(level.sizes["y"], level.sizes["x"]) for level in levels], step)
     return ImageView(pixels=levels[best].data, scale=scale, mpp=float(at_mpp)), step
 

@@ -15,5 +15,7 @@ from stpredict.io.read_hest import read_hest
 from stpredict.io.read_image import read_image
 from stpredict.io.read_st import read_st
 from stpredict.io.read_visium import read_visium
+from stpredict.io.read_visium_hd import read_visium_hd
+from stpredict.io.read_xenium import read_xenium
 
-__all__ = ["read_hest", "read_image", "read_st", "read_visium"]
+__all__ = ["read_hest", "read_image", "read_st", "read_visium", "read_visium_hd", "read_xenium"]

@@ -45,7 +45,8 @@ def pitch_px(
     if not ratio <= MAX_ANISOTROPY:
         raise ValueError(
             f"array coordinates and pixel positions of the spots disagree: the pitch is {along_x:.1f} px along the "
-            f"array's columns and {along_y:.1f} px along its rows. Check that the spot file belongs to this image."
+            f"array's columns and {along_y:.1f} px along its rows. Check that the spot file belongs to this image; for "
+            "an array that is not square pass the pitch of its columns and of its rows."
         )
     return float(np.sqrt(along_x * along_y))
 

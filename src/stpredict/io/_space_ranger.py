@@ -8,9 +8,10 @@ from pathlib import Path
 
 from PIL.PngImagePlugin import PngImageFile
 
+from stpredict.io._matrix import is_matrix_folder
 from stpredict.io._pixels import SUFFIXES
 
-COUNTS = "filtered_feature_bc_matrix.h5"
+COUNTS, FOLDER = "filtered_feature_bc_matrix.h5", "filtered_feature_bc_matrix"
 POSITIONS = ("tissue_positions_list.csv", "tissue_positions.csv")
 HD_POSITIONS = "tissue_positions.parquet"
 SCALES = "scalefactors_json.json"
@@ -29,12 +30,15 @@ class SpaceRanger:
         Folder that holds the counts and `spatial/`.
     prefix : str
         What stands before `_filtered_feature_bc_matrix.h5`; "" for the plain name.
+    counts : Path
+        That file, or the folder of matrix.mtx, barcodes.tsv and features.tsv where it is missing.
     positions, scales, hires, image : Path
         Tissue positions, scale factors, Space Ranger's reduced image (may be absent), the full-resolution image.
     """
 
     root: Path
     prefix: str
+    counts: Path
     positions: Path
     scales: Path
     hires: Path
@@ -50,18 +54,18 @@ def find(path: Path, image: Path | None) -> SpaceRanger:
         raise FileNotFoundError(f"no folder at {path}")
     root = path if not (path / "outs").is_dir() else path / "outs"
     if (root / "binned_outputs").is_dir():
-        raise ValueError(f"{path} is a Visium HD folder: read it with spatialdata_io.visium_hd, bin_size=.")
+        raise ValueError(f"{path} is a Visium HD folder: read it with io.read_visium_hd, bin_um=.")
     if (root / "spatial" / HD_POSITIONS).is_file():
         raise ValueError(
             f"{path} is one bin folder of Visium HD: read the folder that holds binned_outputs/ with "
-            "spatialdata_io.visium_hd, whose bin_size= chooses the bins."
+            "io.read_visium_hd, whose bin_um= chooses the bins."
         )
-    counts = _one(sorted(root.glob(f"*{COUNTS}")), "counts")
+    counts = find_counts(root)
     positions = next((p for p in (root / "spatial" / name for name in POSITIONS) if p.is_file()), None)
     scales = root / "spatial" / SCALES
-    slide = image if image is not None else _one(_images({path, root, path / "image", root / "image"}), "images")
+    slide = image if image is not None else find_image({path, root, path / "image", root / "image"})
     missing = {
-        COUNTS: counts is None,
+        f"{COUNTS} (or the folder {FOLDER}/ of matrix.mtx, barcodes.tsv and features.tsv)": counts is None,
         f"spatial/{POSITIONS[1]} (or {POSITIONS[0]})": positions is None,
         f"spatial/{SCALES}": not scales.is_file(),
         "the full-resolution image that Space Ranger was given (copy it there, or pass image=)": slide is None,
@@ -69,8 +73,21 @@ def find(path: Path, image: Path | None) -> SpaceRanger:
     if any(missing.values()) or counts is None or positions is None or slide is None:
         raise FileNotFoundError(f"{root} lacks: {'; '.join(what for what, absent in missing.items() if absent)}.")
     _check_header(positions)
-    prefix = counts.name.removesuffix(COUNTS).removesuffix("_")
-    return SpaceRanger(root, prefix, positions, scales, root / "spatial" / HIRES, slide)
+    prefix = counts.name.removesuffix(".h5").removesuffix(FOLDER).removesuffix("_")
+    return SpaceRanger(root, prefix, counts, positions, scales, root / "spatial" / HIRES, slide)
+
+
+def find_counts(root: Path) -> Path | None:
+    """The HDF5 file of filtered counts, else the folder of matrix.mtx that holds the same; ValueError for several."""
+    files = sorted(root.glob(f"*{COUNTS}")) or [f for f in sorted(root.glob(f"*{FOLDER}")) if is_matrix_folder(f)]
+    return _one(files, "counts")
+
+
+def find_image(folders: set[Path], *, prefix: str = "") -> Path | None:
+    """The one image in some folders that Space Ranger did not write itself; ValueError for several."""
+    files = [file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.is_file()]
+    given = [file for file in files if not file.name.removeprefix(f"{prefix}_").startswith(OWN_IMAGES)]
+    return _one(sorted(file for file in given if file.suffix.lower() in SUFFIXES), "images")
 
 
 def _check_header(positions: Path) -> None:
@@ -86,17 +103,17 @@ def _check_header(positions: Path) -> None:
         )
 
 
-def check_image(folder: SpaceRanger, shape: tuple[int, int]) -> None:
+def check_image(image: Path, shape: tuple[int, int], *, hires: Path, scales: Path) -> None:
     """Raise ValueError where the image of `shape` (height, width) is not the one that Space Ranger reduced."""
-    if not folder.hires.is_file():
+    if not hires.is_file():
         return
-    factor = float(json.loads(folder.scales.read_text())["tissue_hires_scalef"])
-    with PngImageFile(folder.hires) as hires:
-        expected = hires.height / factor, hires.width / factor
+    factor = float(json.loads(scales.read_text())["tissue_hires_scalef"])
+    with PngImageFile(hires) as reduced:
+        expected = reduced.height / factor, reduced.width / factor
     # the reduced image has whole pixels, and its factor is rounded
     if any(abs(side - full) > 1.5 / factor + 0.005 * full for side, full in zip(shape, expected, strict=True)):
         raise ValueError(
-            f"{folder.image} has {shape[1]} x {shape[0]} px, but the image that Space Ranger was given had about "
+            f"{image} has {shape[1]} x {shape[0]} px, but the image that Space Ranger was given had about "
             f"{expected[1]:.0f} x {expected[0]:.0f} (by {HIRES} and {SCALES}). Give that one."
         )
 
@@ -110,11 +127,6 @@ def check_scale(folder: SpaceRanger, mpp: float) -> None:
             f"{folder.positions} ({100 / mpp:.1f} px for 100 um); 55 or 65 um are expected. The "
             "files do not belong together."
         )
-
-
-def _images(folders: set[Path]) -> list[Path]:
-    files = [file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.is_file()]
-    return sorted(f for f in files if f.suffix.lower() in SUFFIXES and not f.name.startswith(OWN_IMAGES))
 
 
 def _one(files: list[Path], what: str) -> Path | None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
+from typing import Any
 
 from spatialdata import SpatialData
 
 from stpredict._arguments import check_arguments
+from stpredict._spatialdata import BY_HAND, MAX_CONTRADICTION
 from stpredict.io._image import image_element
-from stpredict.io._pixels import open_pixels
+from stpredict.io._pixels import Pixels, open_pixels
 
 logger = logging.getLogger("stpredict")
 
@@ -27,7 +30,8 @@ def read_image(path: str | Path, *, mpp: float | None = None, name: str = "slide
     mpp : float, optional
         Micrometres per pixel. None: what the file states, which is the OME metadata (PhysicalSizeX with its unit),
         ImageJ's unit, the vendor's property, or the TIFF resolution tags where they give 0.08 to 5 um and are no
-        printer's or screen's (which write into them, too). The log says which.
+        printer's or screen's (which write into them, too). The log says which. One that differs from them by more than
+        15 % is used with a warning; where the file states none, whoever uses the slide checks it against its nuclei.
     name : str, default "slide"
         Name of the slide, kept in `sdata.attrs["name"]`.
 
@@ -53,4 +57,20 @@ def read_image(path: str | Path, *, mpp: float | None = None, name: str = "slide
     known = mpp if mpp is not None else pixels.mpp
     if known is None:
         logger.info("%s: no micrometres per pixel are known; give mpp= here or where the slide is used", path)
-    return SpatialData(images={"image": image_element(pixels.levels, mpp=known)}, attrs={"name": name})
+    attrs: dict[str, Any] = {"name": name}
+    if mpp is not None and pixels.sides_um is None:
+        attrs[BY_HAND] = True
+    elif mpp is not None:
+        _warn_of_tags(pixels, mpp)
+    return SpatialData(images={"image": image_element(pixels.levels, mpp=known)}, attrs=attrs)
+
+
+def _warn_of_tags(pixels: Pixels, mpp: float) -> None:
+    sides = pixels.sides_um or (mpp, mpp)
+    if all(max(mpp, side) > MAX_CONTRADICTION * min(mpp, side) for side in sides):
+        warnings.warn(
+            f"mpp={mpp:.4g} was given for {pixels.path.name}, but the file states {sides[0]:.4g} um per pixel. It is "
+            "used as given; leave mpp= out to use what the file states.",
+            UserWarning,
+            stacklevel=3,
+        )

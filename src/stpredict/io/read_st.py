@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ def read_st(
     *,
     name: str = "section",
     spot_diameter_um: float = 100.0,
-    pitch_um: float = 200.0,
+    pitch_um: float | tuple[float, float] = 200.0,
 ) -> SpatialData:
     """A section measured by spots on an array: H&E image, circles, raw counts.
 
@@ -47,9 +48,10 @@ def read_st(
         Name of the section, kept in `sdata.attrs["name"]`.
     spot_diameter_um : float, default 100.0
         Diameter of a spot in micrometres: 100 for legacy arrays, 55 for Visium.
-    pitch_um : float, default 200.0
-        Distance of neighbouring centres in micrometres: 200 for legacy arrays, 100 for Visium. The scale of the image
-        is pitch_um over the pitch in pixels.
+    pitch_um : float or tuple[float, float], default 200.0
+        Distance of neighbouring centres in micrometres: 200 for legacy arrays, 100 for Visium; of an array that is not
+        square (x, y): that of neighbouring columns and that of neighbouring rows, for which the spot file must have the
+        array coordinates `x` and `y`. The scale of the image is pitch_um over the pitch in pixels.
 
     Returns
     -------
@@ -65,12 +67,19 @@ def read_st(
         cannot be measured, and an image that is not 8-bit RGB.
     """
     check_arguments(read_st, locals())
-    _check_sizes(spot_diameter_um, pitch_um)
+    pitch = pitch_um if isinstance(pitch_um, tuple | list) else (pitch_um, pitch_um)
+    _check_sizes(spot_diameter_um, pitch)
     table, spot_table = _join(read_counts(counts), read_spots(Path(spots)), name)
     pixels = open_pixels(Path(image))
     check_on_image(spot_table, pixels.shape, str(spots))
     grid = spot_table[["array_col", "array_row"]].to_numpy() if "array_col" in spot_table else None
-    mpp = pitch_um / pitch_px(spot_table[["x_px", "y_px"]].to_numpy(), grid)
+    if grid is None and pitch[0] != pitch[1]:
+        raise ValueError(
+            f"pitch_um={tuple(pitch)} is not square, and {spots} has no array coordinates x (column) and y (row) to "
+            "tell the two apart. Add them to the file."
+        )
+    step = (1.0, pitch[1] / pitch[0])  # in pitches of the columns
+    mpp = pitch[0] / pitch_px(spot_table[["x_px", "y_px"]].to_numpy(), grid, step=step)
     return assemble(table, spot_table, pixels, mpp=mpp, spot_diameter_um=spot_diameter_um, name=name)
 
 
@@ -91,9 +100,9 @@ def _join(table: AnnData, spot_table: pd.DataFrame, name: str) -> tuple[AnnData,
     return table[common].copy(), spot_table.loc[common]
 
 
-def _check_sizes(spot_diameter_um: float, pitch_um: float) -> None:
-    if not 0 < spot_diameter_um <= pitch_um < np.inf:
+def _check_sizes(spot_diameter_um: float, pitch_um: Sequence[float]) -> None:
+    if not 0 < spot_diameter_um <= min(pitch_um) <= max(pitch_um) < np.inf:
         raise ValueError(
-            f"spot_diameter_um must be positive and at most pitch_um, got {spot_diameter_um} and {pitch_um} "
+            f"spot_diameter_um must be positive and at most pitch_um, got {spot_diameter_um} and {tuple(pitch_um)} "
             "(100 and 200 for legacy arrays, 55 and 100 for Visium)."
         )

@@ -14,6 +14,7 @@ from stpredict._arguments import check_arguments
 from stpredict.io._assemble import assemble, check_on_image
 from stpredict.io._counts import read_counts
 from stpredict.io._grid import pitch_px
+from stpredict.io._matrix import with_h5
 from stpredict.io._pixels import open_pixels
 from stpredict.io._space_ranger import SpaceRanger, check_image, check_scale, find
 
@@ -27,8 +28,9 @@ def read_visium(path: str | Path, *, name: str | None = None, image: str | Path 
     Parameters
     ----------
     path : str | Path
-        Folder with `filtered_feature_bc_matrix.h5` (file names may have a prefix, as those published by 10x have),
-        `spatial/` and the full-resolution image that Space Ranger was given; or the folder whose `outs/` holds them.
+        Folder with `filtered_feature_bc_matrix.h5` (file names may have a prefix, as those published by 10x have; where
+        it is missing, the folder of that name with `matrix.mtx`, `barcodes.tsv` and `features.tsv`), `spatial/` and
+        the full-resolution image that Space Ranger was given; or the folder whose `outs/` holds them.
     name : str, optional
         Name of the section, kept in `sdata.attrs["name"]`; None is the folder's name.
     image : str | Path, optional
@@ -64,7 +66,7 @@ def read_visium(path: str | Path, *, name: str | None = None, image: str | Path 
     table = _raw_counts(source)
     spot_table = _spot_table(source)
     pixels = open_pixels(folder.image)
-    check_image(folder, pixels.shape)
+    check_image(folder.image, pixels.shape, hires=folder.hires, scales=folder.scales)
     check_on_image(spot_table, pixels.shape, str(folder.positions))
     grid = spot_table[["array_col", "array_row"]].to_numpy()
     mpp = PITCH_UM / pitch_px(spot_table[["x_px", "y_px"]].to_numpy(), grid, step=STEP)
@@ -82,8 +84,10 @@ def _read(folder: SpaceRanger) -> AnnData:
         # some symbols occur twice in every 10x reference; spatialdata-io makes them unique right after the first
         for message in ("Variable names are not unique", "Converting `region_key"):
             warnings.filterwarnings("ignore", message=message, category=UserWarning)
-        sdata = visium(folder.root, dataset_id=folder.prefix or "visium")
-    return sdata.tables["table"]
+        if folder.counts.is_file():
+            return visium(folder.root, dataset_id=folder.prefix or "visium").tables["table"]
+        with with_h5(folder.root, folder.counts, folder.counts.with_name(f"{folder.counts.name}.h5")) as root:
+            return visium(root, dataset_id=folder.prefix or "visium").tables["table"]
 
 
 def _raw_counts(source: AnnData) -> AnnData:

@@ -20,6 +20,7 @@ from stpredict._spatialdata import (
     image_mpp,
     raster_size,
     resolve_image,
+    warn_of_mpp,
 )
 from stpredict._spatialdata import tissue as outline_of
 
@@ -83,6 +84,7 @@ def tile_grid(
     names.check()
     image_key = resolve_image(sdata, image_key)
     own = image_mpp(sdata, image_key, mpp=mpp)
+    warn_of_mpp(sdata, image_key, None, mpp)
     height, width = raster_size(sdata, image_key)
     n_rows, n_columns = (_n_along(size, diameter_um / own, pitch_um / own) for size in (height, width))
     if n_rows * n_columns > MOST_SHAPES:

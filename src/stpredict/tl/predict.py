@@ -86,7 +86,8 @@ def predict(
         embedding of.
     mpp : float, optional
         Micrometres per pixel of the full-resolution image; None: from a coordinate system in micrometres, or from known
-        spot geometry.
+        spots, bins or cells. One that contradicts a micrometre system by more than 15 % is refused; where it
+        contradicts shapes, or else the size of nuclei in the picture, a warning says so.
     tissue_key : str, optional
         Shapes or labels that outline the tissue: what lies outside is not read out, and tiles of a raster without any
         stay NaN. None: the whole image.
