@@ -19,7 +19,8 @@ from PIL import Image
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
-from stpredict._domain import DOMAIN_MPP, FACTORS, OUT, Domain, describe, spatial_groups
+from stpredict._appearance import describe, spatial_groups
+from stpredict._domain import DOMAIN_MPP, FACTORS, OUT, Domain
 from stpredict._section import ImageView, Section
 
 Image.MAX_IMAGE_PIXELS = None

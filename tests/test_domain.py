@@ -16,12 +16,12 @@ N = 40  # shapes
 def lib():
     from types import SimpleNamespace
 
-    from stpredict import _domain, _section
+    from stpredict import _appearance, _domain
 
-    return SimpleNamespace(**vars(_domain) | {"Section": _section.Section})
+    return SimpleNamespace(**vars(_domain) | vars(_appearance))
 
 
-def tissue(seed: int, *, zoom: float = 1.0, size: int = 900) -> np.ndarray:
+def tissue(seed: int, *, zoom: float = 1.0, size: int = 1200) -> np.ndarray:
     """(3, y, x) of dark blobs, as nuclei, on pink ground, at 1 um per pixel."""
     rng = np.random.default_rng(seed)
     image = np.zeros((size, size), np.float32)
@@ -57,9 +57,9 @@ def domain(lib):
 def test_a_block_sees_itself_and_its_surroundings_alone(lib):
     pixels = tissue(5)
     whole, _ = described(lib, pixels)
-    part = lib.ImageView(pixels, (2.0, 2.0), 2.0).read(lib.Window(64 - 24, 128 - 24, 64 + 48, 64 + 48))
+    part = lib.ImageView(pixels, (2.0, 2.0), 2.0).read(lib.Window(128 - 24, 256 - 24, 128 + 48, 128 + 48))
     alone = lib.block_features(part)[0, 0]
-    xy = np.array([[2 * (128 + 30.0), 2 * (64 + 30.0)]])
+    xy = np.array([[2 * (256 + 30.0), 2 * (128 + 30.0)]])
     one = lib.Section(
         name="s", image=lib.ImageView(pixels, (1.0, 1.0), 1.0), geometry=shapely.points(xy), radius=np.ones(1),
         ids=np.arange(1), area=np.ones(1),
@@ -114,13 +114,13 @@ def test_distances_are_those_of_their_definition(lib, domain):
     features = described(lib, tissue(9))[0]
     found = domain.distances(features)
     unit = (features.astype(float) - domain.mean) / domain.scale
-    for cue, part in (("colour", lib.COLOUR), ("form", lib.FORM)):
+    for cue, part in (("colour", lib.COLOUR), ("form", lib.FORM), ("joint", slice(None))):
         inverse = np.linalg.inv(domain.correlation[part, part])
         wanted = [np.sqrt(row[part] @ inverse @ row[part] / len(inverse)) for row in unit]
         np.testing.assert_allclose(found[cue], wanted)
     np.testing.assert_allclose(found["scale"], np.abs(unit @ domain.zoom))
-    ends = {cue: domain.reference[cue][99] for cue in lib.CUES}
-    np.testing.assert_allclose(found["all"], np.max([found[cue] / ends[cue] for cue in lib.CUES], axis=0))
+    ratios = [found[cue] / domain.reference[cue][99] for cue in ("colour", "form", "scale", "joint")]
+    np.testing.assert_allclose(found["all"], np.linalg.norm(ratios, ord=4, axis=0))
 
 
 def test_a_percentile_is_a_share_of_what_was_left_out(lib, domain):

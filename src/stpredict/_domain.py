@@ -7,23 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import ndimage
-
-from stpredict import _coverage
-from stpredict._places import blocks
-from stpredict._section import ImageView
-from stpredict._window import Window
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from stpredict._section import Section
 
 DOMAIN_MPP = 2.0  # of the image that is described: a nucleus is 3 to 5 pixels wide
-BLOCK_PX = 64  # 128 um: a spot and its surroundings
-MARGIN_PX = 24  # what the widest band sees around a block
-STRIP_BLOCKS = 8  # along x, that are read together
-SIGMAS = (0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.7, 8.0)  # in pixels: bands half an octave wide, 3 to 30 um
+BLOCK_PX = 128  # 256 um: a spot and its surroundings; with half of it a wrong scale is seen less often
 SHRINKAGE = 0.05  # of the correlations towards none
 MIN_BLOCKS = 50  # fewer do not show how tissue varies
 OUT = 99.0  # percentile beyond which a shape lies outside
@@ -31,6 +21,7 @@ MANY_OUT = 0.1  # share of shapes outside from which on a warning says so
 N_QUANTILES = 101
 COLOUR, FORM, N_FEATURES = slice(0, 9), slice(9, 24), 24
 CUES = ("colour", "form", "scale")
+PARTS = (*CUES, "joint")  # distances that make up that by all; "joint" is of colour and form together, and names no cue
 FACTORS = (1 / 1.6, 1 / 1.25, 1.0, 1.25, 1.6)  # wrong scales that training tissue is seen at
 PENALTY = 10.0  # of the regression of the scale, features standardised
 SAID = {
@@ -38,85 +29,6 @@ SAID = {
     "form": "form (another tissue, no tissue, or out of focus)",
     "scale": "scale (mpp)",
 }
-
-
-def block_features(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What a domain is made of: numbers of colour and form for every block of an image.
-
-    Parameters
-    ----------
-    rgb : ndarray of uint8
-        (h, w, 3) at `DOMAIN_MPP`, with a margin of `MARGIN_PX` around whole blocks of `BLOCK_PX`.
-
-    Returns
-    -------
-    ndarray of float32
-        (rows, columns, f). Colour: log mean optical density, the shares of red and green in it, log standard
-        deviations and correlations of the channels. Form: log energies of the bands (differences of Gaussians of the
-        mean optical density) relative to their mean; skewness and log kurtosis of every second band; the mean log
-        energy.
-    """
-    density = -np.log((rgb.astype(np.float32) + 1) / 256)
-    inner = slice(MARGIN_PX, -MARGIN_PX)
-    channels = [_blocked(density[inner, inner, c]) for c in range(3)]
-    mean, spread = [c.mean(-1) for c in channels], [c.std(-1) for c in channels]
-    total = sum(mean) / 3
-    shares = [np.log((each + 0.02) / (total + 0.02)) for each in mean[:2]]
-    pairs = [_correlation(channels[i], channels[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
-    colour = [np.log(total + 0.02), *shares, *(np.log(each + 0.01) for each in spread), *pairs]
-    blurred = [ndimage.gaussian_filter(density.mean(-1), sigma) for sigma in SIGMAS]
-    bands = [_blocked((fine - coarse)[inner, inner]) for fine, coarse in zip(blurred[:-1], blurred[1:], strict=True)]
-    energy = [np.log((band**2).mean(-1) + 1e-7) for band in bands]
-    level = sum(energy) / len(energy)
-    form = []
-    for band in bands[::2]:
-        unit = band / (band.std(-1, keepdims=True) + 1e-4)
-        form += [(unit**3).mean(-1), np.log((unit**4).mean(-1) + 0.1)]
-    return np.stack([*colour, *(each - level for each in energy[:-1]), *form, level], axis=-1).astype(np.float32)
-
-
-def _blocked(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(rows, columns, pixels) of the blocks of an image."""
-    h, w = (size // BLOCK_PX for size in values.shape)
-    return values.reshape(h, BLOCK_PX, w, BLOCK_PX).swapaxes(1, 2).reshape(h, w, -1)
-
-
-def _correlation(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    a, b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
-    return (a * b).mean(-1) / ((a.std(-1) + 0.01) * (b.std(-1) + 0.01))
-
-
-def describe(image: ImageView, section: Section, factor: float = 1.0) -> NDArray[np.float32]:
-    """The features (n, f) of the block of each shape's centre; NaN for shapes that are empty.
-
-    Parameters
-    ----------
-    image : ImageView
-        The section's image at `DOMAIN_MPP`, were its mpp `factor` times what it is.
-    """
-    centre = _centres(section) * (section.mpp / image.mpp * factor)
-    out = np.full((section.n_shapes, N_FEATURES), np.nan, np.float32)
-    finite = np.flatnonzero(np.isfinite(centre).all(axis=1))
-    at = np.clip(centre[finite] // BLOCK_PX, 0, None).astype(np.int64)
-    unique, which = np.unique(at, axis=0, return_inverse=True)
-    found = np.empty((len(unique), out.shape[1]), np.float32)
-    strip = np.stack([unique[:, 0], unique[:, 1] // STRIP_BLOCKS], axis=1)
-    for y, x in np.unique(strip, axis=0):
-        rows = np.flatnonzero((strip == (y, x)).all(axis=1))
-        first, last = unique[rows, 1].min(), unique[rows, 1].max()
-        window = Window(
-            int(y) * BLOCK_PX - MARGIN_PX, int(first) * BLOCK_PX - MARGIN_PX, BLOCK_PX + 2 * MARGIN_PX,
-            int(last - first + 1) * BLOCK_PX + 2 * MARGIN_PX,
-        )  # fmt: skip
-        found[rows] = block_features(image.read(window))[0, unique[rows, 1] - first]
-    out[finite] = found[which.ravel()]
-    return out
-
-
-def _centres(section: Section) -> NDArray[np.float64]:
-    """(n, 2) centres (y, x) of the shapes, NaN for empty ones."""
-    bounds = _coverage.bounds(section.geometry, section.radius)
-    return (bounds[:, :2] + bounds[:, 2:]) / 2
 
 
 @dataclass(frozen=True)
@@ -133,15 +45,16 @@ class Domain:
         (f,) weights of standardised features that tell the log of the factor by which a scale is wrong: a ridge
         regression on the training tissue seen at `FACTORS`.
     reference : Mapping[str, ndarray of float64]
-        For each of `CUES` and for "all" of them: `N_QUANTILES` quantiles, from 0 to 100 %, of the distances of shapes
+        For each of `PARTS` and for "all" of them: `N_QUANTILES` quantiles, from 0 to 100 %, of the distances of shapes
         that were left out: by section, or by spatial blocks of a single one.
     source : str
         What was left out.
 
     Notes
     -----
-    Distances of colour and form are Mahalanobis distances; that of scale is the absolute log of the estimated factor.
-    "All" is the largest of the three, each in units of its 99th percentile on tissue that was left out.
+    Distances of colour, form and both are Mahalanobis distances; that of scale is the absolute log of the estimated
+    factor. "All" is the fourth root of the sum of their fourth powers (nearly the largest of them), each in units of
+    its 99th percentile on tissue that was left out.
     """
 
     mean: NDArray[np.float64]
@@ -178,7 +91,7 @@ class Domain:
             ]
         ).astype(np.float64)  # (factors, n, f)
         own = seen[FACTORS.index(1.0)]
-        left_out: dict[str, list[NDArray[np.float64]]] = {cue: [] for cue in CUES}
+        left_out: dict[str, list[NDArray[np.float64]]] = {cue: [] for cue in PARTS}
         for each in np.unique(part):
             moments = _moments(seen[:, part != each])
             for cue, distance in _distances(own[part == each], *moments).items():
@@ -186,13 +99,13 @@ class Domain:
         distances = {cue: np.concatenate(each) for cue, each in left_out.items()}
         levels = np.linspace(0, 1, N_QUANTILES)
         reference = {cue: np.quantile(each, levels) for cue, each in distances.items()}
-        reference["all"] = np.quantile(_largest(distances, reference), levels)
+        reference["all"] = np.quantile(_combined(distances, reference), levels)
         return cls(*_moments(seen), reference, "training sections" if several else "spatial blocks of the section")
 
     def distances(self, features: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
         """Distances (n,) by each cue and by "all"; see the class."""
         found = _distances(features.astype(np.float64), self.mean, self.scale, self.correlation, self.zoom)
-        return found | {"all": _largest(found, self.reference)}
+        return found | {"all": _combined(found, self.reference)}
 
     def factor(self, features: NDArray[np.float32]) -> float:
         """By what the scale of the shapes seems to be wrong, in the median: their mpp is this times the right one."""
@@ -227,8 +140,8 @@ class Domain:
         shapes: dict[str, tuple[int, ...]] = {"mean": (n,), "scale": (n,), "correlation": (n, n), "zoom": (n,)}
         made = {name: _numbers(record.get(name), shape, name) for name, shape in shapes.items()}
         stated = record.get("reference")
-        if not isinstance(stated, Mapping) or set(stated) != {"all", *CUES}:
-            raise ValueError(f"domain.reference needs {sorted({'all', *CUES})}.")
+        if not isinstance(stated, Mapping) or set(stated) != {"all", *PARTS}:
+            raise ValueError(f"domain.reference needs {sorted({'all', *PARTS})}.")
         reference = {cue: _numbers(stated[cue], (N_QUANTILES,), f"reference.{cue}") for cue in stated}
         if record.get("mpp") != DOMAIN_MPP or record.get("block_px") != BLOCK_PX:
             raise ValueError(f"domain is of blocks of {BLOCK_PX} pixels of {DOMAIN_MPP} um, not of this one's.")
@@ -269,22 +182,18 @@ def _distances(
 ) -> dict[str, NDArray[np.float64]]:  # fmt: skip
     unit = (values - mean) / scale
     out = {"scale": np.abs(unit @ zoom)}
-    for cue, part in (("colour", COLOUR), ("form", FORM)):
+    for cue, part in (("colour", COLOUR), ("form", FORM), ("joint", slice(None))):
         inverse = np.linalg.inv(correlation[part, part])
         out[cue] = np.sqrt(np.einsum("ni,ij,nj->n", unit[:, part], inverse, unit[:, part]) / len(inverse))
     return out
 
 
-def _largest(
+def _combined(
     distances: Mapping[str, NDArray[np.float64]], reference: Mapping[str, NDArray[np.float64]]
 ) -> NDArray[np.float64]:
     at = round(OUT / 100 * (N_QUANTILES - 1))
-    return np.max([distances[cue] / max(reference[cue][at], 1e-9) for cue in CUES], axis=0)
-
-
-def spatial_groups(section: Section) -> NDArray[np.int64]:
-    """(n,) the one of 16 spatial blocks of each shape of a section."""
-    return blocks(section)
+    fourth = [(distances[cue] / max(reference[cue][at], 1e-9)) ** 4 for cue in PARTS]
+    return np.sum(fourth, axis=0) ** 0.25
 
 
 def outside(domain: Domain, features: NDArray[np.float32]) -> tuple[NDArray[np.float64], str | None]:

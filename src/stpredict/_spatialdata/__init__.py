@@ -20,9 +20,7 @@ from stpredict._spatialdata._elements import (
 from stpredict._spatialdata._picture import picture_mpp
 from stpredict._spatialdata._scale import BY_HAND, MAX_CONTRADICTION, image_mpp, warn_of_mpp
 from stpredict._spatialdata._sections import (
-    SectionSpec,
     areas_um2,
-    domain_view,
     image_section,
     measured_shapes,
     needed_counts,
@@ -40,6 +38,7 @@ from stpredict._spatialdata._shapes import (
     shapes_in_pixels,
     tissue,
 )
+from stpredict._spatialdata._spec import SectionSpec, domain_view
 from stpredict._spatialdata._store._checkpoint import Checkpoint, checkpoint_folder, recover
 from stpredict._spatialdata._store._element import add_shapes
 from stpredict._spatialdata._store._names import NewNames

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from stpredict._section import Section
-    from stpredict._spatialdata._sections import SectionSpec
+    from stpredict._spatialdata._spec import SectionSpec
 
 THUMBNAIL_UM = 8.0  # side of a pixel: half a nucleus to a nucleus, so that tissue has texture and glass none
 DARKEST_GLASS = 150  # glass of a scanner is brighter, whatever its white balance
@@ -163,7 +163,7 @@ def warn_of_background(
         bare = on_glass(glass, (down * zoom, right * zoom), section.geometry, section.radius)
         share, what = float(np.nanmean(bare)), f"{len(bare)} shapes of {spec.shapes_key!r}"
         shifted = 0.0 if measured is None or not measured.any() else float(np.nanmean(bare[measured]))
-        if shifted > MOST_BARE:
+        if measured is not None and shifted > MOST_BARE:
             warnings.warn(
                 f"section {section.name!r}: {shifted:.0%} of the {int(measured.sum())} measured spots in "
                 f"{spec.shapes_key!r} lie on bare glass, so picture and spots seem to be shifted, turned or mirrored "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,21 +13,18 @@ import pandas as pd
 import shapely
 
 from stpredict import _coverage
-from stpredict._domain import DOMAIN_MPP
-from stpredict._section import ImageView, Section, take
+from stpredict._section import Section, take
 from stpredict._spatialdata._elements import (
-    image_levels,
     is_predicted,
     resolve_image,
     resolve_shapes,
-    warn_of_missing_chunks,
 )
-from stpredict._spatialdata._scale import image_mpp, warn_of_mpp
+from stpredict._spatialdata._scale import image_mpp
 from stpredict._spatialdata._shapes import check_some_inside, shapes_element, shapes_in_pixels, tissue
+from stpredict._spatialdata._spec import SectionSpec, image_view
 from stpredict._spatialdata._tables import match_genes, matrix_of, n_targeted_genes, table_rows
-from stpredict._spatialdata._target import NoUsableShape, Target, check_counts, check_target, totals, usable
+from stpredict._spatialdata._target import NoUsableShape, check_counts, check_target, totals, usable
 from stpredict._spatialdata._target import target as target_of
-from stpredict._spatialdata._transformations import check_resolution, level_scale
 from stpredict.metrics import MIN_COUNTS, default_min_counts
 
 if TYPE_CHECKING:
@@ -42,55 +38,6 @@ TARGETED = (
     "%s: totals are of a targeted panel of %d genes; they and counts per 10,000 of them do not compare with those of a "
     "whole transcriptome"
 )
-MAX_FINER = 256.0  # an image that is finer than the model by more is of no microscope: its mpp is wrong
-
-
-@dataclass(frozen=True, kw_only=True)
-class SectionSpec:
-    """Which elements of an object make a section, and which of its spots are used; None: found where unambiguous.
-
-    Parameters
-    ----------
-    image_key, shapes_key
-        Names of the H&E image and of the shapes.
-    table_name, layer
-        The table that annotates the shapes, and its layer of raw counts (None: X).
-    target
-        "log1p_cp10k", or "as_is" for values that are no counts; `min_counts` then does not apply.
-    mpp
-        Micrometres per pixel of the full-resolution image; None: found as `image_mpp` says.
-    tissue_key
-        Shapes or labels that outline tissue; None: the whole image.
-    min_counts
-        Total counts that a spot needs to be used; None: by its area, see `metrics.default_min_counts`.
-    """
-
-    image_key: str | None = None
-    shapes_key: str | None = None
-    table_name: str = "table"
-    layer: str | None = None
-    target: Target = "log1p_cp10k"
-    mpp: float | None = None
-    tissue_key: str | None = None
-    min_counts: float | None = None
-
-    @property
-    def image(self) -> str:
-        """`image_key` of a spec that is resolved."""
-        assert self.image_key is not None
-        return self.image_key
-
-    @property
-    def shapes(self) -> str:
-        """`shapes_key` of a spec that is resolved."""
-        assert self.shapes_key is not None
-        return self.shapes_key
-
-    def resolved(self, sdata: SpatialData) -> SectionSpec:
-        """The same with image and shapes named. Raises ValueError for keys that are missing or not unique."""
-        shapes_key = resolve_shapes(sdata, self.shapes_key, table_name=self.table_name, tissue_key=self.tissue_key)
-        image_key = resolve_image(sdata, self.image_key, shapes_key=shapes_key)
-        return dataclasses.replace(self, image_key=image_key, shapes_key=shapes_key)
 
 
 def image_section(
@@ -105,7 +52,7 @@ def image_section(
     spec = spec or SectionSpec()
     image_key = resolve_image(sdata, spec.image_key, shapes_key=spec.shapes_key)
     spec = dataclasses.replace(spec, image_key=image_key)
-    view, step = _view(sdata, spec, at_mpp)
+    view, step = image_view(sdata, spec, at_mpp)
     region = tissue(sdata, spec.tissue_key, spec.image, step=step)
     if region is not None and not shapely.intersects(region, shapely.box(0, 0, view.width, view.height)):
         raise ValueError(
@@ -215,42 +162,11 @@ def section_name(sdata: SpatialData, image_key: str) -> str:
     return Path(sdata.path).stem if sdata.path is not None else image_key
 
 
-def _view(sdata: SpatialData, spec: SectionSpec, at_mpp: float) -> tuple[ImageView, float]:
-    """The image at `at_mpp`, and how many pixels of the full-resolution image make one of the view."""
-    image_key = spec.image
-    levels = image_levels(sdata, image_key)
-    warn_of_missing_chunks(sdata, image_key)
-    own = image_mpp(sdata, image_key, spec.shapes_key, spec.mpp)
-    check_resolution(own, at_mpp, image_key)
-    step = at_mpp / own
-    height, width = levels[0].sizes["y"], levels[0].sizes["x"]
-    if step > MAX_FINER:
-        raise ValueError(
-            f"image {image_key!r} of {width} x {height} px would be {width * own:.3g} x {height * own:.3g} um at "
-            f"mpp={own:.3g}, {width / step:.3g} x {height / step:.3g} px at the {at_mpp:g} um per pixel of the model. "
-            "Correct mpp=: it is the micrometres of a pixel of the full-resolution image."
-        )
-    warn_of_mpp(sdata, image_key, spec.shapes_key, spec.mpp)
-    best, scale = level_scale([(level.sizes["y"], level.sizes["x"]) for level in levels], step)
-    return ImageView(pixels=levels[best].data, scale=scale, mpp=float(at_mpp)), step
-
-
-def domain_view(sdata: SpatialData, spec: SectionSpec, factor: float = 1.0) -> ImageView:
-    """The image at the resolution that domains are described at, were its mpp `factor` times what it is.
-
-    A coarser image is magnified: that it is blurred then is what a domain should see.
-    """
-    levels = image_levels(sdata, spec.image)
-    step = DOMAIN_MPP / (image_mpp(sdata, spec.image, spec.shapes_key, spec.mpp) * factor)
-    best, scale = level_scale([(level.sizes["y"], level.sizes["x"]) for level in levels], step)
-    return ImageView(pixels=levels[best].data, scale=scale, mpp=DOMAIN_MPP)
-
-
 def _section_of_shapes(
     sdata: SpatialData, spec: SectionSpec, at_mpp: float, name: str | None
 ) -> tuple[Section, NDArray[np.bool_]]:
     """The section of all shapes of a resolved spec, and which of them lie wholly on the image."""
-    view, step = _view(sdata, spec, at_mpp)
+    view, step = image_view(sdata, spec, at_mpp)
     region = tissue(sdata, spec.tissue_key, spec.image, step=step)
     geometry, radius, area, on_image = shapes_in_pixels(sdata, spec.image, spec.shapes, region=region, step=step)
     check_some_inside(geometry, shapes_key=spec.shapes, image_key=spec.image, tissue_key=spec.tissue_key)

@@ -7,7 +7,8 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from stpredict._spatialdata._sections import SectionSpec, section_name, training_section
+from stpredict._spatialdata._sections import section_name, training_section
+from stpredict._spatialdata._spec import SectionSpec
 from stpredict._spatialdata._target import NoUsableShape
 
 if TYPE_CHECKING:

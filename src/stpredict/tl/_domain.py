@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpredict import _caches, _spatialdata
-from stpredict._domain import FACTORS, Domain, describe, outside, spatial_groups
+from stpredict._appearance import describe, spatial_groups
+from stpredict._domain import FACTORS, Domain, outside
 from stpredict._places import tissues
 from stpredict._section import Section, take
 

@@ -158,10 +158,8 @@ def benchmark(
     folds = _folds(sections, cv, grouped, margin_um, spec)
     panels = {fold.name: _panel(fold, sections, genes, n_genes, by, spec) for fold in folds}
     plan = {"max_epochs": max_epochs, "precision": precision}
-    setting = runs.Setting(
-        spec=spec, training=plan, val=val, device=device, path=None if path is None else Path(path),
-        raw_counts=raw_counts,
-    )  # fmt: skip
+    folder = None if path is None else Path(path)
+    setting = runs.Setting(spec=spec, training=plan, val=val, device=device, path=folder, raw_counts=raw_counts)
     elements = ("image_key", "shapes_key", "table_name", "layer", "target", "tissue_key", "min_counts")
     record = {name: getattr(spec, name) for name in elements} | {
         "protocol": metrics.PROTOCOL, "raw_counts": raw_counts, "precision": precision, "mpp": mpp, "val": val,
