@@ -79,6 +79,6 @@ def table(rounds: int) -> str:
     one, other = np.median(seconds, axis=0)
     size = np.median(sizes, axis=0) / 2**20
     return (
-        f"- {N_GENES} genes x {SIDE} x {SIDE} float32 of 11 bits, made before, and two more levels: SpatialData's write / "
+        f"- {N_GENES} genes x {SIDE} x {SIDE} float32 of 11 bits, made before, two more levels: SpatialData's write / "
         f"ours {other / one:.2f}x; on disk {size[0]:.0f} against {size[1]:.0f} MB"
     )
