@@ -22,7 +22,7 @@ SIDE, N_GENES, CHUNK = 2560, 100, 256
 
 @cache
 def predicted() -> np.ndarray:
-    """(genes, height, width) float32 of 11 bits: whole chunks of what `pixnet-her2st` makes of a section."""
+    """(genes, height, width) float32 of 11 bits: whole chunks of the map that `pixnet-her2st` makes of a section."""
     model = load(MODEL)
     found = np.empty((N_GENES, 2 * CHUNK, 2 * CHUNK), np.float32)
 
@@ -79,7 +79,6 @@ def table(rounds: int) -> str:
     one, other = np.median(seconds, axis=0)
     size = np.median(sizes, axis=0) / 2**20
     return (
-        f"- {N_GENES} genes x {SIDE} x {SIDE} float32 of 11 bits, made before, and two more levels: "
-        f"SpatialData's write / ours "
-        f"{other / one:.2f}x; on disk {size[0]:.0f} against {size[1]:.0f} MB"
+        f"- {N_GENES} genes x {SIDE} x {SIDE} float32 of 11 bits, made before, two more levels: SpatialData's write / "
+        f"ours {other / one:.2f}x; on disk {size[0]:.0f} against {size[1]:.0f} MB"
     )
