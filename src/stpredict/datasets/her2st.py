@@ -87,10 +87,19 @@ def _read(section: str, folder: Path | None) -> SpatialData:
     files = [f"{section}.tsv.gz", f"{section}.jpg", f"{section}_selection.tsv"]
     if folder is None:
         counts, image, spots = (fetch(file, REGISTRY, folder="her2st") for file in files)
-        return read_st(counts, image, spots, name=section)
+        return _about(read_st(counts, image, spots, name=section))
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         present = sorted(p.name.removesuffix("_selection.tsv") for p in folder.glob("*_selection.tsv"))
         raise FileNotFoundError(f"section {section!r}: no {missing} in {folder}. Sections there: {present}.")
     counts, image, spots = (folder / file for file in files)
-    return read_st(counts, image, spots, name=section)
+    return _about(read_st(counts, image, spots, name=section))
+
+
+def _about(sdata: SpatialData) -> SpatialData:
+    """With what is known of the section in its attributes."""
+    sdata.attrs |= {
+        "species": "human", "organ": "breast", "technology": "Spatial Transcriptomics", "stain": "H&E",
+        "patient": str(sdata.attrs["name"])[0],
+    }  # fmt: skip
+    return sdata

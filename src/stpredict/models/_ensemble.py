@@ -218,7 +218,7 @@ class Ensemble(Model):
         for each in self.models:
             each.card = new_card(
                 each, target=card.target, n_target_genes=card.n_target_genes, sections=card.sections,
-                licence=card.licence, protocol=card.protocol,
+                licence=card.licence, protocol=card.protocol, domain=card.domain, about=card.about,
             )  # fmt: skip
 
     def _check_dense(self, what: str) -> None:
@@ -311,4 +311,9 @@ def _card_of(ensemble: Ensemble) -> Card | None:
         seed=known[0].seed,
         licence="; ".join(dict.fromkeys(each.licence for each in known)),
         protocol=known[0].protocol,
+        domain=known[0].domain if all(each.domain == known[0].domain for each in known) else {},
+        about={
+            name: sorted({value for each in known for value in each.about.get(name, ())})
+            for name in dict.fromkeys(name for each in known for name in each.about)
+        },
     )

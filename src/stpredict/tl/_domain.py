@@ -61,12 +61,19 @@ def about(sdatas: Sequence[SpatialData]) -> dict[str, list[str]]:
 
 
 def mismatch(card: Card, sdata: SpatialData) -> str | None:
-    """What the object says of itself that the training sections were not, in words; patients may differ."""
+    """What the object says of itself that the training sections were not, in words.
+
+    Patients may differ. Another technology is logged only: it is counted otherwise, but looks the same.
+    """
     other = []
     for name in ABOUT[:-1]:
         own, known = sdata.attrs.get(name), card.about.get(name, [])
         if own and known and str(own).casefold() not in {str(value).casefold() for value in known}:
-            other.append(f"{name} {own!r}, and the model was trained on {', '.join(map(repr, known))}")
+            said = f"{name} {own!r}, and the model was trained on {', '.join(map(repr, known))}"
+            if name == "technology":
+                logger.info("the object is of %s", said)
+            else:
+                other.append(said)
     return "; ".join(other) or None
 
 
