@@ -9,7 +9,7 @@ import pytest
 import shapely
 from scipy import ndimage
 
-N = 40  # shapes
+N = 60  # shapes
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def lib():
     return SimpleNamespace(**vars(_domain) | vars(_appearance))
 
 
-def tissue(seed: int, *, zoom: float = 1.0, size: int = 1200) -> np.ndarray:
+def tissue(seed: int, *, zoom: float = 1.0, size: int = 1700) -> np.ndarray:
     """(3, y, x) of dark blobs, as nuclei, on pink ground, at 1 um per pixel."""
     rng = np.random.default_rng(seed)
     image = np.zeros((size, size), np.float32)
@@ -136,7 +136,7 @@ def test_one_section_leaves_out_its_blocks_and_a_small_one_shows_nothing(lib):
     both = [np.concatenate(pair) for pair in zip(*runs, strict=True)]
     groups = np.concatenate([described(lib, picture, seed=s)[1] for s in (0, 1)])
     assert lib.Domain.fit([both], [groups]).source == "spatial blocks of the section"
-    assert lib.Domain.fit([runs[0]], [groups[:N]]) is None  # 40 shapes
+    assert lib.Domain.fit([runs[0]], [groups[:N]]) is None  # too few blocks
 
 
 def test_a_record_comes_back_and_damage_is_named(lib, domain):

@@ -60,8 +60,8 @@ def _blocked(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _correlation(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
     a, b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
-    product: NDArray[np.float32] = (a * b).mean(-1, dtype=np.float32)
-    return product / ((a.std(-1) + np.float32(0.01)) * (b.std(-1) + np.float32(0.01)))
+    found = (a * b).mean(-1) / ((a.std(-1) + 0.01) * (b.std(-1) + 0.01))
+    return found.astype(np.float32)
 
 
 def describe(image: ImageView, section: Section, factor: float = 1.0) -> NDArray[np.float32]:
@@ -78,17 +78,26 @@ def describe(image: ImageView, section: Section, factor: float = 1.0) -> NDArray
     at = np.clip(centre[finite] // BLOCK_PX, 0, None).astype(np.int64)
     unique, which = np.unique(at, axis=0, return_inverse=True)
     found = np.empty((len(unique), out.shape[1]), np.float32)
-    strip = np.stack([unique[:, 0], unique[:, 1] // STRIP_BLOCKS], axis=1)
-    for y, x in np.unique(strip, axis=0):
-        rows = np.flatnonzero((strip == (y, x)).all(axis=1))
+    strips = np.stack([unique[:, 0], unique[:, 1] // STRIP_BLOCKS], axis=1)
+    for y, x in np.unique(strips, axis=0):
+        rows = np.flatnonzero((strips == (y, x)).all(axis=1))
         first, last = unique[rows, 1].min(), unique[rows, 1].max()
-        window = Window(
-            int(y) * BLOCK_PX - MARGIN_PX, int(first) * BLOCK_PX - MARGIN_PX, BLOCK_PX + 2 * MARGIN_PX,
-            int(last - first + 1) * BLOCK_PX + 2 * MARGIN_PX,
-        )  # fmt: skip
-        found[rows] = block_features(image.read(window))[0, unique[rows, 1] - first]
+        strip = Window(int(y) * BLOCK_PX, int(first) * BLOCK_PX, BLOCK_PX, int(last - first + 1) * BLOCK_PX)
+        found[rows] = block_features(_read(image, strip))[0, unique[rows, 1] - first]
     out[finite] = found[which.ravel()]
     return out
+
+
+def _read(image: ImageView, window: Window) -> NDArray[np.uint8]:
+    """A window with its margin (h, w, 3); what lies off the image is mirrored, as glass there would be a feature."""
+    wide = Window(
+        window.y0 - MARGIN_PX, window.x0 - MARGIN_PX, window.height + 2 * MARGIN_PX, window.width + 2 * MARGIN_PX
+    )
+    inside = wide.intersect(image.window)
+    if inside is None:
+        return image.read(wide)
+    pad = ((inside.y0 - wide.y0, wide.y1 - inside.y1), (inside.x0 - wide.x0, wide.x1 - inside.x1), (0, 0))
+    return np.pad(image.read(inside), pad, mode="symmetric")
 
 
 def _centres(section: Section) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 DOMAIN_MPP = 2.0  # of the image that is described: a nucleus is 3 to 5 pixels wide
 BLOCK_PX = 128  # 256 um: a spot and its surroundings; with half of it a wrong scale is seen less often
 SHRINKAGE = 0.05  # of the correlations towards none
-MIN_BLOCKS = 50  # fewer do not show how tissue varies
+MIN_BLOCKS = 50  # of tissue, 3.3 mm2: fewer do not show how it varies
 OUT = 99.0  # percentile beyond which a shape lies outside
 MANY_OUT = 0.1  # share of shapes outside from which on a warning says so
 N_QUANTILES = 101
@@ -68,7 +68,7 @@ class Domain:
     def fit(
         cls, features: Sequence[Sequence[NDArray[np.float32]]], groups: Sequence[NDArray[np.int64]]
     ) -> Domain | None:
-        """Of described sections; None where they have fewer than `MIN_BLOCKS` shapes.
+        """Of described sections; None where their shapes lie in fewer than `MIN_BLOCKS` blocks.
 
         Parameters
         ----------
@@ -77,8 +77,9 @@ class Domain:
         groups
             For each section the spatial block (n,) of each shape, which is left out where there is one section.
         """
-        known = [np.isfinite(each[0]).all(axis=1) for each in features]
-        if sum(k.sum() for k in known) < MIN_BLOCKS:
+        as_is = [each[FACTORS.index(1.0)] for each in features]
+        known = [np.isfinite(each).all(axis=1) for each in as_is]
+        if sum(len(np.unique(each[k], axis=0)) for each, k in zip(as_is, known, strict=True)) < MIN_BLOCKS:
             return None
         several = len(features) > 1
         part = np.concatenate(

@@ -11,7 +11,10 @@ COMMANDS = ["demo", "train", "predict", "evaluate", "benchmark", "models", "doct
 HEAVY = ["anndata", "lightning", "matplotlib", "pandas", "scipy", "spatialdata", "timm", "torch"]
 # what a verb takes and its command does not: objects in memory, and what the command builds from other options
 # a command takes stores for objects, and the address of a scheduler for a client
-OWN = {"train": {"sdatas", "model"}, "predict": {"sdata", "model", "client"}, "evaluate": {"sdatas", "key"}}
+# what a command takes in another form: several tables are named by repeating the option
+OWN = {
+    "train": {"sdatas", "model", "table_name"}, "predict": {"sdata", "model", "client"}, "evaluate": {"sdatas", "key"},
+}  # fmt: skip
 
 
 @pytest.fixture

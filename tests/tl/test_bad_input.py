@@ -186,7 +186,8 @@ def test_a_raster_too_large_names_the_ways_out(sdata, pixnet, monkeypatch):
     free = psutil.virtual_memory()._replace(available=1000)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     with pytest.raises(
-        ValueError, match=r"(?s)takes .* MB, and memory has .*genes=, a larger raster_mpp=, or output='latent'"
+        ValueError,
+        match=r"(?s)takes .* MB, and memory has .*genes=, a larger raster_mpp=, dtype='float16', or output='latent'",
     ):
         stp.tl.predict(sdata, pixnet, output="raster", **RUN)
 

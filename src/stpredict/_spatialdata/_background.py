@@ -35,6 +35,7 @@ TEXTURE = 0.04  # standard deviation on glass, of the white of the slide; JPEG a
 TEXTURE_PX = 5
 PAD_PX = 8
 SMALLEST_MM2, SMALLEST_SHARE = 0.04, 0.02  # of a part of the tissue; the second of the largest part
+MOST_BARE_MAP = 0.25  # of a picture: most have a rim of glass
 MOST_BARE = 0.1  # of shapes; measured spots of published sections with 20 % were shifted
 SMALLEST_PX = 25
 HOLE_MM2 = 0.01  # smaller holes, such as lumina and fat cells, are tissue
@@ -131,7 +132,7 @@ def tissue_outline(sdata: SpatialData, image_key: str, mpp: float) -> BaseGeomet
 def warn_of_background(
     sdata: SpatialData, spec: SectionSpec, section: Section, *, measured: NDArray[np.bool_] | None = None
 ) -> NDArray[np.bool_] | None:
-    """Warn where more than `MOST_BARE` of the shapes, or of an image without shapes, are bare glass.
+    """Warn where more than `MOST_BARE` of the shapes, or `MOST_BARE_MAP` of an image without shapes, is glass.
 
     Parameters
     ----------
@@ -173,7 +174,7 @@ def warn_of_background(
                 stacklevel=3,
             )
             return bare == 1
-    if share > MOST_BARE:
+    if share > (MOST_BARE if section.n_shapes else MOST_BARE_MAP):
         warnings.warn(
             f"section {section.name!r}: {share:.0%} of the {what} is background: bare glass, for which a model has no "
             "answer. Outline the tissue with stp.pp.tissue(sdata), and pass tissue_key='tissue' here and to "

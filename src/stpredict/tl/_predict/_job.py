@@ -47,6 +47,8 @@ class PredictionJob:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             request = self.request
+            if request.output.raster is not None:
+                request.raster_factor  # noqa: B018 - raises for a model without a map, before any work
             names = _spatialdata.NewNames(self.sdata, overwrite=request.overwrite)
             self.destination = _destination(names, request)
             names.check()
@@ -119,8 +121,9 @@ class PredictionJob:
         """Where each shape lies among training tissue; what the model cannot know is warned of: glass, other tissue."""
         request, to, sdata = self.request, self.destination, self.sdata
         assert request.model.card is not None
-        image_key = _spatialdata.resolve_image(sdata, request.spec.image_key)
-        spec = replace(request.spec, image_key=image_key, shapes_key=None if to is None else to.shapes_key)
+        shapes_key = request.spec.shapes_key if to is None else to.shapes_key
+        image_key = _spatialdata.resolve_image(sdata, request.spec.image_key, shapes_key=shapes_key)
+        spec = replace(request.spec, image_key=image_key, shapes_key=shapes_key)
         bare = None
         if request.spec.tissue_key is None:
             measured = None
