@@ -163,8 +163,8 @@ def benchmark(
     elements = ("image_key", "shapes_key", "table_name", "layer", "target", "tissue_key", "min_counts")
     record = {name: getattr(spec, name) for name in elements} | {
         "protocol": metrics.PROTOCOL, "raw_counts": raw_counts, "precision": precision, "mpp": mpp, "val": val,
-        "max_epochs": max_epochs, "cv": cv if isinstance(cv, str | int) else "explicit", "groups": grouped, "groups_reason": groups_reason,
-        "margin_um": margin_um if cv == "blocks" else None,
+        "max_epochs": max_epochs, "cv": cv if isinstance(cv, str | int) else "explicit", "groups": grouped,
+        "groups_reason": groups_reason, "margin_um": margin_um if cv == "blocks" else None,
         "panel": "published" if genes is not None else f"{n_genes} by {by}, from the training part of each fold",
         "folds": {f.name: {"train": f.train, "test": f.test, "panel": panels[f.name]} for f in folds},
         "sections": {name: count_summary(sdata, spec) for name, sdata in sections.items()},
