@@ -99,7 +99,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Tile:
-    """A piece of a section: the `core` it answers for, and the larger `read` window it has to see.
+    """A tile of a section: the `core` it answers for, and the larger `read` window it has to see.
 
     Parameters
     ----------

@@ -16,7 +16,7 @@ try:
     import numba
 except (ImportError, OSError) as error:  # no compiler for this platform
     numba = None  # type: ignore[assignment]
-    logging.getLogger("stpredict").info("coverage is worked out in NumPy, some times slower: %s", error)
+    logging.getLogger("stpredict").info("coverage is worked out in NumPy, several times slower: %s", error)
 
 COMPILED = numba is not None and not numba.config.DISABLE_JIT  # type: ignore[attr-defined]
 
@@ -98,9 +98,9 @@ def covered(
     Parameters
     ----------
     first, size, floor, n_cols
-        As in `_fill.fill`.
+        As in `_grid.fill`.
     cells, values, counts
-        (k,), (k,) and (m,): filled with what `_fill.fill` returns.
+        (k,), (k,) and (m,): filled with what `_grid.fill` returns.
     """
     n, at = 0, 0
     for b in range(size.shape[1]):

@@ -29,7 +29,10 @@ CHUNK_ROWS = 1024  # shapes of spot models a chunk, about
 
 
 class ChunkedInference(ABC):
-    """The chunks of a section for one model. A chunk is a forward pass or several; which ones never changes."""
+    """The chunks of a section for one model: one or more forward passes each.
+
+    The split is fixed, so that `resume` and workers agree on it.
+    """
 
     n: int
 
@@ -131,7 +134,7 @@ class PatchInference(ChunkedInference):
         return self.fast.latent(batch).float().cpu().numpy(), batch.rows[:, 1]
 
     def read(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """The latent itself: every shape is in one chunk."""
+        """The sums are the latent: each shape belongs to exactly one chunk."""
         return total.astype(np.float32, copy=False), self.share
 
 

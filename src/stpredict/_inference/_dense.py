@@ -1,4 +1,4 @@
-"""Dense inference: tiles of an image through a dense model, pooled inside shapes and written to a raster."""
+"""Dense inference: tiles of an image through a dense model, pooled inside shapes and handed to a raster writer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from stpredict._window import Tile, Window, tiles
 from stpredict.models._base import Model, Tiling
 from stpredict.models._samples import Batch, to_cells
 
-READ_OUT_DEPTH = 1  # chunks that are read out while the next is computed
+READ_OUT_DEPTH = 1  # chunks that are pooled while the next is computed
 
 Raster = Callable[[slice, slice, NDArray[np.float32]], None]
 
@@ -97,7 +97,7 @@ class DenseInference(ChunkedInference):
                 yield i, maps
 
     def read(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Sums over areas."""
+        """Divide the sums by the covered areas (mean), or scale them (sum); also covered shares."""
         model, section = self.model, self.section
         area = total[:, -1:].copy()
         with np.errstate(invalid="ignore", divide="ignore"):

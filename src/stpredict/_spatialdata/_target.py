@@ -114,7 +114,7 @@ def usable(
     in_tissue: NDArray[np.bool_] | None = None,
     min_counts: float = MIN_COUNTS,
 ) -> tuple[NDArray[np.bool_], dict[str, int]]:
-    """Which spots enter training or scoring, and how many do not for which first reason.
+    """Which spots are used for training or scoring, and how many are dropped, by first reason.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def usable(
     tissue_share : ndarray of float64
         (n,) share of the spot's area under the tissue mask, half of which is needed; 1 where there is no mask.
     in_tissue : ndarray, optional
-        (n,) the table's own word, where it has one.
+        (n,) ``obs["in_tissue"]``, where the table has it.
     """
     reasons = {"not wholly on the image": ~on_image, "not on the tissue": tissue_share < MIN_TISSUE_SHARE}
     if in_tissue is not None:

@@ -212,7 +212,7 @@ def _quiet_lightning() -> Iterator[None]:
 
 @contextmanager
 def _determinism_as_found() -> Iterator[None]:
-    """Torch's deterministic mode put back, which Lightning sets for the whole process: it slows predictions down.
+    """Restore torch's deterministic mode on exit: Lightning sets it process-wide, which slows predictions down.
 
     Meanwhile new memory is not filled, which that mode does before every operation: nothing reads it unwritten.
     """

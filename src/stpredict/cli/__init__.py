@@ -1,4 +1,4 @@
-"""The command line: the verbs over .zarr stores."""
+"""The command line: the functions of `tl` over .zarr stores."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def scores(
     raster_key : str
         The image of gene maps that is read at every scale.
     patch_models : Mapping[str, Model]
-        Trained models without a map, by name: they are asked anew for the shapes of every scale.
+        Trained models without a map, by name: they predict once, as a patch does not depend on the size of the shape.
     genes : Sequence[str]
         Which genes, all of them predicted.
 

@@ -23,7 +23,7 @@ LOG_SCALE = 1e4  # counts per 10,000
 
 
 def owners(tissue: Tissue, cells: Cells) -> NDArray[np.int64]:
-    """Which cell every grid cell belongs to, (h, w); -1 where none does.
+    """The cell that each grid pixel belongs to, (h, w); -1 where none does.
 
     The nearest nucleus on the same side of the epithelium's border, if it is near enough for its type.
     """

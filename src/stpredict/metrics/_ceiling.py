@@ -1,4 +1,4 @@
-"""How well the measurement agrees with itself."""
+"""Noise ceiling: split-half reliability of the measured counts."""
 
 from __future__ import annotations
 
@@ -33,13 +33,14 @@ def ceiling(counts: Any, columns: ArrayLike, *, n_splits: int = 1, seed: int = 0
     -------
     ndarray of float64
         (n_genes,) in [0, 1]. A gene whose halves do not correlate (r <= 0) shows no signal at this depth: 0, not NaN,
-        for dropping such genes would raise the mean over the rest. NaN where a half is constant, as in `pcc`.
+        for dropping such genes would raise the mean over the rest. NaN where a half is constant, as in `pcc`,
+        or where fewer than 2 spots can be split.
 
     Raises
     ------
     ValueError
-        For counts that are negative, not integer or not finite; for spots too shallow to split; for columns that do not
-        exist; for fewer than 2 spots.
+        For counts that are negative, not integer or not finite; for spots without counts; for columns that do not
+        exist.
 
     Notes
     -----

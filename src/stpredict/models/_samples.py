@@ -1,4 +1,4 @@
-"""Samples of patch-based models: patches around shapes or whole sections, and the batches made of them."""
+"""Batches and samples that all models share, and the samples of patch-based models."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ class PatchSamples(Samples):
 
 
 class TurnedSamples(Samples):
-    """Patches under one of the symmetries of the square each, drawn anew whenever one is taken.
+    """Patches augmented by flips and quarter turns; a patch gets a new turn every epoch.
 
     Parameters
     ----------

@@ -224,7 +224,7 @@ def _joined(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _take_out(model: nn.Module, norms: set[nn.Module]) -> None:
-    """Put what a norm does besides in its place: nothing, or the activation that timm's norms have."""
+    """Replace each norm by what it does besides normalising: nothing, or the activation that timm's norms have."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if child in norms:

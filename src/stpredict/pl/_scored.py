@@ -36,7 +36,7 @@ def scored_rows(
     measured_layer: str | None,
     min_counts: float,
 ) -> NDArray[np.int64]:
-    """The rows that protocol stp-2 scores: wholly on the image, on tissue where the table says so, deep enough.
+    """The rows that protocol stp-2 scores: wholly on the image, on tissue where the table says so, with enough counts.
 
     Without an image (None), all rows of these shapes, whose depth `pair` has judged already.
     """

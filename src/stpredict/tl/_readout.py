@@ -242,7 +242,7 @@ def blocks_of(
 
 
 def clear() -> None:
-    """Let go of all weights that are kept."""
+    """Clear the cache of weights."""
     with _lock:
         _kept.clear()
 

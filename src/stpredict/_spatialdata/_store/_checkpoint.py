@@ -120,7 +120,7 @@ class Checkpoint:
                 "did then, or without resume=True, which starts afresh."
             )
         done = len(list((self.folder / f"work-{manifest.get('token')}" / "parts").glob("*.npz")))
-        _log.info("going on with the interrupted run in %s: %d chunks are finished", self.folder, done)
+        _log.info("resuming the interrupted prediction in %s: %d chunks are finished", self.folder, done)
         return manifest.get("token")
 
 

@@ -172,7 +172,7 @@ def steps(folder: Path) -> list[Step]:
 
 
 def recover(store: Path) -> bool:
-    """Finish or take back a commit that was killed, so that a reader sees what it saw; whether there was one.
+    """Roll a killed commit forward or back; return whether there was one.
 
     The caller holds the store's lock.
     """

@@ -1,4 +1,4 @@
-"""Commit results (layers, obsm entries, tables, images) into an object and its store, all or none."""
+"""Build layers and tables of predicted values, and commit changes to an object and its store, all or none."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def commit(
 
 
 def _write(transaction: Transaction, store: Store, changes: Sequence[Change], checkpoint: Path | None) -> None:
-    """Build the changes aside, and make them visible in the store."""
+    """Build the changes in the scratch folder, and make them visible in the store."""
     assert transaction.folder is not None
     tables: dict[str, Members] = {}
     plan = transaction.plan()

@@ -221,7 +221,7 @@ class Transaction:
             self.apply_step(each.what, each.do, self._in_turn(each.undo))
 
     def _in_turn(self, undo: Callable[[], object]) -> Callable[[], None]:
-        """The way back of a step in the store, which is not gone where that of a later one has failed."""
+        """The undo of a step in the store; skipped once the undo of a later step has failed."""
 
         def back() -> None:
             if not self._stuck:
@@ -232,7 +232,7 @@ class Transaction:
         return back
 
     def _end(self) -> None:
-        """Nothing is undone any more."""
+        """Finish: from here on nothing can be undone."""
         if self._store is not None and self.folder is not None:
             folder = self._store.path / _commit.FOLDER
             if folder.is_dir():

@@ -150,7 +150,7 @@ def run_work_item(item: WorkItem) -> None:
 
 @lru_cache(maxsize=2)
 def _load_inputs(item: WorkItem) -> tuple[Model, SpatialData, Section]:
-    """Model, object and section of an order; a worker does many chunks of one slide."""
+    """Model, object and section of a work item; a worker does many chunks of one section."""
     from spatialdata import read_zarr
 
     for what, path in (("model", item.model), ("store", item.store), ("folder of the run", item.folder)):

@@ -144,7 +144,7 @@ class PredictionJob:
         return found if to is not None else None
 
     def _check_unchanged(self) -> None:
-        """Raise where another process has exchanged the image under the run, as far as a sample of it shows."""
+        """Raise where another process has replaced the image during the prediction, as far as a sample of it shows."""
         if self.sdata.path is not None and image_digest(self.section) != self._image:
             raise ValueError(
                 f"the image of {self.sdata.path} was changed by another process while it was predicted. Nothing was "
@@ -184,7 +184,7 @@ def _destination(names: _spatialdata.NewNames, request: PredictRequest) -> Desti
 
 
 class RasterWriter:
-    """Downsamples the cores that inference hands on to the raster's step, cuts them by the tissue, and writes them.
+    """Downsamples tile cores to the raster's pixel size, cuts them by the tissue, and writes them.
 
     Parameters
     ----------
