@@ -249,7 +249,9 @@ def test_a_gene_that_was_never_seen(sdata, pixnet, tmp_path):
     got, wanted = (_layer(sdata, key, ["other"]) for key in ("pixnet", "wanted"))
     assert np.abs(got - wanted).max() <= 0.01 * wanted.std()
     assert sdata.images["pixnet"].coords["c"].values.tolist() == ["other", "red"]
+    stp.tl.embed(sdata, tmp_path / "model", device="cpu", progress=False)  # of no gene, so of no text
     records = sdata.attrs["stpredict"]
+    assert "texts_digest" not in records["tables/table/obsm/X_pixnet"]
     assert records["images/pixnet"]["unseen_genes"] == ["other"]
     _query(sdata, ["other"], embeddings=unseen, key_added="asked")
     asked, predicted = (sdata.attrs["stpredict"][f"tables/table/layers/{key}"] for key in ("asked", "wanted"))

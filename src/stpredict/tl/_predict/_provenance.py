@@ -78,7 +78,7 @@ def model_record(model: Model, genes: Sequence[str], runtime: RuntimeOptions) ->
         "training_sections": list(card.sections),
         "protocol": card.protocol,
         "versions": {"stpredict": __version__} | {k: v for k, v in card.versions.items() if k != "stpredict"},
-        **({"texts_digest": texts_digest(model, genes)} if model.is_text_queried else {}),
+        **({"texts_digest": texts_digest(model, genes)} if model.is_text_queried and genes else {}),
         "config_digest": config_digest(model),  # some settings are of the prediction, not of the weights
     }
 
