@@ -16,7 +16,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), 
 @pytest.mark.filterwarnings("ignore:.*shapes have nothing on the image")
 def test_the_code_of_the_page_runs():
     names: dict = {}
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
     for block in BLOCKS:
         exec(compile(block, str(PAGE), "exec"), names)
     known, low, high, gene = (names[name] for name in ("known", "low", "high", "gene"))

@@ -107,7 +107,7 @@ def test_choices_that_leave_nothing_to_try_are_refused(changes):
         fresh(**changes)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_is_above_ridge_on_real_sections(data):
     import stpredict as stp
 

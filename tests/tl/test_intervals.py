@@ -48,7 +48,7 @@ def test_a_logarithm_has_no_interval_below_nothing(validated, sdata):
     assert (high > 0.01).all(axis=None)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_of_exchangeable_shapes_the_level_is_held():
     """Two hundred new sections: the share over all of them is within three standard errors of what is promised."""
     import stpredict as stp
