@@ -2,6 +2,7 @@
 
     python benchmarks/her2st.py --out results/her2st
     python benchmarks/ship.py --results results/her2st
+    python benchmarks/ship.py --domain          # weights and scores stay: only what the card says of the tissue
 
 Writes src/stpredict/models/weights/pixnet-her2st. The reliability of a gene is the mean, over the folds whose panel
 holds the gene, of its correlation on the section that was left out.
@@ -18,7 +19,10 @@ import numpy as np
 from _settings import DATA, SECTIONS, pixnet
 
 import stpredict as stp
+from stpredict import _spatialdata
+from stpredict._card import card_file, read_card
 from stpredict.models._base import first_seed
+from stpredict.tl._domain import about, domain_record
 
 OUT = Path(__file__).resolve().parents[1] / "src" / "stpredict" / "models" / "weights" / "pixnet-her2st"
 
@@ -45,11 +49,25 @@ def scores(folds: list[dict]) -> dict[str, dict]:
     }
 
 
+def renew_domain() -> None:
+    """Write into the card what tissue the training sections show, and what they are of, as `tl.train` would."""
+    card, spec = read_card(OUT), _spatialdata.SectionSpec()
+    given = stp.datasets.her2st(list(card.sections), path=DATA / "her2st")
+    sections = _spatialdata.training_sections(given, [spec], genes=card.genes, at_mpp=card.mpp)
+    domain = domain_record([(sdata, spec.resolved(sdata)) for sdata in given], sections, seed=card.seed or 0)
+    replace(card, domain=domain, about=about(given)).write(card_file(OUT))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--results", type=Path)
+    what.add_argument("--domain", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.domain:
+        renew_domain()
+        return
     folds = [json.loads((args.results / f"{name}_seed{args.seed}.json").read_text()) for name in SECTIONS]
     sections = stp.datasets.her2st(list(SECTIONS), path=DATA / "her2st")
     panel = stp.pp.gene_panel(sections, n_genes=250, by="mean")

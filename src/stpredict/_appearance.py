@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -14,7 +17,9 @@ from stpredict._window import Window
 
 MARGIN_PX = 24  # what the widest band sees around a block
 STRIP_BLOCKS = 4  # along x, that are read together
-SIGMAS = (0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.7, 8.0)  # in pixels: bands half an octave wide, 3 to 30 um
+# in pixels: bands half an octave wide, 3 to 30 um; the wide ones are made on a picture of half the size
+FINE, WIDE = (0.7, 1.0, 1.4, 2.0, 2.8), (2.8, 4.0, 5.7, 8.0)
+DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)  # optical density of each of the 256 intensities
 
 
 def block_features(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -33,35 +38,51 @@ def block_features(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
         mean optical density) relative to their mean; skewness and log kurtosis of every second band; the mean log
         energy.
     """
-    density = -np.log((rgb.astype(np.float32) + 1) / 256)
+    density = DENSITY[rgb]
     inner = slice(MARGIN_PX, -MARGIN_PX)
     channels = [_blocked(density[inner, inner, c]) for c in range(3)]
-    mean, spread = [c.mean(-1) for c in channels], [c.std(-1) for c in channels]
+    mean = [c.mean(-1) for c in channels]
+    centred = [c - m[..., None] for c, m in zip(channels, mean, strict=True)]
+    spread = [np.sqrt(_mean_product(c, c)) for c in centred]
     total = sum(mean) / 3
     shares = [np.log((each + 0.02) / (total + 0.02)) for each in mean[:2]]
-    pairs = [_correlation(channels[i], channels[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    pairs = [
+        _mean_product(centred[i], centred[j]) / ((spread[i] + 0.01) * (spread[j] + 0.01))
+        for i, j in ((0, 1), (0, 2), (1, 2))
+    ]
     colour = [np.log(total + 0.02), *shares, *(np.log(each + 0.01) for each in spread), *pairs]
-    blurred = [ndimage.gaussian_filter(density.mean(-1), sigma) for sigma in SIGMAS]
-    bands = [_blocked((fine - coarse)[inner, inner]) for fine, coarse in zip(blurred[:-1], blurred[1:], strict=True)]
-    energy = [np.log((band**2).mean(-1) + 1e-7) for band in bands]
+    grey: NDArray[np.float32] = density.mean(-1)
+    half: NDArray[np.float32] = grey.reshape(grey.shape[0] // 2, 2, grey.shape[1] // 2, 2).mean(
+        axis=(1, 3), dtype=np.float32
+    )
+    bands = [*_bands(grey, FINE), *_bands(half, WIDE, zoom=2)]
+    energy = [np.log(_mean_product(band, band) + 1e-7) for band in bands]
     level = sum(energy) / len(energy)
     form = []
     for band in bands[::2]:
         unit = band / (band.std(-1, keepdims=True) + 1e-4)
-        form += [(unit**3).mean(-1), np.log((unit**4).mean(-1) + 0.1)]
+        square = unit * unit
+        form += [_mean_product(square, unit), np.log(_mean_product(square, square) + 0.1)]
     return np.stack([*colour, *(each - level for each in energy[:-1]), *form, level], axis=-1).astype(np.float32)
 
 
-def _blocked(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _bands(grey: NDArray[np.float32], sigmas: Sequence[float], *, zoom: int = 1) -> list[NDArray[np.float32]]:
+    """Differences of neighbouring Gaussians, by block, (rows, columns, pixels); a pixel of `grey` is `zoom` wide."""
+    inner = slice(MARGIN_PX // zoom, -MARGIN_PX // zoom)
+    blurred = [ndimage.gaussian_filter(grey, sigma / zoom, truncate=3.0)[inner, inner] for sigma in sigmas]
+    return [_blocked(fine - coarse, BLOCK_PX // zoom) for fine, coarse in pairwise(blurred)]
+
+
+def _blocked(values: NDArray[np.float32], side: int = BLOCK_PX) -> NDArray[np.float32]:
     """(rows, columns, pixels) of the blocks of an image."""
-    h, w = (size // BLOCK_PX for size in values.shape)
-    return values.reshape(h, BLOCK_PX, w, BLOCK_PX).swapaxes(1, 2).reshape(h, w, -1)
+    h, w = (size // side for size in values.shape)
+    return values.reshape(h, side, w, side).swapaxes(1, 2).reshape(h, w, -1)
 
 
-def _correlation(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    a, b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
-    found = (a * b).mean(-1) / ((a.std(-1) + 0.01) * (b.std(-1) + 0.01))
-    return found.astype(np.float32)
+def _mean_product(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(rows, columns) mean of the product over the pixels of each block; no array of products is made."""
+    mean: NDArray[np.float32] = np.einsum("ijk,ijk->ij", a, b) / np.float32(a.shape[-1])
+    return mean
 
 
 def describe(image: ImageView, section: Section, factor: float = 1.0) -> NDArray[np.float32]:
