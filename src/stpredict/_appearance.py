@@ -51,10 +51,9 @@ def block_features(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
         for i, j in ((0, 1), (0, 2), (1, 2))
     ]
     colour = [np.log(total + 0.02), *shares, *(np.log(each + 0.01) for each in spread), *pairs]
-    grey: NDArray[np.float32] = density.mean(-1)
-    half: NDArray[np.float32] = grey.reshape(grey.shape[0] // 2, 2, grey.shape[1] // 2, 2).mean(
-        axis=(1, 3), dtype=np.float32
-    )
+    grey: NDArray[np.float32] = density.mean(-1, dtype=np.float32)
+    height, width = (size // 2 for size in grey.shape)
+    half: NDArray[np.float32] = grey.reshape(height, 2, width, 2).mean(axis=(1, 3), dtype=np.float32)
     bands = [*_bands(grey, FINE), *_bands(half, WIDE, zoom=2)]
     energy = [np.log(_mean_product(band, band) + 1e-7) for band in bands]
     level = sum(energy) / len(energy)
