@@ -51,12 +51,11 @@ def cards(
         out.append({"title": "held-out correlation", "value": _two(known["val_pcc"].mean()), "note": _company(known)})
     if scored.table is not None and scored.genes is not None:
         ceiling = scored.genes["ceiling"].mean()
+        title = "correlation on this slide" + (", trained on" if trained_on(source) else "")
         note = f"mean over genes, {found.n_used:,} shapes" + (
             f"; ceiling {_two(ceiling)}" if ceiling == ceiling else ""
         )
-        out.append(
-            {"title": "correlation on this slide", "value": _two(scored.table.loc[source.key, "PCC@M"]), "note": note}
-        )
+        out.append({"title": title, "value": _two(scored.table.loc[source.key, "PCC@M"]), "note": note})
     share = np.nan if known is None or known.empty else float(known["in_domain"].iloc[0])
     if share == share:
         out.append({"title": "tissue that the model knows", "value": f"{share:.0%}", "note": "of the shapes in domain"})
@@ -84,11 +83,10 @@ def notices(
     def say(level: str, text: str) -> None:
         out.append({"level": level, "text": text})
 
-    name = _spatialdata.section_name(source.sdata, source.image_key)
-    if name in (source.record.get("training_sections") or []):
+    if trained_on(source):
         say(
             "bad",
-            f"The model was trained on a section called {name!r}. If it is this one, maps and scores here are of what "
+            f"The model was trained on a section called {_name(source)!r}. If it is this one, maps and scores here are of what "
             "the model has seen, and better than on any other slide: only the held-out figures count.",
         )
     if source.layer is None:
@@ -180,6 +178,15 @@ def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return ", ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def trained_on(source: Source) -> bool:
+    """Whether the model was trained on a section of this name."""
+    return _name(source) in (source.record.get("training_sections") or [])
+
+
+def _name(source: Source) -> str:
+    return _spatialdata.section_name(source.sdata, source.image_key)
 
 
 def _model(source: Source) -> str:

@@ -116,7 +116,7 @@ def raster_planes(
         factor = max(1, round(k * across))
         return to_report @ scale, factor, lambda positions: _channels(part, [channels[i] for i in positions], k, link)
 
-    return _fitted(at, len(genes), n_planes)
+    return _fitted(at, len(genes), n_planes, longest=max(box[2] - box[0], box[3] - box[1]))
 
 
 def grid_planes(xy: NDArray[np.float64], values: NDArray[np.floating], *, side: float, n_planes: int) -> Planes:
@@ -151,12 +151,12 @@ def grid_planes(xy: NDArray[np.float64], values: NDArray[np.floating], *, side: 
 
         return matrix, 1, planes
 
-    return _fitted(at, values.shape[1], n_planes)
+    return _fitted(at, values.shape[1], n_planes, longest=max(x1 - x0, y1 - y0) / side)
 
 
-def _fitted(at: Callable[[int], Any], n: int, n_planes: int) -> Planes:
-    """All planes, at the largest side at which about `n_planes` of them have room: tried on a few."""
-    side, room = PLANE_PX, PLANES_BYTES / max(1, n_planes)
+def _fitted(at: Callable[[int], Any], n: int, n_planes: int, *, longest: float) -> Planes:
+    """All planes, at the largest side (up to `longest`) at which `n_planes` of them have room: tried on a few."""
+    side, room = min(PLANE_PX, int(np.ceil(longest))), PLANES_BYTES / max(1, n_planes)
     probes = sorted({int(i) for i in np.linspace(0, n - 1, min(n, 6))})
     for _ in range(6):
         _, _, read = at(side)
