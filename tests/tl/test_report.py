@@ -20,7 +20,7 @@ RUN = {"device": "cpu", "precision": "32", "progress": False}
 
 @pytest.fixture(scope="module")
 def predicted(pixnet):
-    """An object with a layer and a map, whose table has its rows in another order than the shapes; not to be changed."""
+    """An object with a layer and a map, the rows of its table in another order than the shapes; not to be changed."""
     import stpredict as stp
 
     sdata = colour_sdata(7, shuffle=True)
@@ -131,8 +131,9 @@ def test_nulls_of_the_same_table_stand_beside_it(predicted, ridge, tmp_path):
 
 
 def test_a_map_alone_says_what_is_missing(predicted, tmp_path):
-    import stpredict as stp
     from spatialdata import SpatialData
+
+    import stpredict as stp
 
     sdata = SpatialData(images=dict(predicted.images), attrs=dict(predicted.attrs))
     text = stp.tl.report(sdata, "pixnet", path=tmp_path / "r.html").read_text()
@@ -259,8 +260,9 @@ def test_names_cannot_end_the_script(tmp_path):
 
 
 def test_shapes_in_another_frame_are_drawn_where_they_lie(predicted, tmp_path):
-    import stpredict as stp
     from spatialdata.transformations import Affine, set_transformation
+
+    import stpredict as stp
 
     sdata = colour_sdata(7)
     sdata.tables["table"] = predicted.tables["table"]
@@ -323,8 +325,9 @@ def test_means_leave_out_what_has_no_value():
 
 
 def test_a_map_before_its_link_is_shown_after_it(predicted, tmp_path):
-    import stpredict as stp
     from spatialdata import SpatialData
+
+    import stpredict as stp
 
     records = {place: {**record, "link": "log1p"} for place, record in predicted.attrs["stpredict"].items()}
     sdata = SpatialData(images=dict(predicted.images), attrs={"stpredict": records})
@@ -335,10 +338,11 @@ def test_a_map_before_its_link_is_shown_after_it(predicted, tmp_path):
 
 def test_only_the_tissue_is_shown_and_its_area_said(predicted, tmp_path):
     import shapely
-    import stpredict as stp
     from geopandas import GeoDataFrame
     from spatialdata.models import ShapesModel
     from spatialdata.transformations import get_transformation
+
+    import stpredict as stp
 
     sdata = colour_sdata(7)
     sdata.images["pixnet"], sdata.attrs = predicted.images["pixnet"], dict(predicted.attrs)
@@ -363,8 +367,9 @@ def test_only_the_tissue_is_shown_and_its_area_said(predicted, tmp_path):
 
 
 def test_a_section_that_was_trained_on_is_called_so(predicted, tmp_path):
-    import stpredict as stp
     from spatialdata import SpatialData
+
+    import stpredict as stp
 
     records = {p: {**r, "training_sections": ["image", "b"]} for p, r in predicted.attrs["stpredict"].items()}
     sdata = SpatialData(images=dict(predicted.images), attrs={"stpredict": records})
@@ -375,9 +380,10 @@ def test_a_section_that_was_trained_on_is_called_so(predicted, tmp_path):
 
 
 def test_without_a_scale_it_says_so(predicted, tmp_path):
-    import stpredict as stp
     from spatialdata import SpatialData
     from spatialdata.transformations import remove_transformation
+
+    import stpredict as stp
 
     sdata = SpatialData(images=dict(colour_sdata(7).images), attrs=dict(predicted.attrs))
     sdata.images["pixnet"] = predicted.images["pixnet"].copy()

@@ -86,8 +86,8 @@ def notices(
     if trained_on(source):
         say(
             "bad",
-            f"The model was trained on a section called {_name(source)!r}. If it is this one, maps and scores here are of what "
-            "the model has seen, and better than on any other slide: only the held-out figures count.",
+            f"The model was trained on a section called {_name(source)!r}. If it is this one, maps and scores here are "
+            "of what the model has seen, and better than on any other slide: only the held-out figures count.",
         )
     if source.layer is None:
         say(
