@@ -81,7 +81,7 @@ def _annotated(sdata: SpatialData, table_name: str | None, shapes_key: str | Non
 
 def _layer(table: AnnData, key: str | None) -> str | None:
     """The layer: the one that is named, else the only predicted one; None: X."""
-    layers = [name for name in table.layers if name is not None]
+    layers = [name for name in table.layers.keys() if name is not None]
     predicted = [name for name in layers if name in table.var and table.var[name].dtype == bool]
     if key is None:
         if len(predicted) > 1:
@@ -102,9 +102,10 @@ def _gene(table: AnnData, key: str | None, gene: str | None) -> str:
         if gene not in names:
             raise _spatialdata.missing_key(gene, names[:200], what="gene", argument="gene")
         return gene
-    evidence = f"{key}_val_pcc"
-    if evidence in table.var and table.var.loc[shown, evidence].notna().any():
-        return str(table.var.loc[shown, evidence].idxmax())
+    if f"{key}_val_pcc" in table.var:
+        evidence = np.asarray(table.var[f"{key}_val_pcc"], dtype=np.float64)[shown]
+        if np.isfinite(evidence).any():
+            return str(names[np.nanargmax(evidence)])
     return str(names[0])
 
 
@@ -119,15 +120,23 @@ def _views(options: dict[str, Any], layer: str | None, genes: list[str] | None, 
         "metaCoordinationScopesBy": {"image": {"imageLayer": {"photometricInterpretation": {"image": "image"}}}},
     }
     linked = ["image"]
-    own = {"dataset": "A", "obsType": "A"}
+    own: dict[str, Any] = {"dataset": "A", "obsType": "A"}
     if layer is not None:
         linked.append("shapes")
         own |= {"featureSelection": "A", "obsColorEncoding": "A"}
         space |= {"featureSelection": {"A": genes}, "obsColorEncoding": {"A": "geneSelection"}}
         space["spatialLayerOpacity"] = {"shapes": OPACITY}
         _add_shapes(space, layer)
-    meta = {"dataset": "A", "obsType": "A", "metaCoordinationScopes": linked, "metaCoordinationScopesBy": linked}
-    views = [("spatialBeta", meta, (0, 0, 8, 12)), ("layerControllerBeta", meta, (8, 0, 4, 5))]
+    meta: dict[str, Any] = {
+        "dataset": "A",
+        "obsType": "A",
+        "metaCoordinationScopes": linked,
+        "metaCoordinationScopesBy": linked,
+    }
+    views: list[tuple[str, dict[str, Any], tuple[int, int, int, int]]] = [
+        ("spatialBeta", meta, (0, 0, 8, 12)),
+        ("layerControllerBeta", meta, (8, 0, 4, 5)),
+    ]
     if layer is not None:
         views += [("featureList", own, (8, 5, 4, 4)), ("featureValueHistogram", own, (8, 9, 4, 3))]
     return {

@@ -74,8 +74,8 @@ def content(
         "colours": colour_maps(),
         "table": rows(source, known, scored),
     }
-    values = {"predicted": predicted(source, genes), "measured": found.values}
-    values = {name: each for name, each in values.items() if each is not None}
+    kinds = {"predicted": predicted(source, genes), "measured": found.values}
+    values = {name: each for name, each in kinds.items() if each is not None}
     n_shapes = max((len(each) for each in values.values()), default=0)
     gridded = n_shapes > MOST_SHAPES or 4 / 3 * n_shapes * len(genes) * len(values) > SHAPES_BYTES
     n_planes = len(genes) * ((source.raster_key is not None) + gridded * len(values))
@@ -181,7 +181,7 @@ def _add_domain(data: dict[str, Any], source: Source, frame: NDArray[np.float64]
         return
     rows, positions = source.rows()
     values = np.full((len(_spatialdata.shapes_element(source.sdata, source.shapes_key)), 1), np.nan, np.float32)
-    values[positions, 0] = source.layer.table.obs[name].to_numpy(dtype=np.float64)[rows]
+    values[positions, 0] = np.asarray(source.layer.table.obs[name], dtype=np.float64)[rows]
     if np.isfinite(values).any():
         data["domain"] = _of_shapes(source, values, frame, 40) if gridded else {"values": values[:, 0].round(1)}
 

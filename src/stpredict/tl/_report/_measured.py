@@ -102,11 +102,11 @@ def scores(source: Source, *, layer: str | None, min_counts: float | None) -> Sc
     table = source.layer.table
     others = [
         name
-        for name in table.layers
-        if name is not None and name != source.key and name in table.var and table.var[name].dtype == bool
+        for name in table.layers.keys()
+        if name is not None and name != source.key and name in table.var and np.asarray(table.var[name]).dtype == bool
     ]
-    panel = table.var[source.key].to_numpy(dtype=bool)
-    same = [name for name in others if np.array_equal(table.var[name].to_numpy(dtype=bool), panel)][:MOST_LAYERS]
+    panel = np.asarray(table.var[source.key], dtype=bool)
+    same = [name for name in others if np.array_equal(np.asarray(table.var[name], dtype=bool), panel)][:MOST_LAYERS]
     found, summaries = {}, {}
     for name in [source.key, *same]:
         frame = evaluate(

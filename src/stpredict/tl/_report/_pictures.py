@@ -263,7 +263,7 @@ def averaged(pixels: NDArray[np.float32], k: int) -> NDArray[np.float32]:
             total[own] += np.where(finite, part, 0)
             count[own] += finite
     with np.errstate(invalid="ignore"):
-        return total / count
+        return (total / count).astype(np.float32)
 
 
 def _cropped(levels: Sequence[DataArray], box: Box, step: float) -> tuple[DataArray, tuple[float, float, float, float]]:
