@@ -7,13 +7,14 @@ import sys
 
 import pytest
 
-COMMANDS = ["demo", "train", "predict", "evaluate", "benchmark", "models", "doctor"]
+COMMANDS = ["demo", "train", "predict", "evaluate", "report", "view", "benchmark", "models", "doctor"]
 HEAVY = ["anndata", "lightning", "matplotlib", "pandas", "scipy", "spatialdata", "timm", "torch"]
 # what a verb takes and its command does not: objects in memory, and what the command builds from other options
 # a command takes stores for objects, and the address of a scheduler for a client
 # what a command takes in another form: several tables are named by repeating the option
 OWN = {
     "train": {"sdatas", "model", "table_name"}, "predict": {"sdata", "model", "client"}, "evaluate": {"sdatas", "key"},
+    "report": {"sdata", "key", "path"},
 }  # fmt: skip
 
 

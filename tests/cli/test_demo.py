@@ -94,6 +94,42 @@ def test_the_stores_hold_what_the_demo_says(demo):
     assert (out / "demo.png").stat().st_size > 50_000
 
 
+def test_it_ends_with_a_report_of_the_predicted_section(demo):
+    text = (demo[1] / "report.html").read_text()
+    assert "This tissue is simulated." in text and "PCC@M" in text
+    for name in ("pixnet", "ridge", "mean"):
+        assert f'<th scope="row">{name}</th>' in text
+    assert "bare glass" not in text
+
+
+def test_the_map_has_no_values_on_bare_glass(demo):
+    import shapely
+    from spatialdata.transformations import get_transformation
+
+    test = spatialdata.read_zarr(demo[1] / "test.zarr")
+    raster, tissue = test["pixnet"], test["tissue"].geometry.union_all()
+    step = get_transformation(raster, "global").to_affine_matrix(("x", "y"), ("x", "y"))[0, 0]
+    y, x = (np.indices((raster.sizes["y"], raster.sizes["x"])) + 0.5) * step
+    empty = np.isnan(raster[0].to_numpy())
+    assert empty.any()
+    assert empty[shapely.distance(shapely.points(x, y), tissue) > 3 * step].all()
+    assert not empty[shapely.contains_xy(tissue.buffer(-3 * step), x, y)].any()
+
+
+def test_it_says_what_it_does_and_nothing_else(tmp_path, capsys, caplog):
+    """One line a step: verbs that say how many spots they use, four times each, are not heard."""
+    import logging
+
+    from stpredict.cli import _demo_run
+
+    caplog.set_level(logging.INFO, logger="stpredict")
+    with _demo_run._quiet():
+        logging.getLogger("stpredict").info("shapes 'spots': 5 of 6 are used")
+        logging.getLogger("stpredict").warning("this is heard")
+    logging.getLogger("stpredict").info("and this")
+    assert [record.message for record in caplog.records] == ["this is heard", "and this"]
+
+
 def test_the_saved_model_predicts_what_the_demo_wrote(demo):
     """The store can be worked on, and the map was not made by other weights than those that were saved."""
     import stpredict as stp
@@ -104,6 +140,7 @@ def test_the_saved_model_predicts_what_the_demo_wrote(demo):
         demo[1] / "pixnet",
         image_key="image",
         shapes_key="spots",
+        tissue_key="tissue",
         key_added="again",
         precision="32",
         progress=False,

@@ -20,7 +20,9 @@ from stpredict.cli._doctor import doctor
 from stpredict.cli._evaluate import evaluate
 from stpredict.cli._models import models
 from stpredict.cli._predict import predict
+from stpredict.cli._report import report
 from stpredict.cli._train import train
+from stpredict.cli._view import view
 
 ERRORS = (ValueError, OSError, ImportError, MemoryError, RuntimeError)  # what the package raises for users
 
@@ -35,7 +37,7 @@ app = App(
     help_format="markdown",
     suppress_keyboard_interrupt=False,  # what it says of finished work is shown
 )
-COMMANDS: tuple[Callable[..., Any], ...] = (demo, train, predict, evaluate, benchmark, models, doctor)
+COMMANDS: tuple[Callable[..., Any], ...] = (demo, train, predict, evaluate, report, view, benchmark, models, doctor)
 for position, command in enumerate(COMMANDS):
     # by its path: what an option may be is looked up (and may load libraries) only when this command is asked for
     app.command(

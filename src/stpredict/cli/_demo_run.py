@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -68,7 +70,23 @@ def run(out: Path, *, seed: int = 0, overwrite: bool = False, size: Size | None 
 
     Raises FileExistsError where `out` holds something and `overwrite` is not given.
     """
-    size = size or Size()
+    with _quiet():
+        return _run(out, seed=seed, overwrite=overwrite, size=size or Size())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what each verb says of its spots and files: the demo says what it does by itself."""
+    logger = logging.getLogger("stpredict")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _run(out: Path, *, seed: int, overwrite: bool, size: Size) -> pd.DataFrame:
     _clear(out, overwrite=overwrite)
     say = _Clock()
     train, test = datasets.toy(2, seed=seed, size_um=size.size_um)
@@ -87,7 +105,7 @@ def run(out: Path, *, seed: int = 0, overwrite: bool = False, size: Size | None 
     print(f"\n{_text(table)}\n\n{NOTES}\n")
     for what, path in paths.items():
         print(f"{what:<18}{path}")
-    print(f"next, for example: stpredict evaluate {paths['predicted section']} --key pixnet --out genes.csv")
+    print(f"\nopen {paths['report']} in a browser: the maps of all genes, and how far each can be trusted")
     return table
 
 
@@ -124,8 +142,9 @@ def predict(test: SpatialData, models: Mapping[str, Model]) -> None:
     for name, model in models.items():
         output: Literal["both", "layer"] = "both" if model.output == "raster" else "layer"
         tl.predict(
-            test, model, shapes_key="spots", output=output, key_added=name, device="cpu", precision="32", progress=False
-        )
+            test, model, shapes_key="spots", tissue_key="tissue", output=output, key_added=name, device="cpu",
+            precision="32", progress=False,
+        )  # fmt: skip
 
 
 def shown_gene(train: SpatialData, genes: list[str]) -> str:
@@ -166,6 +185,7 @@ def _paths(out: Path) -> dict[str, Path]:
         "trained model": out / "pixnet",
         "table": out / "scores.csv",
         "figure": out / "demo.png",
+        "report": out / "report.html",
     }
 
 
@@ -190,6 +210,7 @@ def _write(
     model.save(paths["trained model"])
     table.to_csv(paths["table"])
     figure(test, gene=gene).savefig(paths["figure"], dpi=110)
+    tl.report(test, "pixnet", path=paths["report"], tissue_key="tissue", title="stpredict demo: a simulated section")
     return paths
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from stpredict.tl.predict import predict
     from stpredict.tl.query import query
     from stpredict.tl.reliability import reliability
+    from stpredict.tl.report import report
     from stpredict.tl.train import train
     from stpredict.tl.unseen_genes import unseen_genes
 
@@ -35,6 +36,7 @@ __all__ = [
     "predict",
     "query",
     "reliability",
+    "report",
     "train",
     "unseen_genes",
 ]
