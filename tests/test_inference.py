@@ -30,6 +30,7 @@ class Counting:
 def tiles_of(pixnet_small):
     """A function that makes the tiles of an image with some shapes."""
     from stpredict._coverage import areas
+    from stpredict._inference import Runtime
     from stpredict._inference._dense import DenseInference
     from stpredict._section import ImageView, Section
 
@@ -42,7 +43,7 @@ def tiles_of(pixnet_small):
             "slide", ImageView(pixels, scale, 1.0), geometry, radius, np.arange(len(geometry)),
             areas(geometry, radius), **section,
         )  # fmt: skip
-        return DenseInference(pixnet_small, made, batch_size=batch_size, device=torch.device("cpu"), progress=False)
+        return DenseInference(pixnet_small, made, Runtime(torch.device("cpu"), "32-true", batch_size, progress=False))
 
     return make
 

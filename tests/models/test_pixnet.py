@@ -27,7 +27,7 @@ def awake(build):
 def _infer(model, section, **settings):
     from stpredict._inference import RuntimeOptions, predict
 
-    run = RuntimeOptions(device="cpu", precision="32", progress=False)
+    run = RuntimeOptions(device="cpu", precision="32", progress=False).resolve(model.output)
     return predict(model, section, list(model.genes), runtime=run, **settings)
 
 
@@ -322,7 +322,7 @@ def test_a_text_head_learns_from_texts_and_maps_a_gene_that_it_never_saw(colour_
     after = model.genes_head.state_dict()
     assert any(not torch.equal(before[key], after[key]) for key in before if key.endswith("weight"))
     model.save(tmp_path / "text")
-    maps, run = [], RuntimeOptions(device="cpu", precision="32", progress=False)
+    maps, run = [], RuntimeOptions(device="cpu", precision="32", progress=False).resolve(model.output)
     loaded, genes = load(tmp_path / "text"), ["red", "rosy", "blue"]
     values, _ = predict(loaded, colour_section(2), genes, runtime=run, raster=lambda _y, _x, part: maps.append(part))
     assert np.isfinite(values).all() and len(maps) == 1 and maps[0].shape[0] == 3

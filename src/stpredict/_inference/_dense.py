@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from stpredict import _coverage
-from stpredict._inference._chunks import ChunkedInference
+from stpredict._inference._chunks import ChunkedInference, Runtime
 from stpredict._partial import PartialSum
 from stpredict._prefetch import prefetch
 from stpredict._section import Section
@@ -46,10 +46,10 @@ class DenseInference(ChunkedInference):
     """
 
     def __init__(
-        self, model: Model, section: Section, *, batch_size: int, device: torch.device, progress: bool,
-        raster: Raster | None = None, query: Tensor | None = None, fast: Model | None = None,
+        self, model: Model, section: Section, runtime: Runtime, *, raster: Raster | None = None,
+        query: Tensor | None = None, fast: Model | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(model, section, batch_size=batch_size, device=device, progress=progress)
+        super().__init__(model, section, runtime)
         self.fast = model if fast is None else fast
         self.raster, self.query = raster, query
         image = shapely.box(0, 0, section.image.width, section.image.height)
@@ -66,7 +66,8 @@ class DenseInference(ChunkedInference):
             for tile in all_tiles
             if len(self._shapes_in(tile.core)) or (raster is not None and self._has_tissue(tile))
         ]
-        self.groups = [wanted[k : k + batch_size] for k in range(0, len(wanted), batch_size)]
+        size = runtime.batch_size
+        self.groups = [wanted[k : k + size] for k in range(0, len(wanted), size)]
         self.n = len(self.groups)
 
     def stream(self, which: Sequence[int]) -> Generator[PartialSum]:

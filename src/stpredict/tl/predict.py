@@ -158,7 +158,7 @@ def predict(
             f"this {type(model).__name__} was never trained. Call tl.train first, or load a trained model."
         )
     add_embeddings(model, embeddings)
-    runtime = _inference.RuntimeOptions(
+    options = _inference.RuntimeOptions(
         device=device, precision=precision, batch_size=batch_size, progress=progress, compile=compile
     )
     request = PredictRequest(
@@ -174,9 +174,9 @@ def predict(
         overwrite=overwrite,
         resume=resume,
         runtime=(
-            _inference.resolve_runtime(runtime, model.output)
+            options.resolve(model.output)
             if client is None
-            else resolve_runtime_on_worker(client, runtime, model.output)
+            else resolve_runtime_on_worker(client, options, model.output)
         ),
     )
     many = _listed(sdata)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from spatialdata.transformations import get_transformation
 
-from stpredict import _inference, _spatialdata
+from stpredict import _spatialdata
 from stpredict._arguments import check_arguments
 from stpredict._section import array_of
 from stpredict.models import Ensemble, load
@@ -178,7 +178,7 @@ def _model(model: Model | str | Path | None, made: Mapping[str, Any], latent_key
 
 def _record(model: Model, genes: Sequence[str], made: Mapping[str, Any]) -> dict[str, Any]:
     """What `stp.tl.predict` would say: of the genes it is asked now, of all else how the latent raster was made."""
-    record = model_record(model, genes, _inference.RuntimeOptions(device="cpu", precision="32"))
+    record = model_record(model, genes, device=torch.device("cpu"), precision="32-true")
     of_genes = ("genes", "unseen_genes", "texts_digest")
     return record | {name: made[name] for name in (*record, "image_digest") if name in made and name not in of_genes}
 

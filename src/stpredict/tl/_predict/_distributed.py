@@ -10,7 +10,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
 
 from stpredict import _caches, _inference, _spatialdata
 from stpredict._partial import PartialFiles
@@ -65,9 +67,9 @@ class WorkItem:
 
 
 def resolve_runtime_on_worker(
-    client: Client, runtime: _inference.RuntimeOptions, output: str
-) -> _inference.RuntimeOptions:
-    """The runtime without "auto", as a worker decides it: device and precision are its own.
+    client: Client, options: _inference.RuntimeOptions, output: Literal["raster", "spots"]
+) -> _inference.Runtime:
+    """The runtime that a worker decides on: device and precision are its own.
 
     Raises RuntimeError without any worker.
     """
@@ -78,7 +80,10 @@ def resolve_runtime_on_worker(
             f"the cluster at {client.scheduler.address if client.scheduler else client} has no worker after {WAIT_S} "
             "seconds. Start some with `dask worker <address of the scheduler>`."
         ) from error
-    return client.submit(_inference.resolve_runtime, runtime, output, pure=False, resources=_resources(client)).result()
+    decided: _inference.Runtime = client.submit(
+        options.resolve, output, pure=False, resources=_resources(client)
+    ).result()
+    return decided
 
 
 def predict_distributed(
@@ -131,7 +136,8 @@ def _predict_slide(
         finally:
             client.cancel(waiting)
             _submitted_futures[:] = [future for future in _submitted_futures if future not in waiting]
-        job.request = replace(request, runtime=replace(request.runtime, device="cpu"))  # sums, and the genes' head
+        here = replace(request.runtime, device=torch.device("cpu"))  # for the sums, and the head of the genes
+        job.request = replace(request, runtime=here)
         with _client_lock:
             job.finish()
 

@@ -9,25 +9,24 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from stpredict import __version__, _spatialdata
 from stpredict._section import fingerprint
 from stpredict.models import Ensemble
 from stpredict.models._base import weights_sha256
-from stpredict.nn.device import resolve_device, resolve_precision
 from stpredict.tl._cache import stable_hash
 from stpredict.tl._predict._destination import existing_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from stpredict._inference import RuntimeOptions
     from stpredict._section import Fingerprint
     from stpredict.models import Model
+    from stpredict.nn.device import Precision
     from stpredict.tl._predict._request import PredictRequest
 
 logger = logging.getLogger("stpredict")
@@ -44,16 +43,15 @@ COMPARED_OF_IMAGES = COMPARED_FIELDS | {"raster_mpp": "raster_mpp", "latent": "o
 
 def provenance(request: PredictRequest, seen: Fingerprint) -> dict[str, Any]:
     """The record of a result: model and genes, settings, image and shapes. Plain values."""
-    record = model_record(request.model, request.genes, request.runtime)
+    runtime = request.runtime
+    record = model_record(request.model, request.genes, device=runtime.device, precision=runtime.precision)
     return record | {"image_digest": seen.image, "shapes_digest": seen.shapes}
 
 
-def model_record(model: Model, genes: Sequence[str], runtime: RuntimeOptions) -> dict[str, Any]:
+def model_record(model: Model, genes: Sequence[str], *, device: torch.device, precision: Precision) -> dict[str, Any]:
     """Plain values that say which model, weights, settings, units, tiling, texts and versions made a result."""
     card, tiling = model.card, model.tiling
     assert card is not None
-    # of a settled runtime neither is looked for here: it may be that of a worker
-    device = resolve_device("auto") if runtime.device == "auto" else torch.device(runtime.device)
     panel = set(model.genes)
     unseen = [gene for gene in genes if gene not in panel]
     return {
@@ -70,7 +68,7 @@ def model_record(model: Model, genes: Sequence[str], runtime: RuntimeOptions) ->
         "core_px": None if tiling is None else tiling.core_px,
         "halo_px": None if tiling is None else tiling.halo_px,
         "device": device.type,
-        "precision": resolve_precision(runtime.precision, device),
+        "precision": precision,
         "seed": card.seed,
         **({"n_models": len(model.models)} if isinstance(model, Ensemble) else {}),
         **({"held_out": card.val_source or "not said"} if card.val_pcc else {}),

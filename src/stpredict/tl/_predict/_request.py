@@ -13,7 +13,7 @@ from stpredict._embeddings import GeneEmbeddings, closest
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-    from stpredict._inference import RuntimeOptions
+    from stpredict._inference import Runtime
     from stpredict._section import Section
     from stpredict.models import Model
 
@@ -40,7 +40,7 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictRequest:
-    """The arguments of `tl.predict` that hold for every object; `runtime` has no "auto" left.
+    """The arguments of `tl.predict` that hold for every object.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ class PredictRequest:
     dtype: RasterDtype
     overwrite: bool
     resume: bool
-    runtime: RuntimeOptions
+    runtime: Runtime
 
     @property
     def inferred_genes(self) -> list[str]:
