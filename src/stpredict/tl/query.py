@@ -13,6 +13,7 @@ from spatialdata.transformations import get_transformation
 
 from stpredict import _spatialdata
 from stpredict._arguments import check_arguments
+from stpredict._record import fields_of
 from stpredict._section import array_of
 from stpredict.models import Ensemble, load
 from stpredict.models._base import weights_sha256
@@ -179,8 +180,8 @@ def _model(model: Model | str | Path | None, made: Mapping[str, Any], latent_key
 def _record(model: Model, genes: Sequence[str], made: Mapping[str, Any]) -> dict[str, Any]:
     """What `stp.tl.predict` would say: of the genes it is asked now, of all else how the latent raster was made."""
     record = model_record(model, genes, device=torch.device("cpu"), precision="32-true")
-    of_genes = ("genes", "unseen_genes", "texts_digest")
-    return record | {name: made[name] for name in (*record, "image_digest") if name in made and name not in of_genes}
+    kept = {*record, "image_digest"} - {*fields_of("genes")}
+    return record | {name: made[name] for name in made if name in kept}
 
 
 def _warn_of_empty(values: NDArray[np.float32], latent_key: str, key: str) -> None:

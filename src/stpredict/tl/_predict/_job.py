@@ -18,7 +18,7 @@ from stpredict._section import Section, fingerprint, image_digest
 from stpredict.models import Ensemble
 from stpredict.tl._domain import mismatch, percentiles, sampled
 from stpredict.tl._predict._destination import Destination, resolve_destination, table_change
-from stpredict.tl._predict._provenance import gene_evidence, gene_reliability, provenance
+from stpredict.tl._predict._provenance import gene_evidence, gene_reliability, provenance, run_inputs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -157,10 +157,7 @@ class PredictionJob:
             if request.resume:
                 raise ValueError("resume=True needs an object in a store; write it first, with sdata.write(...).")
             return None
-        inputs = {
-            **self.record, "batch_size": request.runtime.batch_size, "compile": request.runtime.compile,
-            "output": request.output.name, "raster_mpp": request.raster_mpp, "dtype": request.dtype,
-        }  # fmt: skip
+        inputs = run_inputs(request, self.record)
         return stack.enter_context(_spatialdata.Checkpoint(store, request.key, inputs, resume=request.resume))
 
 

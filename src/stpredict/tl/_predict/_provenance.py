@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpredict import __version__, _spatialdata
+from stpredict._record import differences
 from stpredict._section import fingerprint
 from stpredict.models import Ensemble
 from stpredict.models._base import weights_sha256
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
+    from stpredict._record import Kind
     from stpredict._section import Fingerprint
     from stpredict.models import Model
     from stpredict.nn.device import Precision
@@ -31,21 +33,25 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stpredict")
 
-# What a finished result must share with the call, and what a message calls it.
-COMPARED_FIELDS = {
-    "weights_sha256": "model", "genes": "genes", "core_px": "tiles", "halo_px": "tiles", "mpp": "mpp",
-    "precision": "precision", "image_digest": "image, mpp or tissue", "raster": "tool",
-    "texts_digest": "text of its genes", "config_digest": "settings of the model",
-}  # fmt: skip
-COMPARED_OF_LAYERS = COMPARED_FIELDS | {"shapes_digest": "shapes"}
-COMPARED_OF_IMAGES = COMPARED_FIELDS | {"raster_mpp": "raster_mpp", "latent": "output", "dtype": "dtype"}
-
 
 def provenance(request: PredictRequest, seen: Fingerprint) -> dict[str, Any]:
     """The record of a result: model and genes, settings, image and shapes. Plain values."""
     runtime = request.runtime
     record = model_record(request.model, request.genes, device=runtime.device, precision=runtime.precision)
     return record | {"image_digest": seen.image, "shapes_digest": seen.shapes}
+
+
+def run_inputs(request: PredictRequest, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What an interrupted run shares with the call that goes on with it: the record, chunks and what is written."""
+    runtime = request.runtime
+    return {
+        **record,
+        "batch_size": runtime.batch_size,
+        "compile": runtime.compile,
+        "output": request.output.name,
+        "raster_mpp": request.raster_mpp,
+        "dtype": request.dtype,
+    }
 
 
 def model_record(model: Model, genes: Sequence[str], *, device: torch.device, precision: Precision) -> dict[str, Any]:
@@ -130,12 +136,7 @@ def has_finished_result(sdata: SpatialData, request: PredictRequest) -> bool:
     if not present:
         return False
     wanted = _wanted_record(sdata, request, shapes_key)
-    other = {
-        name
-        for record, compared in results
-        if record is not None
-        for name in _differing_fields(record, wanted, compared)
-    }
+    other = {what for record, kind in results if record is not None for what in differences(record, wanted, kind)}
     if other and not request.overwrite:
         raise ValueError(
             f"{sdata.path} has a result called {request.key!r} already, which differs from this call in: "
@@ -149,19 +150,17 @@ def has_finished_result(sdata: SpatialData, request: PredictRequest) -> bool:
 
 def _existing_results(
     sdata: SpatialData, request: PredictRequest, shapes_key: str | None
-) -> list[tuple[Mapping[str, Any] | None, Mapping[str, str]]]:
-    """The record of every requested result, None where it is missing, and the fields it must share."""
-    results: list[tuple[Mapping[str, Any] | None, Mapping[str, str]]] = []
+) -> list[tuple[Mapping[str, Any] | None, Kind]]:
+    """The record of every requested result, None where it is missing, and its kind."""
+    results: list[tuple[Mapping[str, Any] | None, Kind]] = []
     if request.output.raster is not None:
         record = sdata.attrs.get("stpredict", {}).get(f"images/{request.key}")
-        results.append((record if request.key in sdata.images else None, COMPARED_OF_IMAGES))
+        results.append((record if request.key in sdata.images else None, "raster"))
     if shapes_key is not None:
         name = request.table_added or existing_table(sdata, shapes_key, request.table_name)
         table = sdata.tables.get(name) if name else None
-        if table is None or request.key not in table.layers:
-            results.append((None, COMPARED_OF_LAYERS))
-        else:
-            results.append((table.uns.get("stpredict", {}).get(request.key), COMPARED_OF_LAYERS))
+        written = table is not None and request.key in table.layers
+        results.append((table.uns.get("stpredict", {}).get(request.key) if written else None, "layer"))
     return results
 
 
@@ -172,11 +171,3 @@ def _wanted_record(sdata: SpatialData, request: PredictRequest, shapes_key: str 
         return wanted
     step = request.raster_factor * request.model.stride * request.model.mpp
     return wanted | {"raster_mpp": step, "latent": request.output.raster == "latent", "dtype": request.dtype}
-
-
-def _differing_fields(record: Mapping[str, Any], wanted: Mapping[str, Any], compared: Mapping[str, str]) -> set[str]:
-    """What differs, of the fields that the record has: older ones have fewer, and lists come back as arrays."""
-    known = [key for key in compared if key in record or key in ("weights_sha256", "genes")]
-    return {
-        compared[key] for key in known if np.asarray(record.get(key)).tolist() != np.asarray(wanted.get(key)).tolist()
-    }
