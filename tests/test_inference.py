@@ -29,7 +29,7 @@ class Counting:
 @pytest.fixture
 def tiles_of(pixnet_small):
     """A function that makes the tiles of an image with some shapes."""
-    from stpredict._coverage import areas
+    from stpredict._coverage import Shapes, areas
     from stpredict._inference import Runtime
     from stpredict._inference._dense import DenseInference
     from stpredict._section import ImageView, Section
@@ -41,7 +41,7 @@ def tiles_of(pixnet_small):
         geometry, radius = np.asarray(geometry, dtype=object), np.full(len(geometry), np.nan)
         made = Section(
             "slide", ImageView(pixels, scale, 1.0), geometry, radius, np.arange(len(geometry)),
-            areas(geometry, radius), **section,
+            areas(Shapes(geometry, radius)), **section,
         )  # fmt: skip
         return DenseInference(pixnet_small, made, Runtime(torch.device("cpu"), "32-true", batch_size, progress=False))
 

@@ -195,7 +195,7 @@ def test_the_raster_read_inside_shapes_is_the_layer(awake, colour_section):
 
     values, share = _infer(awake, section, raster=write)
     assert np.isfinite(raster).all()
-    covered = _coverage.coverage(section.geometry, section.radius, Window(0, 0, 512, 512), cell_px=4)
+    covered = _coverage.coverage(section.shapes, Window(0, 0, 512, 512), cell_px=4)
     wanted = (covered @ raster.reshape(3, -1).T) / covered.sum(axis=1)[:, None]
     np.testing.assert_allclose(values, wanted, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(share, 1.0)

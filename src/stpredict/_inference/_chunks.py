@@ -183,5 +183,5 @@ class PatchInference(ChunkedInference):
 
 def _covered_share(section: Section) -> NDArray[np.float64]:
     image = shapely.box(0, 0, section.image.width, section.image.height)
-    area = _coverage.areas(*_coverage.clip(section.geometry, section.radius, image))
+    area = _coverage.areas(_coverage.clip(section.shapes, image))
     return np.clip(area / np.where(section.area > 0, section.area, np.inf), 0.0, 1.0)

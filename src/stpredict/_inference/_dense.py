@@ -53,8 +53,8 @@ class DenseInference(ChunkedInference):
         self.fast = model if fast is None else fast
         self.raster, self.query = raster, query
         image = shapely.box(0, 0, section.image.width, section.image.height)
-        self.geometry, self.radius = _coverage.clip(section.geometry, section.radius, image)
-        self.bounds = _coverage.bounds(self.geometry, self.radius) / model.stride
+        self.shapes = _coverage.clip(section.shapes, image)
+        self.bounds = _coverage.bounds(self.shapes) / model.stride
         self._tree = STRtree([shapely.box(x0, y0, x1, y1) for y0, x0, y1, x1 in self.bounds])
         self._last_read: tuple[Window, NDArray[np.uint8]] | None = None
         if section.tissue is not None:
@@ -161,8 +161,8 @@ class DenseInference(ChunkedInference):
         if not len(hits):
             return hits, np.zeros((0, d))
         window = Window(round(core.y0 / self.model.stride), round(core.x0 / self.model.stride), h, w)
-        shapes = _coverage.transform(self.geometry[hits], self.radius[hits], to_cells(self.model.stride))
-        weights = _coverage.Weights.of(_coverage.coverage(*shapes, window))
+        shapes = _coverage.transform(self.shapes.rows(hits), to_cells(self.model.stride))
+        weights = _coverage.Weights.of(_coverage.coverage(shapes, window))
         if latent.is_cuda:
             sums = weights.of_cells(latent.movedim(0, -1).reshape(h * w, d).cpu().numpy()).astype(np.float64)
         else:  # in this thread alone: more would be in the way of the network's

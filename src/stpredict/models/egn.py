@@ -414,7 +414,7 @@ def identity(section: Section) -> int:
 
 def corners(section: Section, patch_px: int) -> NDArray[np.int64]:
     """(n, 2) upper left corners of the windows that `PatchSamples` cuts; 0 for empty shapes."""
-    bounds = np.nan_to_num(_coverage.bounds(section.geometry, section.radius))
+    bounds = np.nan_to_num(_coverage.bounds(section.shapes))
     return np.floor((bounds[:, :2] + bounds[:, 2:] - patch_px) / 2 + 0.5).astype(np.int64)
 
 
