@@ -119,7 +119,7 @@ class ChunkedInference(ABC):
         """The parts of these chunks, one by one, in this order."""
 
     @abstractmethod
-    def read(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    def from_sums(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """From the sums (n, d) the latent of every shape, 0 where nothing is covered, and covered shares (n,)."""
 
 
@@ -176,7 +176,7 @@ class PatchInference(ChunkedInference):
         batch = (batch if whole else samples.collate(patches[part])).to(self.device)
         return self.fast.latent(batch).float().cpu().numpy(), batch.rows[:, 1]
 
-    def read(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    def from_sums(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """The sums are the latent: each shape belongs to exactly one chunk."""
         return total.astype(np.float32, copy=False), self.share
 

@@ -282,7 +282,7 @@ def _pooled_rows(
             total[part.rows] += part.values
     if total is None:
         return np.zeros((chunks.section.n_shapes, 0), np.float32), np.zeros(chunks.section.n_shapes)
-    return chunks.read(total)
+    return chunks.from_sums(total)
 
 
 def _empty_sums(n_shapes: int, part: PartialSum) -> NDArray[np.floating]:
