@@ -160,6 +160,7 @@ class EGN(Model):
     output: ClassVar = "spots"
     context = "shape"
     config_class: ClassVar = EGNConfig
+    config: EGNConfig
     info: ClassVar = ModelInfo(
         name="EGN",
         task="transformer over the patch, corrected by its nearest training patches",

@@ -176,6 +176,7 @@ class GeneQuery(Model):
         "section"  # with spots as context; a model with genes as context is one of shapes
     )
     config_class: ClassVar = GeneQueryConfig
+    config: GeneQueryConfig
     info: ClassVar = ModelInfo(
         name="GeneQuery",
         task="transformer over spots or over genes; a gene's token from its text",

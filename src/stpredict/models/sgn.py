@@ -182,6 +182,7 @@ class SGN(Model):
     n_auxiliary: ClassVar = 2
     context = "section"
     config_class: ClassVar = SGNConfig
+    config: SGNConfig
     info: ClassVar = ModelInfo(
         name="SGN",
         task="graph over the section; a gene's weights from its text",

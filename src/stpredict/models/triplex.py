@@ -145,6 +145,7 @@ class TRIPLEX(Model):
     output: ClassVar = "spots"
     context = "neighbours"
     config_class: ClassVar = TRIPLEXConfig
+    config: TRIPLEXConfig
     info: ClassVar = ModelInfo(
         name="TRIPLEX",
         task="cross-attention between patch, surroundings and section",
