@@ -61,7 +61,7 @@ def resolve_config[C: EncoderConfig](
         colours = made.encoder_mean, made.encoder_std
         made = replace(made, **described(made.encoder, made.encoder_kwargs, *colours))
     check_panel(made.genes, kind.__name__.removesuffix("Config"))
-    if "text" in _blank(kind) and not made.text:
+    if "text" in _blank(kind) and not getattr(made, "text", None):
         raise ValueError(
             f"{kind.__name__.removesuffix('Config')} answers by text: pass embeddings=stp.tl.embed_genes("
             "stp.pp.describe_genes(genes, source=...), encoder=...)."

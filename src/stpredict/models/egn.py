@@ -30,7 +30,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -125,6 +125,20 @@ PUBLISHED: Mapping[str, Any] = {
     "mlp_width": 4096, "dropout": 0.0, "feature_dropout": 0.0, "bridge_heads": 8, "exemplars": 9, "pcc_weight": 1.0,
     "recipe": Recipe(max_epochs=50, batch_size=32, lr=5e-4, encoder_lr=0.0, weight_decay=1e-4),
 }  # fmt: skip
+
+
+class _Columns(NamedTuple):
+    """The columns of a query: weights (g, d) and bias of the head, minimum and span in training (g,)."""
+
+    weight: Tensor
+    bias: Tensor
+    low: Tensor
+    span: Tensor
+
+    @classmethod
+    def of(cls, query: Tensor) -> _Columns:
+        """By name, in the order of `EGN.query`."""
+        return cls(query[:, :-3], *query[:, -3:].T)
 
 
 class EGN(Model):
@@ -265,13 +279,13 @@ class EGN(Model):
 
     def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g q"]) -> Float[Tensor, "n g"]:
         """The linear head, in units of the target."""
-        weight, (bias, low, span) = query[:, :-3], query[:, -3:].T
-        return low + span * (latent @ weight.T + bias)
+        gene = _Columns.of(query)
+        return gene.low + gene.span * (latent @ gene.weight.T + gene.bias)
 
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
         """Squared error in min-max units + `pcc_weight` x (1 - mean over genes of Pearson over the batch's shapes)."""
-        low, span = query[:, -2], query[:, -1]
-        pred, true = ((v - low) / span for v in (predict_batch(self, batch, query), batch.measured))
+        gene = _Columns.of(query)
+        pred, true = ((v - gene.low) / gene.span for v in (predict_batch(self, batch, query), batch.measured))
         return mse_pcc(pred, true, pcc_weight=self.config.pcc_weight)
 
     @torch.no_grad()

@@ -106,7 +106,7 @@ def query(
             names, wanted, key=key, shapes_key=shapes_key, table_name=table_name, table_added=table_added,
             tissue_key=None, spread=isinstance(model, Ensemble),
         )  # fmt: skip
-        target = None if results.raster is None else _target(names, latent_key, key, wanted, dtype)
+        target = None if not results.raster else _target(names, latent_key, key, wanted, dtype)
         names.check()
         if target is not None:
             stack.enter_context(target)

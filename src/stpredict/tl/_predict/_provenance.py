@@ -41,6 +41,13 @@ def provenance(request: PredictRequest, seen: Fingerprint) -> dict[str, Any]:
     return record | {"image_digest": seen.image, "shapes_digest": seen.shapes}
 
 
+def raster_record(request: PredictRequest, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of the raster of a prediction, which is of no shapes."""
+    of_image = {name: value for name, value in record.items() if name != "shapes_digest"}
+    step = request.model.stride * request.model.mpp * request.raster_factor
+    return of_image | {"raster_mpp": step, "latent": request.output.latent, "dtype": request.dtype}
+
+
 def run_inputs(request: PredictRequest, record: Mapping[str, Any]) -> dict[str, Any]:
     """What an interrupted run shares with the call that goes on with it: the record, chunks and what is written."""
     runtime = request.runtime
@@ -153,21 +160,20 @@ def _existing_results(
 ) -> list[tuple[Mapping[str, Any] | None, Kind]]:
     """The record of every requested result, None where it is missing, and its kind."""
     results: list[tuple[Mapping[str, Any] | None, Kind]] = []
-    if request.output.raster is not None:
+    if request.output.raster:
         record = sdata.attrs.get("stpredict", {}).get(f"images/{request.key}")
         results.append((record if request.key in sdata.images else None, "raster"))
     if shapes_key is not None:
         name = request.table_added or existing_table(sdata, shapes_key, request.table_name)
         table = sdata.tables.get(name) if name else None
-        written = table is not None and request.key in table.layers
-        results.append((table.uns.get("stpredict", {}).get(request.key) if written else None, "layer"))
+        record = None
+        if table is not None and request.key in table.layers:
+            record = table.uns.get("stpredict", {}).get(request.key)
+        results.append((record, "layer"))
     return results
 
 
 def _wanted_record(sdata: SpatialData, request: PredictRequest, shapes_key: str | None) -> dict[str, Any]:
     """The record that a result of this call would have."""
     wanted = provenance(request, fingerprint(request.section(sdata, shapes_key)))
-    if request.output.raster is None:
-        return wanted
-    step = request.raster_factor * request.model.stride * request.model.mpp
-    return wanted | {"raster_mpp": step, "latent": request.output.raster == "latent", "dtype": request.dtype}
+    return raster_record(request, wanted) | wanted if request.output.raster else wanted
