@@ -21,6 +21,7 @@ from stpredict._window import Window
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
+    from xarray import DataArray
 
     from stpredict._coverage import Weights
 
@@ -33,7 +34,7 @@ KEPT_BYTES = 2**28  # of shapes and weights that stay in memory after a call, al
 _lock = threading.Lock()
 
 
-def find_raster(sdata: SpatialData, raster_key: str, *, argument: str = "raster_key") -> Any:
+def find_raster(sdata: SpatialData, raster_key: str, *, argument: str = "raster_key") -> DataArray:
     """The (c, y, x) raster of that name; else an error with the closest names, for the argument it was given by."""
     if raster_key not in sdata.images:
         raise _spatialdata.missing_key(raster_key, sdata.images, what="image", argument=argument)
@@ -97,7 +98,7 @@ def warn_of_empty(n_empty: int, n_shapes: int, *, where: str, drop: str, stackle
         )
 
 
-def _block_shape(raster: Any) -> tuple[int, int]:
+def _block_shape(raster: DataArray) -> tuple[int, int]:
     """Rows and columns of a block: whole chunks of the raster, so that each is read once, but for very large ones."""
     width, (genes, high, wide) = raster.sizes["x"], (sizes[0] for sizes in raster.data.chunks)
     if high * wide > MOST_CELLS:
@@ -107,14 +108,14 @@ def _block_shape(raster: Any) -> tuple[int, int]:
     return high * max(1, n // across), wide * across
 
 
-def _n_together(raster: Any, n_channels: int, n_cells: int) -> int:
+def _n_together(raster: DataArray, n_channels: int, n_cells: int) -> int:
     """How many channels are read together: whole chunks of them where memory allows."""
     chunk, most = raster.data.chunks[0][0], max(1, VALUE_BYTES // (4 * n_cells))
     return min(n_channels, most // chunk * chunk or most) or 1
 
 
 def _values(
-    raster: Any, channels: NDArray[np.int64], blocks: Blocks, step: int
+    raster: DataArray, channels: NDArray[np.int64], blocks: Blocks, step: int
 ) -> Generator[tuple[NDArray[np.int64], Weights, int, NDArray[Any]]]:
     """Shapes, their weights, the first of `step` channels, and these on one block (g, cells).
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
     from torch import Tensor
+    from xarray import DataArray
 
     from stpredict._embeddings import GeneEmbeddings
     from stpredict.models import Model
@@ -134,7 +135,7 @@ def query(
         _spatialdata.commit(sdata, changes, overwrite=overwrite)
 
 
-def _latent(sdata: SpatialData, latent_key: str) -> tuple[Any, Mapping[str, Any]]:
+def _latent(sdata: SpatialData, latent_key: str) -> tuple[DataArray, Mapping[str, Any]]:
     """The latent raster and its provenance."""
     raster = find_raster(sdata, latent_key, argument="latent_key")
     records = sdata.attrs.get("stpredict", {})
@@ -211,7 +212,7 @@ def _target(
 class _Reader:
     """Applies a model's head to a latent raster, in float32: inside shapes after pooling, or pixel by pixel."""
 
-    def __init__(self, model: Model, genes: Sequence[str], raster: Any, latent_key: str) -> None:
+    def __init__(self, model: Model, genes: Sequence[str], raster: DataArray, latent_key: str) -> None:
         with torch.inference_mode():
             self.query: Tensor = model.query(genes).float()
         if self.query.shape[1] != raster.sizes["c"]:

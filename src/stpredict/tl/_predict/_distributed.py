@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -19,7 +19,7 @@ from stpredict._partial import PartialFiles
 from stpredict._section import Fingerprint, Section, fingerprint
 from stpredict.models import load, shipped
 from stpredict.models._base import weights_sha256
-from stpredict.tl._predict._job import PredictionJob, open_raster_writer, path_of
+from stpredict.tl._predict._job import PredictionJob, open_raster_writer
 from stpredict.tl._predict._provenance import has_finished_result, texts_digest
 from stpredict.tl._predict._request import PredictRequest, add_embeddings
 
@@ -62,7 +62,7 @@ class WorkItem:
     image_and_shapes: Fingerprint
     weights: str
     texts: str
-    embeddings: Any = field(hash=False, compare=False)  # `texts` tells them apart
+    embeddings: GeneEmbeddings | Path | None = field(hash=False, compare=False)  # `texts` tells them apart
     which: tuple[int, ...] = ()
 
 
@@ -110,7 +110,11 @@ def predict_distributed(
             client.cancel(_submitted_futures)
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    failed = [(str(path_of(sdata)), error) for sdata, error in zip(sdatas, errors, strict=True) if error is not None]
+    failed = [
+        (str(_spatialdata.path_of(sdata)), error)
+        for sdata, error in zip(sdatas, errors, strict=True)
+        if error is not None
+    ]
     if failed:
         (path, first), *others = failed
         more = f"; {len(others)} more failed: {[each for each, _ in others]}" if others else ""
@@ -185,7 +189,7 @@ _caches.register("inputs of a worker", _load_inputs.cache_clear)
 
 
 def _check_paths(sdatas: Sequence[SpatialData | str | Path], model: Model) -> None:
-    stores = [path_of(sdata) for sdata in sdatas]
+    stores = [_spatialdata.path_of(sdata) for sdata in sdatas]
     in_memory = [i for i, path in enumerate(stores) if path is None]
     if in_memory:
         raise ValueError(

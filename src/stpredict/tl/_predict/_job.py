@@ -156,12 +156,6 @@ class PredictionJob:
         return stack.enter_context(_spatialdata.Checkpoint(store, request.key, inputs, resume=request.resume))
 
 
-def path_of(sdata: SpatialData | str | Path) -> Path | None:
-    """The store of an object, or the one that is named; None for an object in memory."""
-    path = sdata if isinstance(sdata, str | Path) else sdata.path
-    return None if path is None else Path(path)
-
-
 def _destination(names: _spatialdata.NewNames, request: PredictRequest) -> Destination | None:
     """Where a table result goes, None where only a raster is requested; registers the names of both."""
     if request.output.raster:
