@@ -12,7 +12,7 @@ from typing import Any
 HERE = Path(__file__).parent
 
 # The main job, executed in every build; `sphinx-build -t slow` executes the others too.
-MAIN = ("quickstart", "genes_by_text", "samples_and_scales")
+MAIN = ("quickstart", "samples_and_scales")
 NOT_EXECUTED = """
 :::{{note}}
 This page takes longer than a build of the documentation should, and was not executed: its code stands here without

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -16,9 +18,10 @@ from stpredict._section import ImageView, Section
 from stpredict._window import Window
 
 MARGIN_PX = 24  # what the widest band sees around a block
-STRIP_BLOCKS = 4  # along x, that are read together
+SQUARE_BLOCKS = 8  # along an axis, that are read together: a square of the size of an image's chunk
 # in pixels: bands half an octave wide, 3 to 30 um; the wide ones are made on a picture of half the size
 FINE, WIDE = (0.7, 1.0, 1.4, 2.0, 2.8), (2.8, 4.0, 5.7, 8.0)
+THREADS = min(4, os.cpu_count() or 1)  # each holds a square: 60 MB
 DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)  # optical density of each of the 256 intensities
 
 
@@ -97,13 +100,20 @@ def describe(image: ImageView, section: Section, factor: float = 1.0) -> NDArray
     finite = np.flatnonzero(np.isfinite(centre).all(axis=1))
     at = np.clip(centre[finite] // BLOCK_PX, 0, None).astype(np.int64)
     unique, which = np.unique(at, axis=0, return_inverse=True)
+    square = unique // SQUARE_BLOCKS
+    order = np.lexsort((square[:, 1], square[:, 0]))
+    starts = np.flatnonzero(np.diff(square[order], axis=0, prepend=-1).any(axis=1))
     found = np.empty((len(unique), out.shape[1]), np.float32)
-    strips = np.stack([unique[:, 0], unique[:, 1] // STRIP_BLOCKS], axis=1)
-    for y, x in np.unique(strips, axis=0):
-        rows = np.flatnonzero((strips == (y, x)).all(axis=1))
-        first, last = unique[rows, 1].min(), unique[rows, 1].max()
-        strip = Window(int(y) * BLOCK_PX, int(first) * BLOCK_PX, BLOCK_PX, int(last - first + 1) * BLOCK_PX)
-        found[rows] = block_features(_read(image, strip))[0, unique[rows, 1] - first]
+
+    def fill(rows: NDArray[np.int64]) -> None:
+        """Describe the blocks of one square."""
+        first, last = unique[rows].min(axis=0), unique[rows].max(axis=0) + 1
+        (y, x), (height, width) = (first * BLOCK_PX).tolist(), ((last - first) * BLOCK_PX).tolist()
+        features = block_features(_read(image, Window(y, x, height, width)))
+        found[rows] = features[tuple((unique[rows] - first).T)]
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(fill, np.split(order, starts[1:])))
     out[finite] = found[which.ravel()]
     return out
 

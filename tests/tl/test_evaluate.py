@@ -42,6 +42,22 @@ def test_spots_below_the_minimum_are_dropped_and_counted(predicted):
     assert (summary["n_spots"], summary["n_dropped"]) == (29, 1)
 
 
+def test_scores_of_two_models_are_joined_and_keep_a_summary_that_is_the_same(predicted, ridge):
+    import pandas as pd
+
+    import stpredict as stp
+
+    stp.tl.predict(predicted, ridge, key_added="again", progress=False)
+    first, again = (stp.tl.evaluate(predicted, key) for key in ("ridge", "again"))
+    assert len(pd.concat([first, again])) == 6
+    assert len(first.merge(again, on=["section", "gene"])) == 3
+    pd.testing.assert_frame_equal(pd.concat([first, again]).attrs["summary"], first.attrs["summary"])
+    assert first.attrs == again.copy().attrs
+    again.attrs["summary"].loc[:, "pcc_m"] += 1
+    assert first.attrs != again.attrs
+    assert "summary" not in pd.concat([first, again]).attrs
+
+
 def test_groups_are_written_beside_their_sections(predicted):
     import stpredict as stp
 

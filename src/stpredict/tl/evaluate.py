@@ -20,6 +20,25 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
+class SummaryFrame(pd.DataFrame):
+    """A data frame that equals another as a whole, which pandas asks of what `attrs` hold when it joins frames.
+
+    ``a == b`` is one truth value, not a frame of them; `DataFrame.eq` compares element by element.
+    """
+
+    @property
+    def _constructor(self) -> type[SummaryFrame]:
+        return SummaryFrame
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, pd.DataFrame) and self.equals(other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 def evaluate(
     sdatas: SpatialData | str | Path | Sequence[SpatialData | str | Path],
     key: str,
@@ -119,7 +138,7 @@ def evaluate(
     result = pd.concat(frames, ignore_index=True)
     for kind, of in summaries.items():
         if of:
-            result.attrs[kind] = pd.DataFrame(of).T.rename_axis("section")
+            result.attrs[kind] = SummaryFrame(pd.DataFrame(of).T.rename_axis("section"))
     result.attrs |= {"protocol": metrics.PROTOCOL} | record
     return result
 
