@@ -27,9 +27,9 @@ def shipped(s: Setting) -> PixNet:
     return tiny(("g0", "g1", "g2")).eval() if s.small else models.load("pixnet-her2st").eval()
 
 
-def run(s: Setting, **how: object) -> _inference.RuntimeOptions:
+def run(s: Setting, model: Model, **how: object) -> _inference.Runtime:
     """The defaults of a prediction."""
-    return _inference.RuntimeOptions(device=s.device, progress=False, **how)
+    return _inference.RuntimeOptions(device=s.device, progress=False, **how).resolve(model.output)
 
 
 def ceilings(s: Setting) -> list[Row]:
@@ -71,9 +71,9 @@ def forward_rows(model: Model, s: Setting, batches: tuple[int, ...], *, goal: fl
 
 def end_to_end(model: PixNet, where: Section, s: Setting, *, batch: int, goal: bool = True) -> list[Row]:
     """A whole prediction of a slide against the bare forward pass of as many batches, and who works meanwhile."""
-    pieces = _inference.n_chunks(model, where, runtime=run(s, batch_size=batch), raster=False)
+    pieces = _inference.n_chunks(model, where, runtime=run(s, model, batch_size=batch), raster=False)
     warm = slide(model.config.core_px, model.mpp, pitch_um=100, radius_um=27.5, period=8192 if s.cuda else 1024)
-    how = run(s, precision="bf16", batch_size=batch)
+    how = run(s, model, precision="bf16", batch_size=batch)
     _inference.predict(model, warm, model.genes, runtime=how)
     took = pieces * bare(_inference.fold_batch_norms(model), s.device, batch, 1 if s.small else 5)[0]
     with AtWork(model, s.device) as work:
@@ -114,7 +114,7 @@ def tissue(s: Setting) -> list[Row]:
     model = shipped(s)
     side = 768 if s.small else 54772
     where = slide(side, model.mpp, pitch_um=100, radius_um=27.5, share=1 / 3, period=512 if s.small else 4096)
-    took = once(lambda: _inference.predict(model, where, model.genes, runtime=run(s)), s.device)
+    took = once(lambda: _inference.predict(model, where, model.genes, runtime=run(s, model)), s.device)
     goal = ("", None) if s.small else (f"<= {LONGEST:.0f}", took <= LONGEST)
     return [Row(f"predict, {side**2 / 1e9:.2g} Gpx, {where.n_shapes:,} spots", took, "s", *goal)]
 
@@ -123,7 +123,7 @@ def million_bins(s: Setting) -> list[Row]:
     model = shipped(s)
     where = bins(40 if s.small else 1000, model.mpp, period=512 if s.small else 4096)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    took = once(lambda: _inference.predict(model, where, model.genes, runtime=run(s)), s.device)
+    took = once(lambda: _inference.predict(model, where, model.genes, runtime=run(s, model)), s.device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return [
         Row(f"predict, {where.n_shapes:,} bins of 8 um and {len(model.genes)} genes", took, "s"),
@@ -160,7 +160,7 @@ def patches(s: Setting) -> list[Row]:
 
         def whole(model: Model = model, where: Section = where) -> None:
             forget_features()
-            _inference.embed(model, where, runtime=run(s))
+            _inference.embed(model, where, runtime=run(s, model))
 
         if not s.small:
             whole()

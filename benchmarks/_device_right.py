@@ -110,7 +110,7 @@ def predicted(
 ) -> NDArray[np.float32]:  # fmt: skip
     """Values of all genes inside all shapes; no feature is remembered from before."""
     forget_features()
-    runtime = _inference.RuntimeOptions(device=device, precision=precision, progress=False, **how)
+    runtime = _inference.RuntimeOptions(device=device, precision=precision, progress=False, **how).resolve(model.output)
     with without_tf32(), mode or contextlib.nullcontext():
         return _inference.predict(model, where, model.genes, runtime=runtime)[0]
 
@@ -206,7 +206,7 @@ def _map(model: Model, where: Section, device: str) -> NDArray[np.float32]:
     def take(y: slice, x: slice, values: NDArray[np.float32]) -> None:
         out[:, y, x] = values
 
-    runtime = _inference.RuntimeOptions(device=device, precision="32", progress=False)
+    runtime = _inference.RuntimeOptions(device=device, precision="32", progress=False).resolve(model.output)
     with without_tf32():
         _inference.predict(model, where, model.genes, runtime=runtime, raster=take)
     return out

@@ -47,7 +47,7 @@ def measured(seed: int, *, side: int, n: int, n_genes: int, mpp: float = 1.0) ->
     rng, mixture = np.random.default_rng(seed), np.random.default_rng(0).normal(size=(3, n_genes))
     pixels, centres = _blobs(seed, side), rng.uniform(30, side - 30, (n, 2))
     geometry, radius = shapely.points(centres), np.full(n, 20.0)
-    covered = _coverage.coverage(geometry, radius, Window(0, 0, side, side))
+    covered = _coverage.coverage(_coverage.Shapes(geometry, radius), Window(0, 0, side, side))
     colour = (covered @ pixels.reshape(3, -1).T.astype(float)) / covered.sum(axis=1)[:, None] / 255
     genes = tuple(f"g{i}" for i in range(n_genes))
     return Section(

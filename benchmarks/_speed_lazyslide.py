@@ -76,7 +76,7 @@ def table(rounds: int) -> str:
             for model in models:
                 for precision in ("auto", "32", "auto"):
                     features._held.clear()  # what a frozen encoder saw in the round before
-                    call = partial(_inference.predict, model, where, ["gene"], runtime=runtime(precision))
+                    call = partial(_inference.predict, model, where, ["gene"], runtime=runtime(precision, model))
                     own.append(timeit.timeit(call, number=1))
             own = [seconds for k, seconds in enumerate(own) if k % 3]  # the first call of a model warms up
             found.append([each / n / (ours / where.n_shapes) for each in their for ours in own])

@@ -57,8 +57,8 @@ def section(path: Path, mpp: float, *, step_um: float = 100.0, radius_um: float 
     return Section("slide", view, geometry, radii, np.arange(len(geometry)), np.pi * radii**2)
 
 
-def runtime(precision: str) -> _inference.RuntimeOptions:
-    return _inference.RuntimeOptions(device="cpu", precision=precision, progress=False)
+def runtime(precision: str, model: Model) -> _inference.Runtime:
+    return _inference.RuntimeOptions(device="cpu", precision=precision, progress=False).resolve(model.output)
 
 
 @contextlib.contextmanager
@@ -105,7 +105,7 @@ def ratios(rounds: int) -> str:
             forward(model, images, "32")
 
         def whole(precision: str) -> None:
-            _inference.predict(model, where, model.genes, runtime=runtime(precision))
+            _inference.predict(model, where, model.genes, runtime=runtime(precision, model))
 
         def unkept() -> None:
             with allocator("0"):
@@ -149,7 +149,7 @@ def crops(rounds: int, *, n_crops: int = 64, crop_um: float = 112.0) -> str:
             where = section(Path(folder) / "s.zarr", model.mpp, step_um=step, radius_um=radius)
 
             def dense(where: Section = where) -> None:
-                _inference.predict(model, where, model.genes, runtime=runtime("bf16"))
+                _inference.predict(model, where, model.genes, runtime=runtime("bf16", model))
 
             crop, whole = interleaved(rounds, one_by_one, dense)
             lines.append(
@@ -172,7 +172,7 @@ def genes(rounds: int) -> str:
         slide(Path(folder) / "s.zarr", 2048)
         where = section(Path(folder) / "s.zarr", small.mpp)
         models = [request(n) for n in (250, 50, 2_000, 18_000)]
-        calls = [lambda m=m: _inference.predict(m, where, m.genes, runtime=runtime("auto")) for m in models]
+        calls = [lambda m=m: _inference.predict(m, where, m.genes, runtime=runtime("auto", m)) for m in models]
         took = interleaved(rounds, *calls)
         for model, each in zip(models, took, strict=True):
             n, g = where.n_shapes, len(model.genes)
@@ -182,7 +182,8 @@ def genes(rounds: int) -> str:
             step = side_um / (np.sqrt(n) + 1)
             where = section(Path(folder) / "s.zarr", small.mpp, step_um=step, radius_um=step / 2)
             (each,) = interleaved(
-                min(rounds, 3), lambda w=where: _inference.predict(plain, w, plain.genes, runtime=runtime("auto"))
+                min(rounds, 3),
+                lambda w=where: _inference.predict(plain, w, plain.genes, runtime=runtime("auto", plain)),
             )
             lines.append(f"| {where.n_shapes:,} | 250 | {each / took[0]:.2f} | {where.n_shapes * 1000 / 2**20:.0f} |")
     return "\n".join(lines)
@@ -208,7 +209,7 @@ def monai(rounds: int) -> str:
                 sliding_window_inference(image, roi, 1, latent, overlap=2 * c.halo_px / roi)
 
         def ours() -> None:
-            _inference.predict(model, where, model.genes, runtime=runtime("bf16"))
+            _inference.predict(model, where, model.genes, runtime=runtime("bf16", model))
 
         for name, scope in (("glibc's own rule", contextlib.nullcontext), ("freed memory kept", keep_freed_memory)):
 
@@ -231,7 +232,9 @@ def seams() -> str:
         for core in (2048, 512):
             model.config = dataclasses.replace(tiled, core_px=core)
             for precision in ("32", "bf16"):
-                found[core, precision], _ = _inference.predict(model, where, model.genes, runtime=runtime(precision))
+                found[core, precision], _ = _inference.predict(
+                    model, where, model.genes, runtime=runtime(precision, model)
+                )
     whole = found[2048, "32"]
 
     def apart(one: np.ndarray, other: np.ndarray) -> str:
@@ -256,7 +259,7 @@ def peak(path: Path) -> None:
     model = load(MODEL)
     where = section(path, model.mpp)
     start = timeit.default_timer()
-    values, _ = _inference.predict(model, where, model.genes, runtime=runtime("auto"))
+    values, _ = _inference.predict(model, where, model.genes, runtime=runtime("auto", model))
     took = timeit.default_timer() - start
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, values.nbytes / 2**20, len(values), took)
 

@@ -32,7 +32,7 @@ def predicted() -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         slide(Path(folder) / "s.zarr", round(2 * CHUNK * model.stride))
         where = section(Path(folder) / "s.zarr", model.mpp)
-        _inference.predict(model, where, model.genes[:N_GENES], runtime=runtime("32"), raster=keep)
+        _inference.predict(model, where, model.genes[:N_GENES], runtime=runtime("32", model), raster=keep)
     return found
 
 

@@ -55,7 +55,7 @@ def cases() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def ours(geometry: np.ndarray, radius: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    weights = _coverage.Weights.of(_coverage.coverage(geometry, radius, WHOLE))
+    weights = _coverage.Weights.of(_coverage.coverage(_coverage.Shapes(geometry, radius), WHOLE))
     return weights.of_cells(cells) / weights.area[:, None]
 
 
@@ -107,7 +107,7 @@ def table(rounds: int) -> str:
 
 def row(geometry: np.ndarray, radius: np.ndarray, cells: np.ndarray, few: np.ndarray, rounds: int) -> str:
     polygons = np.where(np.isnan(radius), geometry, shapely.buffer(geometry, np.nan_to_num(radius), quad_segs=16))
-    coverage = _coverage.coverage(geometry, radius, WHOLE)
+    coverage = _coverage.coverage(_coverage.Shapes(geometry, radius), WHOLE)
     weights, planes = _coverage.Weights.of(coverage), np.ascontiguousarray(cells.T)
     own, kept = seconds(rounds, ours, geometry, radius, cells), seconds(rounds, weights.of_cells, cells)
     counted = seconds(rounds, bincount, polygons, planes)
@@ -127,7 +127,7 @@ def against_a_read(rounds: int) -> str:
     read = seconds(rounds, block.sum)
     found = []
     for name, (geometry, radius) in cases().items():
-        weights = _coverage.Weights.of(_coverage.coverage(geometry, radius, WHOLE))
+        weights = _coverage.Weights.of(_coverage.coverage(_coverage.Shapes(geometry, radius), WHOLE))
         found.append(f"{name} {seconds(rounds, weights.of_cells, block.numpy()) / read:.1f}x")
     return f"250 genes in memory, coverage kept, against one read of the block: {', '.join(found)}."
 

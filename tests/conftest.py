@@ -74,7 +74,7 @@ def no_features(monkeypatch):
 @pytest.fixture(scope="session")
 def colour_section():
     """A function of (seed, size) that makes a Section at 1 um / px whose genes are red, green and blue in its disks."""
-    from stpredict._coverage import coverage
+    from stpredict._coverage import Shapes, coverage
     from stpredict._section import ImageView, Section
     from stpredict._window import Window
 
@@ -85,7 +85,7 @@ def colour_section():
         centres = rng.uniform(40, size - 40, (24, 2))
         geometry = np.array([shapely.Point(x, y) for y, x in centres], dtype=object)
         radius = np.full(len(geometry), 24.0)
-        covered = coverage(geometry, radius, Window(0, 0, size, size))
+        covered = coverage(Shapes(geometry, radius), Window(0, 0, size, size))
         mean = (covered @ pixels.reshape(3, -1).T.astype(float)) / covered.sum(axis=1)[:, None]
         return Section(
             name=f"colour{seed}",

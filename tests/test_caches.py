@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-import numpy as np
 import pytest
 import shapely
 
@@ -42,11 +41,12 @@ def test_a_module_that_is_imported_anew_takes_its_place(registry):
 
 def test_the_pixels_inside_shapes_are_let_go_of():
     import stpredict as stp
+    from stpredict._coverage import Shapes
     from stpredict.tl import _readout
 
-    geometry, radius = np.array([shapely.Point(8, 8)]), np.array([4.0])
+    shapes = Shapes([shapely.Point(8, 8)], [4.0])
     stp.clear_caches()
-    with _readout.blocks_of(geometry, radius, grid=(16, 16), block=(16, 16)) as blocks:
+    with _readout.blocks_of(shapes, grid=(16, 16), block=(16, 16)) as blocks:
         assert len(list(blocks)) == 1
     assert stp.clear_caches()["pixels inside shapes"] > 100
     assert stp.clear_caches()["pixels inside shapes"] == 0

@@ -29,7 +29,8 @@ class Counting:
 @pytest.fixture
 def tiles_of(pixnet_small):
     """A function that makes the tiles of an image with some shapes."""
-    from stpredict._coverage import areas
+    from stpredict._coverage import Shapes, areas
+    from stpredict._inference import Runtime
     from stpredict._inference._dense import DenseInference
     from stpredict._section import ImageView, Section
 
@@ -40,9 +41,9 @@ def tiles_of(pixnet_small):
         geometry, radius = np.asarray(geometry, dtype=object), np.full(len(geometry), np.nan)
         made = Section(
             "slide", ImageView(pixels, scale, 1.0), geometry, radius, np.arange(len(geometry)),
-            areas(geometry, radius), **section,
+            areas(Shapes(geometry, radius)), **section,
         )  # fmt: skip
-        return DenseInference(pixnet_small, made, batch_size=batch_size, device=torch.device("cpu"), progress=False)
+        return DenseInference(pixnet_small, made, Runtime(torch.device("cpu"), "32-true", batch_size, progress=False))
 
     return make
 
@@ -64,11 +65,11 @@ def test_tiles_are_what_the_image_holds_and_neighbours_share_what_was_read(tiles
     image = tiles.section.image
     assert tiles.n == 8  # of two
     for piece in (0, 1, 2, 3, 7, 5, 0):
-        got = tiles._read_batch(piece).permute(0, 2, 3, 1).numpy()
+        got = tiles._read_tiles(piece).permute(0, 2, 3, 1).numpy()
         np.testing.assert_array_equal(got, np.stack([image.read(tile.read) for tile in tiles.groups[piece]]))
     image.pixels.read = 0
     for piece in range(tiles.n):
-        tiles._read_batch(piece)
+        tiles._read_tiles(piece)
     once = 4 * 768 * 512 * scale[0] ** 2  # of each row of tiles: what lies within their halos, and no more
     assert image.pixels.read < 1.05 * once < 0.6 * 16 * (512 * scale[0]) ** 2
 
@@ -84,8 +85,7 @@ def test_a_tile_finds_the_shapes_that_overlap_it_whatever_their_size(tiles_of):
         np.testing.assert_array_equal(tiles._shapes_in(c), np.flatnonzero(inside))
 
 
-def test_turned_maps_are_the_mean_over_the_symmetries_of_the_square(pixnet_small):
-    from stpredict._inference._dense import _latent_of_tiles
+def test_turned_maps_are_the_mean_over_the_symmetries_of_the_square(tiles_of, pixnet_small):
     from stpredict.models._samples import Batch
 
     image = torch.randint(0, 256, (2, 3, 512, 512), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -103,7 +103,7 @@ def test_turned_maps_are_the_mean_over_the_symmetries_of_the_square(pixnet_small
             for turns in (1, 2, 4, 8):
                 pixnet_small.config = dataclasses.replace(plain, turns=turns)
                 got = torch.empty_like(every[0])
-                _latent_of_tiles(pixnet_small, image, got, slice(None))
+                tiles_of([shapely.box(0, 0, SIDE, SIDE)])._forward(image, got, slice(None))
                 torch.testing.assert_close(got, torch.stack(every[:turns]).mean(0), rtol=1e-5, atol=1e-5)
     finally:
         pixnet_small.config = plain
@@ -137,19 +137,19 @@ def test_maps_that_take_turns_are_read_out_before_they_are_computed_again(tiles_
     geometry = [shapely.box(0, 0, SIDE, SIDE), shapely.box(40, 40, 300, 860)]
     tiles = tiles_of(geometry)
     alone = [part for i in range(tiles.n) for part in tiles.stream([i])]
-    plain = DenseInference._reduce_batch
+    plain = DenseInference._pool_and_write
 
     def slow(self, batch):
         time.sleep(0.2)  # the maps of the next are long made
         return plain(self, batch)
 
-    monkeypatch.setattr(DenseInference, "_reduce_batch", slow)
+    monkeypatch.setattr(DenseInference, "_pool_and_write", slow)
     for got, wanted in zip(tiles_of(geometry).stream(range(tiles.n)), alone, strict=True):
         np.testing.assert_array_equal(got.rows, wanted.rows)
         np.testing.assert_array_equal(got.values, wanted.values)
 
 
-@pytest.mark.parametrize("failing", ["_reduce_batch", "in_batches", "_read_batch"])
+@pytest.mark.parametrize("failing", ["_pool_and_write", "in_batches", "_read_tiles"])
 def test_an_error_leaves_no_thread_at_work(tiles_of, monkeypatch, failing):
     from stpredict._inference._dense import DenseInference
 

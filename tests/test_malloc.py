@@ -149,6 +149,8 @@ def test_training_and_prediction_run_inside(build, colour_section, monkeypatch):
 
         monkeypatch.setattr(model, name, watched)
     _training.fit(model, [colour_section(0)], [], _training.TrainOptions(progress=False))
-    _inference.predict(model, colour_section(1), ["red"], runtime=_inference.RuntimeOptions(progress=False))
+    _inference.predict(
+        model, colour_section(1), ["red"], runtime=_inference.RuntimeOptions(progress=False).resolve(model.output)
+    )
     assert {name for name, _ in seen} == {"prepare", "finish", "query"}
     assert all(running >= 1 for _, running in seen)

@@ -54,7 +54,7 @@ def _loss(model, sections, device):
 def _predicted(model, section, device):
     from stpredict._inference import RuntimeOptions, predict
 
-    runtime = RuntimeOptions(device=str(device), precision="32", progress=False)
+    runtime = RuntimeOptions(device=str(device), precision="32", progress=False).resolve(model.output)
     return predict(model, section, model.genes, runtime=runtime)[0]
 
 

@@ -152,7 +152,10 @@ def test_reliability_is_the_correlation_on_validation_sections(build, sections, 
     model, val = build("Ridge"), colour_section(3)
     fit(model, sections, [val], _plan())
     values, _ = predict(
-        model, val, list(model.genes), runtime=RuntimeOptions(device="cpu", precision="32", progress=False)
+        model,
+        val,
+        list(model.genes),
+        runtime=RuntimeOptions(device="cpu", precision="32", progress=False).resolve(model.output),
     )
     np.testing.assert_allclose(list(model.card.val_pcc.values()), metrics.pcc(values, val.expression), rtol=1e-5)
     assert list(model.card.val_pcc) == ["red", "green", "blue"]

@@ -132,7 +132,7 @@ def _read(image: ImageView, window: Window) -> NDArray[np.uint8]:
 
 def _centres(section: Section) -> NDArray[np.float64]:
     """(n, 2) centres (y, x) of the shapes, NaN for empty ones."""
-    bounds = _coverage.bounds(section.geometry, section.radius)
+    bounds = _coverage.bounds(section.shapes)
     return (bounds[:, :2] + bounds[:, 2:]) / 2
 
 

@@ -82,7 +82,7 @@ def share_in_blocks(sections: Sequence[Section], chosen: NDArray[np.bool_]) -> l
     total[1:, 1:] = chosen.reshape(n_side, n_side).cumsum(axis=0).cumsum(axis=1)
     shares = []
     for section in sections:
-        bounds = _coverage.bounds(section.geometry, section.radius) / np.tile(_size(section), 2)
+        bounds = _coverage.bounds(section.shapes) / np.tile(_size(section), 2)
         y0, x0 = (np.searchsorted(borders[k], bounds[:, k] + TOUCHING) for k in (0, 1))
         y1, x1 = (np.searchsorted(borders[k], bounds[:, k + 2] - TOUCHING) + 1 for k in (0, 1))
         n_chosen = total[y1, x1] - total[y0, x1] - total[y1, x0] + total[y0, x0]
@@ -116,7 +116,7 @@ def lies_on(section: Section, other: Section) -> NDArray[np.bool_]:
 
 def _boxes(section: Section) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
     """Bounding boxes and their centres, in shares of the image."""
-    y0, x0, y1, x1 = (_coverage.bounds(section.geometry, section.radius) / np.tile(_size(section), 2)).T
+    y0, x0, y1, x1 = (_coverage.bounds(section.shapes) / np.tile(_size(section), 2)).T
     return shapely.box(x0, y0, x1, y1), shapely.points((x0 + x1) / 2, (y0 + y1) / 2)
 
 
@@ -128,7 +128,7 @@ def _borders(sections: Sequence[Section], n_side: int) -> NDArray[np.float64]:
 
 
 def _centres(section: Section) -> NDArray[np.float64]:
-    bounds = _coverage.bounds(section.geometry, section.radius)
+    bounds = _coverage.bounds(section.shapes)
     return (bounds[:, :2] + bounds[:, 2:]) / 2
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import shapely
 from scipy import sparse
 
+from stpredict._coverage import Shapes
 from stpredict._window import Window
 
 if TYPE_CHECKING:
@@ -267,6 +268,11 @@ class Section:
             raise ValueError(f"section {self.name!r} has {n} shapes, but rows of another number: {wrong}.")
 
     @property
+    def shapes(self) -> Shapes:
+        """Geometry and radius as one."""
+        return Shapes(self.geometry, self.radius)
+
+    @property
     def mpp(self) -> float:
         """Micrometres per working pixel."""
         return self.image.mpp
@@ -316,12 +322,12 @@ def fingerprint(section: Section, image: bytes | None = None) -> Fingerprint:
     seen.update(np.float64(section.mpp).tobytes())
     if section.tissue is not None:
         seen.update(shapely.to_wkb(section.tissue))
-    return Fingerprint(seen.hexdigest()[:16], shapes_digest(section.geometry, section.radius)[:16])
+    return Fingerprint(seen.hexdigest()[:16], shapes_digest(section.shapes)[:16])
 
 
-def shapes_digest(geometry: NDArray[np.object_], radius: NDArray[np.float64]) -> str:
+def shapes_digest(shapes: Shapes) -> str:
     """A hash of shapes, in their order and in the plane."""
-    digest = hashlib.sha256(np.ascontiguousarray(radius, dtype=np.float64))
-    for k in range(0, len(geometry), HASHED):
-        digest.update(b"".join(shapely.to_wkb(geometry[k : k + HASHED], output_dimension=2)))
+    digest = hashlib.sha256(np.ascontiguousarray(shapes.radius))
+    for k in range(0, len(shapes), HASHED):
+        digest.update(b"".join(shapely.to_wkb(shapes.geometry[k : k + HASHED], output_dimension=2)))
     return digest.hexdigest()

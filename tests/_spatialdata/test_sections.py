@@ -49,7 +49,7 @@ def test_the_image_and_the_shapes_are_in_one_frame():
             found = section(sdata, at_mpp=at_mpp)
             pixels = found.image.read(found.image.window)[..., 0] / 255
             window = found.image.window
-            share = _coverage.coverage(found.geometry, found.radius, window).toarray().reshape(window.shape)
+            share = _coverage.coverage(found.shapes, window).toarray().reshape(window.shape)
             assert np.abs(pixels - share)[1:-1, 1:-1].mean() < 0.01  # black outside, white inside, grey on the rim
             assert np.abs(pixels - share).max() < 0.55
 
@@ -291,7 +291,7 @@ def test_her2st_is_what_its_page_says(data):
 
 
 def read_mean(found, row):
-    y0, x0, y1, x1 = _coverage.bounds(found.geometry, found.radius)[row]
+    y0, x0, y1, x1 = _coverage.bounds(found.shapes)[row]
     return found.image.read(Window(int(y0), int(x0), int(y1 - y0), int(x1 - x0))).mean()
 
 

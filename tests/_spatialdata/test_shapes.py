@@ -25,27 +25,27 @@ def with_shapes(element):
 
 def test_rows_keep_the_order_of_the_element():
     xy = square_grid(2, 3)[::-1]
-    geometry, radius = geometry_of(with_shapes(circles(xy, np.arange(1.0, 7.0))), "it")
-    np.testing.assert_array_equal(shapely.get_coordinates(geometry), xy)
-    np.testing.assert_array_equal(radius, np.arange(1.0, 7.0))
+    shapes = geometry_of(with_shapes(circles(xy, np.arange(1.0, 7.0))), "it")
+    np.testing.assert_array_equal(shapely.get_coordinates(shapes.geometry), xy)
+    np.testing.assert_array_equal(shapes.radius, np.arange(1.0, 7.0))
 
 
 def test_polygons_have_no_radius():
-    _, radius = geometry_of(with_shapes(polygons(boxes((0, 0, 1, 1), (2, 2, 3, 3)))), "it")
-    assert np.isnan(radius).all()
+    shapes = geometry_of(with_shapes(polygons(boxes((0, 0, 1, 1), (2, 2, 3, 3)))), "it")
+    assert np.isnan(shapes.radius).all()
 
 
 def test_a_polygon_that_crosses_itself_is_repaired_and_said(caplog):
     bow_tie = shapely.Polygon([(0, 0), (4, 4), (4, 0), (0, 4)])
     with caplog.at_level(logging.WARNING, logger="stpredict"):
-        geometry, _ = geometry_of(with_shapes(polygons([bow_tie, *boxes((5, 5, 6, 6))])), "it")
+        geometry = geometry_of(with_shapes(polygons([bow_tie, *boxes((5, 5, 6, 6))])), "it").geometry
     assert "'it': 1 of 2 polygons cross themselves and are repaired" in caplog.text
     assert shapely.area(geometry).tolist() == [8.0, 1.0]
 
 
 def test_the_repair_of_a_collapsed_polygon_leaves_no_line():
     spike = shapely.Polygon([(0, 0), (4, 0), (4, 4), (0, 4), (0, 0), (-3, 0), (0, 0)])
-    geometry, _ = geometry_of(with_shapes(polygons([spike])), "it")
+    geometry = geometry_of(with_shapes(polygons([spike])), "it").geometry
     assert geometry[0].geom_type in ("Polygon", "MultiPolygon") and geometry[0].area == 16.0
 
 
@@ -76,21 +76,21 @@ def test_other_geometries_are_named():
 @pytest.mark.parametrize("step", [1.0, 2.5])
 def test_place_gives_pixels_of_the_step(step):
     sdata = make_spots()
-    geometry, radius, area, on_image = shapes_in_pixels(sdata, "image", "spots", step=step)
-    np.testing.assert_allclose(shapely.get_coordinates(geometry), square_grid() / step)
-    np.testing.assert_allclose(radius, 10.0 / step)
+    shapes, area, on_image = shapes_in_pixels(sdata, "image", "spots", step=step)
+    np.testing.assert_allclose(shapely.get_coordinates(shapes.geometry), square_grid() / step)
+    np.testing.assert_allclose(shapes.radius, 10.0 / step)
     np.testing.assert_allclose(area, np.pi * (10.0 / step) ** 2)
     assert on_image.all()
 
 
 def test_place_clips_to_the_image_and_keeps_the_whole_area():
     element = circles([[0.0, 50.0], [50.0, 50.0], [WIDTH, HEIGHT], [-40.0, 50.0], [10.0, 10.0]], 10.0)
-    geometry, radius, area, on_image = shapes_in_pixels(with_shapes(element), "image", "it")
+    shapes, area, on_image = shapes_in_pixels(with_shapes(element), "image", "it")
     np.testing.assert_allclose(area, np.pi * 100)
     assert on_image.tolist() == [False, True, False, False, True]  # the last touches the border from inside
-    left = _coverage.areas(geometry, radius) / area
+    left = _coverage.areas(shapes) / area
     np.testing.assert_allclose(left, [0.5, 1.0, 0.25, 0.0, 1.0], rtol=1e-5)
-    assert radius[[1, 4]].tolist() == [10.0, 10.0]  # circles that are not cut stay circles
+    assert shapes.radius[[1, 4]].tolist() == [10.0, 10.0]  # circles that are not cut stay circles
 
 
 @pytest.mark.parametrize("affine", [
@@ -104,16 +104,16 @@ def test_moving_image_and_shapes_alike_changes_nothing(affine):
         element.attrs["transform"] = moved
     for key in ("spots", "cells"):
         old, new = shapes_in_pixels(before, "image", key, step=1.7), shapes_in_pixels(after, "image", key, step=1.7)
-        np.testing.assert_allclose(shapely.bounds(new[0]), shapely.bounds(old[0]), atol=1e-9)
+        np.testing.assert_allclose(_coverage.bounds(new[0]), _coverage.bounds(old[0]), atol=1e-9)
         for one, other in zip(new[1:], old[1:], strict=True):
             np.testing.assert_allclose(one, other, atol=1e-9)
 
 
 def test_circles_under_a_stretch_are_ellipses_of_the_right_area():
     element = circles([[30.0, 40.0]], 10.0, transformations={"global": Scale([2.0, 0.5], axes=XY)})
-    geometry, radius, area, _ = shapes_in_pixels(with_shapes(element), "image", "it")
-    assert np.isnan(radius).all()
-    np.testing.assert_allclose(shapely.bounds(geometry)[0], [40.0, 15.0, 80.0, 25.0], atol=5e-3)
+    shapes, area, _ = shapes_in_pixels(with_shapes(element), "image", "it")
+    assert np.isnan(shapes.radius).all()
+    np.testing.assert_allclose(shapely.bounds(shapes.geometry)[0], [40.0, 15.0, 80.0, 25.0], atol=5e-3)
     assert area[0] == pytest.approx(np.pi * 100, rel=1e-9)
 
 
@@ -139,10 +139,10 @@ def test_tissue_of_any_kind_clips(kind):
     assert tissue(sdata, "mask", "image").symmetric_difference(shapely.box(0, 0, WIDTH / 2, HEIGHT)).area < 1e-9
     element = circles([[60.0, 50.0], [120.0, 100.0], [180.0, 50.0]], 10.0)
     sdata.shapes["it"] = element
-    geometry, radius, area, on_image = shapes_in_pixels(
+    shapes, area, on_image = shapes_in_pixels(
         sdata, "image", "it", region=tissue(sdata, "mask", "image", step=2.0), step=2.0
     )
-    np.testing.assert_allclose(_coverage.areas(geometry, radius) / area, [1.0, 0.5, 0.0], rtol=1e-5)
+    np.testing.assert_allclose(_coverage.areas(shapes) / area, [1.0, 0.5, 0.0], rtol=1e-5)
     assert on_image.all()  # of the tissue it says nothing
 
 
@@ -162,14 +162,14 @@ def test_clipping_by_parts_is_clipping():
     xy = rng.uniform(0, 200, (500, 2))
     bins = shapely.box(xy[:, 0], xy[:, 1], xy[:, 0] + 9, xy[:, 1] + 9)
     geometry = np.concatenate([shapely.points(xy), bins, [shapely.Polygon()] * 3])
-    radius = np.concatenate([rng.uniform(0.5, 8, 500), np.full(503, np.nan)])
-    whole, whole_radius = _coverage.clip(geometry, radius, region)
-    parts, parts_radius = clip_locally(geometry, radius, region)
-    np.testing.assert_array_equal(parts_radius, whole_radius)
+    shapes = _coverage.Shapes(geometry, np.concatenate([rng.uniform(0.5, 8, 500), np.full(503, np.nan)]))
+    at_once, by_parts = _coverage.clip(shapes, region), clip_locally(shapes, region)
+    whole, parts = at_once.geometry, by_parts.geometry
+    np.testing.assert_array_equal(by_parts.radius, at_once.radius)
     np.testing.assert_array_equal(shapely.is_empty(parts), shapely.is_empty(whole))
     np.testing.assert_allclose(shapely.area(parts), shapely.area(whole), rtol=1e-9)
     assert shapely.area(shapely.symmetric_difference(parts, whole)).max() < 1e-9
-    assert 100 < np.isfinite(whole_radius).sum() < 400 and shapely.is_empty(whole).sum() > 100
+    assert 100 < at_once.circle.sum() < 400 and shapely.is_empty(whole).sum() > 100
 
 
 def test_tissue_that_is_not_there():
@@ -185,12 +185,13 @@ def test_tissue_that_is_not_there():
 
 def test_tissue_beside_the_image_leaves_nothing():
     sdata = make_spots(shapes={"mask": polygons(boxes((500, 500, 600, 600)))})
-    geometry, *_ = shapes_in_pixels(sdata, "image", "spots", region=tissue(sdata, "mask", "image"))
-    assert shapely.is_empty(geometry).all()
+    shapes, *_ = shapes_in_pixels(sdata, "image", "spots", region=tissue(sdata, "mask", "image"))
+    assert shapely.is_empty(shapes.geometry).all()
 
 
 def test_all_outside_is_an_error_and_one_inside_is_not():
-    nothing = np.array([shapely.Polygon(), shapely.Polygon()], dtype=object)
+    nothing = _coverage.Shapes([shapely.Polygon(), shapely.Polygon()], [np.nan, np.nan])
     with pytest.raises(ValueError, match="all 2 shapes of 'cells' lie outside image 'he' and the tissue 'mask'"):
         check_some_inside(nothing, shapes_key="cells", image_key="he", tissue_key="mask")
-    check_some_inside(np.array([shapely.Polygon(), shapely.Point(1, 1)]), shapes_key="cells", image_key="he")
+    one = _coverage.Shapes([shapely.Polygon(), shapely.Point(1, 1)], [np.nan, 1.0])
+    check_some_inside(one, shapes_key="cells", image_key="he")

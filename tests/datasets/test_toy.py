@@ -88,7 +88,9 @@ def test_depth_is_the_median_over_spots(small, toy_module):
     for sdata in small:
         total = np.asarray(sdata["field"].data, dtype=np.float64).sum(axis=0)
         centre = shapely.points(sdata["table"].obsm["spatial"] / FIELD_MPP)
-        area = _coverage.coverage(centre, np.full(len(centre), 27.5 / FIELD_MPP), Window(0, 0, *total.shape))
+        area = _coverage.coverage(
+            _coverage.Shapes(centre, np.full(len(centre), 27.5 / FIELD_MPP)), Window(0, 0, *total.shape)
+        )
         assert np.median(area @ total.ravel()) * FIELD_MPP**2 == pytest.approx(8000.0, rel=1e-5)
 
 

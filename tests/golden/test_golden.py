@@ -55,7 +55,9 @@ def test_a_model_after_three_steps(build, colour_section, no_features, model_nam
     model = build(model_name)
     plan = TrainOptions(max_epochs=3, batch_size=64, device="cpu", precision="32", progress=False)
     fit(model, [colour_section(0), colour_section(1)], [], plan, sections=("colour0", "colour1"))
-    values, _ = predict(model, colour_section(2), list(model.genes), runtime=RuntimeOptions(**QUIET))
+    values, _ = predict(
+        model, colour_section(2), list(model.genes), runtime=RuntimeOptions(**QUIET).resolve(model.output)
+    )
     check(model_name, values)
 
 
@@ -66,7 +68,10 @@ def test_the_shipped_models(colour_section):
     for name in stp.models.list_models()["name"]:
         model = stp.models.load(name)
         values, _ = predict(
-            model, colour_section(2, mpp=model.mpp), list(model.genes[:40]), runtime=RuntimeOptions(**QUIET)
+            model,
+            colour_section(2, mpp=model.mpp),
+            list(model.genes[:40]),
+            runtime=RuntimeOptions(**QUIET).resolve(model.output),
         )
         check(f"shipped/{name}", values)
 

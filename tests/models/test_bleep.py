@@ -30,7 +30,7 @@ def fit(model, train, val=(), **plan):
 def predict(model, section, genes=GENES, **runtime):
     from stpredict import _inference
 
-    run = _inference.RuntimeOptions(device="cpu", precision="32", progress=False, **runtime)
+    run = _inference.RuntimeOptions(device="cpu", precision="32", progress=False, **runtime).resolve(model.output)
     return _inference.predict(model, section, list(genes), runtime=run)[0]
 
 

@@ -34,7 +34,10 @@ def predict(model, section):
     from stpredict._inference import predict as infer
 
     return infer(
-        model, section, list(model.genes), runtime=RuntimeOptions(device="cpu", precision="32", progress=False)
+        model,
+        section,
+        list(model.genes),
+        runtime=RuntimeOptions(device="cpu", precision="32", progress=False).resolve(model.output),
     )[0]
 
 

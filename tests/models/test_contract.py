@@ -30,7 +30,7 @@ def trained(colour_section, build):
 def _predict(model, section, genes=None, **runtime):
     from stpredict._inference import RuntimeOptions, predict
 
-    run = RuntimeOptions(device="cpu", precision="32", progress=False, **runtime)
+    run = RuntimeOptions(device="cpu", precision="32", progress=False, **runtime).resolve(model.output)
     return predict(model, section, list(genes or model.genes), runtime=run)
 
 

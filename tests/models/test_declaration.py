@@ -14,13 +14,13 @@ DENSE = ("core_px", "halo_px", "window_px", "reduction", "turns")
 
 def config(without: str = "", *, dense: bool = False) -> type:
     """A config class that lacks one field."""
-    from stpredict.models import Recipe
+    from stpredict.models import Config, Recipe
 
-    own = [("genes", tuple, dataclasses.field(default=())), ("mpp", float, 1.0)]
+    own = [("genes", tuple[str, ...], dataclasses.field(default=())), ("mpp", float, 1.0)]
     own += [("recipe", Recipe, dataclasses.field(default_factory=Recipe))]
     tiles = [(name, object, 1) for name in DENSE] if dense else []
     return dataclasses.make_dataclass(
-        "MyConfig", [field for field in [*own, *tiles] if field[0] != without], frozen=True
+        "MyConfig", [field for field in [*own, *tiles] if field[0] != without], bases=(Config,), frozen=True
     )
 
 

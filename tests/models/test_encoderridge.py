@@ -35,7 +35,7 @@ def predict(model, section):
     from stpredict._inference import RuntimeOptions
     from stpredict._inference import predict as infer
 
-    run = RuntimeOptions(device="cpu", precision="32", progress=False)
+    run = RuntimeOptions(device="cpu", precision="32", progress=False).resolve(model.output)
     return infer(model, section, list(GENES), runtime=run)[0]
 
 

@@ -30,7 +30,7 @@ def _spots(seed: int, *, genes=GENES, **fields):
 def _predict(model, section, *, raster=None, genes=GENES, **runtime):
     from stpredict._inference import RuntimeOptions, predict_with_spread
 
-    run = RuntimeOptions(device="cpu", precision="32", progress=False, **runtime)
+    run = RuntimeOptions(device="cpu", precision="32", progress=False, **runtime).resolve(model.output)
     return predict_with_spread(model, section, list(genes), runtime=run, raster=raster)
 
 
@@ -105,7 +105,7 @@ def test_the_latent_is_that_of_the_members_side_by_side(kind, dense, colour_sect
     from stpredict._inference import RuntimeOptions, embed
 
     model = dense() if kind == "dense" else models.Ensemble([_spots(0), _spots(1)])
-    run = RuntimeOptions(device="cpu", precision="32", progress=False)
+    run = RuntimeOptions(device="cpu", precision="32", progress=False).resolve(model.output)
     values, share = embed(model, colour_section(2), runtime=run)
     wanted = np.concatenate([embed(each, colour_section(2), runtime=run)[0] for each in model.models], axis=1)
     np.testing.assert_allclose(values, wanted, rtol=1e-4, atol=1e-5)
@@ -119,7 +119,7 @@ def test_pieces_of_members_that_look_at_patches_have_numbers_of_their_own(colour
     from stpredict._partial import PartialFiles
 
     model, section = models.Ensemble([_spots(0), _spots(1)]), colour_section(2)
-    run = RuntimeOptions(device="cpu", precision="32", batch_size=8, progress=False)
+    run = RuntimeOptions(device="cpu", precision="32", batch_size=8, progress=False).resolve(model.output)
     whole = predict_with_spread(model, section, GENES, runtime=run)
     n, parts = n_chunks(model, section, runtime=run, raster=False), PartialFiles(tmp_path)
     assert n == sum(n_chunks(each, section, runtime=run, raster=False) for each in model.models) == 2

@@ -121,7 +121,7 @@ def test_a_hub_encoder_is_built_from_its_own_keywords(saved, colour_section):
     model = models.load(saved("hub"))
     assert type(model.encoder.encoder.net).__name__ == "VisionTransformer"
     assert model.encoder.encoder.mean.flatten().tolist() == [0.5] * 3
-    run = RuntimeOptions(device="cpu", precision="32", progress=False)
+    run = RuntimeOptions(device="cpu", precision="32", progress=False).resolve(model.output)
     assert np.isfinite(predict(model, colour_section(1, size=128), list(GENES), runtime=run)[0]).all()
 
 
@@ -227,7 +227,7 @@ def test_weights_that_predict_no_numbers_are_said_when_they_predict(saved, colou
     folder = saved("ridge")
     _rewrite(folder, lambda s: s["spread"].fill_(0.0))
     model = models.load(folder)
-    run = RuntimeOptions(device="cpu", precision="32", progress=False)
+    run = RuntimeOptions(device="cpu", precision="32", progress=False).resolve(model.output)
     with pytest.raises(ValueError, match="predicts values that are NaN or infinite for 3 of 3 genes") as caught:
         predict(model, colour_section(1, size=128), list(GENES), runtime=run)
     assert str(folder) in str(caught.value)

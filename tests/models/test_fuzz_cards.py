@@ -97,7 +97,7 @@ def originals(colour_section, tmp_path_factory):
 def _predict(model, section):
     from stpredict._inference import RuntimeOptions, predict
 
-    run = RuntimeOptions(device="cpu", precision="32", progress=False, batch_size=4)
+    run = RuntimeOptions(device="cpu", precision="32", progress=False, batch_size=4).resolve(model.output)
     return predict(model, section, list(model.genes), runtime=run)[0]
 
 

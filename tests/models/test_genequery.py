@@ -46,7 +46,10 @@ def predict(model, section, genes, **runtime):
     from stpredict._inference import predict as infer
 
     return infer(
-        model, section, list(genes), runtime=RuntimeOptions(device="cpu", precision="32", progress=False, **runtime)
+        model,
+        section,
+        list(genes),
+        runtime=RuntimeOptions(device="cpu", precision="32", progress=False, **runtime).resolve(model.output),
     )[0]
 
 
@@ -90,7 +93,11 @@ def test_an_answer_is_the_formula_of_the_paper(trained, colour_section, context)
     from stpredict._inference import RuntimeOptions, embed
 
     model, genes = trained[context], ("cyan", *GENES, "mauve")
-    latent, _ = embed(model, colour_section(2), runtime=RuntimeOptions(device="cpu", precision="32", progress=False))
+    latent, _ = embed(
+        model,
+        colour_section(2),
+        runtime=RuntimeOptions(device="cpu", precision="32", progress=False).resolve(model.output),
+    )
     with torch.no_grad():
         expected = by_hand(model, torch.from_numpy(latent), genes).numpy()
     np.testing.assert_allclose(predict(model, colour_section(2), genes), expected, atol=1e-5)

@@ -32,7 +32,7 @@ def predict(model, section, genes=GENES, **runtime):
     from stpredict._inference import RuntimeOptions
     from stpredict._inference import predict as infer
 
-    run = RuntimeOptions(device="cpu", precision="32", progress=False, **runtime)
+    run = RuntimeOptions(device="cpu", precision="32", progress=False, **runtime).resolve(model.output)
     return infer(model, section, list(genes), runtime=run)[0]
 
 

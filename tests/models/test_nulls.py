@@ -17,7 +17,10 @@ def _predict(model, section):
     from stpredict._inference import RuntimeOptions, predict
 
     return predict(
-        model, section, list(model.genes), runtime=RuntimeOptions(device="cpu", precision="32", progress=False)
+        model,
+        section,
+        list(model.genes),
+        runtime=RuntimeOptions(device="cpu", precision="32", progress=False).resolve(model.output),
     )[0]
 
 

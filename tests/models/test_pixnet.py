@@ -27,7 +27,7 @@ def awake(build):
 def _infer(model, section, **settings):
     from stpredict._inference import RuntimeOptions, predict
 
-    run = RuntimeOptions(device="cpu", precision="32", progress=False)
+    run = RuntimeOptions(device="cpu", precision="32", progress=False).resolve(model.output)
     return predict(model, section, list(model.genes), runtime=run, **settings)
 
 
@@ -195,7 +195,7 @@ def test_the_raster_read_inside_shapes_is_the_layer(awake, colour_section):
 
     values, share = _infer(awake, section, raster=write)
     assert np.isfinite(raster).all()
-    covered = _coverage.coverage(section.geometry, section.radius, Window(0, 0, 512, 512), cell_px=4)
+    covered = _coverage.coverage(section.shapes, Window(0, 0, 512, 512), cell_px=4)
     wanted = (covered @ raster.reshape(3, -1).T) / covered.sum(axis=1)[:, None]
     np.testing.assert_allclose(values, wanted, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(share, 1.0)
@@ -322,7 +322,7 @@ def test_a_text_head_learns_from_texts_and_maps_a_gene_that_it_never_saw(colour_
     after = model.genes_head.state_dict()
     assert any(not torch.equal(before[key], after[key]) for key in before if key.endswith("weight"))
     model.save(tmp_path / "text")
-    maps, run = [], RuntimeOptions(device="cpu", precision="32", progress=False)
+    maps, run = [], RuntimeOptions(device="cpu", precision="32", progress=False).resolve(model.output)
     loaded, genes = load(tmp_path / "text"), ["red", "rosy", "blue"]
     values, _ = predict(loaded, colour_section(2), genes, runtime=run, raster=lambda _y, _x, part: maps.append(part))
     assert np.isfinite(values).all() and len(maps) == 1 and maps[0].shape[0] == 3

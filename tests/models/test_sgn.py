@@ -46,7 +46,7 @@ def predict(model, section, genes, **runtime):
     from stpredict._inference import RuntimeOptions
     from stpredict._inference import predict as infer
 
-    run = RuntimeOptions(device="cpu", precision="32", progress=False, **runtime)
+    run = RuntimeOptions(device="cpu", precision="32", progress=False, **runtime).resolve(model.output)
     return infer(model, section, list(genes), runtime=run)[0]
 
 
@@ -93,7 +93,9 @@ def test_an_answer_is_the_formula(trained, colour_section):
     from stpredict.models._patches import array_grid
 
     features, _ = embed(
-        trained, colour_section(2), runtime=RuntimeOptions(device="cpu", precision="32", progress=False)
+        trained,
+        colour_section(2),
+        runtime=RuntimeOptions(device="cpu", precision="32", progress=False).resolve(trained.output),
     )
     assert features.shape == (24, trained.encoder.width)  # what it sees, without the places
     latent = np.concatenate([features, array_grid(colour_section(2))], axis=1)

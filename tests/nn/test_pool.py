@@ -9,15 +9,15 @@ import shapely
 
 @pytest.fixture
 def covered():
-    from stpredict._coverage import coverage
+    from stpredict._coverage import Shapes, coverage
     from stpredict._window import Window
 
     rng = np.random.default_rng(0)
     geometry = np.array([shapely.Point(*rng.uniform(3, 13, 2)) for _ in range(5)], dtype=object)
     radius = rng.uniform(0.4, 3, 5)
     return [
-        coverage(geometry[:3], radius[:3], Window(0, 0, 16, 16)),
-        coverage(geometry[3:], radius[3:], Window(0, 0, 16, 16)),
+        coverage(Shapes(geometry[:3], radius[:3]), Window(0, 0, 16, 16)),
+        coverage(Shapes(geometry[3:], radius[3:]), Window(0, 0, 16, 16)),
     ]
 
 

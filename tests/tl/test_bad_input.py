@@ -160,8 +160,8 @@ def test_a_failure_in_the_middle_changes_nothing(sdata, pixnet, tmp_path, monkey
             raise OSError("the disk is gone")
         return read(self, piece)
 
-    read = _dense.DenseInference._read_batch
-    monkeypatch.setattr(_dense.DenseInference, "_read_batch", fail)
+    read = _dense.DenseInference._read_tiles
+    monkeypatch.setattr(_dense.DenseInference, "_read_tiles", fail)
     with pytest.raises(OSError, match="the disk is gone") as caught:
         stp.tl.predict(sdata, pixnet, output="both", **RUN)
     assert _memory(sdata) == memory

@@ -25,10 +25,10 @@ SLOWEST_S = 20.0
 
 def _drawn(check, *, n: int, first: int, of: st.SearchStrategy) -> None:
     """Run `check` on `n` examples of a strategy, drawn from the seed `first`."""
-    resolve_runtime = settings(
+    configured = settings(
         max_examples=n, database=None, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
     )
-    seed(first)(resolve_runtime(given(of)(check)))()
+    seed(first)(configured(given(of)(check)))()
 
 
 # ---- stores

@@ -139,11 +139,14 @@ def test_a_slide_that_fails_does_not_stop_the_others(client, saved, stores):
 
 
 def test_the_client_needs_no_device_of_the_workers(pixnet, sdata):
+    import torch
+
     from stpredict import _inference, _spatialdata
     from stpredict.tl._predict._provenance import model_record
 
-    runtime = _inference.RuntimeOptions("cuda", "bf16-mixed", 4)
-    assert model_record(pixnet, ["red"], runtime)["device"] == "cuda"
+    runtime = _inference.Runtime(torch.device("cuda"), "bf16-mixed", 4)
+    record = model_record(pixnet, ["red"], device=runtime.device, precision=runtime.precision)
+    assert (record["device"], record["precision"]) == ("cuda", "bf16-mixed")
     section = _spatialdata.section(sdata, at_mpp=1.0)
     assert _inference.n_chunks(pixnet, section, runtime=runtime, raster=True) == 1
 

@@ -1,14 +1,13 @@
 """Shapes on a pixel grid: the one judge of what is inside a shape, and by how much.
 
-Shapes are rows of two arrays: `geometry`, shapely Points, Polygons and MultiPolygons in (x, y) order, and `radius`, the
-radius of the circle around a Point and NaN elsewhere. Pixel (i, j) covers [j, j + 1) x [i, i + 1). An empty geometry is
-a shape of which nothing is left: it covers nothing, has no bounds and is nowhere inside.
+Pixel (i, j) covers [j, j + 1) x [i, i + 1). An empty geometry is a shape of which nothing is left: it covers nothing,
+has no bounds and is nowhere inside.
 """
 
 from __future__ import annotations
 
 from stpredict._coverage._grid import coverage
-from stpredict._coverage._shapes import areas, bounds, clip, inside, transform
+from stpredict._coverage._shapes import Shapes, areas, bounds, clip, inside, transform
 from stpredict._coverage._weights import Weights
 
-__all__ = ["Weights", "areas", "bounds", "clip", "coverage", "inside", "transform"]
+__all__ = ["Shapes", "Weights", "areas", "bounds", "clip", "coverage", "inside", "transform"]

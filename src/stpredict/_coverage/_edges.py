@@ -10,7 +10,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from stpredict._coverage._shapes import Geometries
+from stpredict._coverage._shapes import Shapes
 from stpredict._window import Window
 
 Integers = NDArray[np.int64]
@@ -84,13 +84,13 @@ class Arcs(Edges):
         return radius**2 * (np.arcsin(half) - half * np.sqrt(1.0 - half**2))
 
 
-def arcs(geometry: Geometries, radius: Floats, circle: NDArray[np.bool_], boxes: Boxes) -> Arcs:
+def arcs(shapes: Shapes, boxes: Boxes) -> Arcs:
     """The quarters of the circles among some shapes, one box per shape."""
-    box = np.tile(np.flatnonzero(circle), 4)
+    box = np.tile(np.flatnonzero(shapes.circle), 4)
     around = np.array([[-1.0, -1.0, 1.0, 1.0], [-1.0, 1.0, -1.0, 1.0]])
-    side = np.repeat(around, circle.sum(), axis=1)
-    centre = (shapely.get_coordinates(geometry[box])[:, ::-1].T - boxes.origin[:, box]) / boxes.cell_px
-    reach = radius[box] / boxes.cell_px
+    side = np.repeat(around, shapes.circle.sum(), axis=1)
+    centre = (shapely.get_coordinates(shapes.geometry[box])[:, ::-1].T - boxes.origin[:, box]) / boxes.cell_px
+    reach = shapes.radius[box] / boxes.cell_px
     pole = np.stack([centre[0] + side[0] * reach, centre[1]])
     flank = np.stack([centre[0], centre[1] + side[1] * reach])
     upper = side[0] < 0
@@ -98,10 +98,10 @@ def arcs(geometry: Geometries, radius: Floats, circle: NDArray[np.bool_], boxes:
     return Arcs(box, -side[1], ends, centre, side, reach)
 
 
-def lines(geometry: Geometries, circle: NDArray[np.bool_], boxes: Boxes) -> Lines:
+def lines(shapes: Shapes, boxes: Boxes) -> Lines:
     """The sides of the polygons among some shapes, one box per shape; horizontal ones bound nothing to their right."""
-    polygon = np.flatnonzero(~circle)
-    parts, part_of = geometry[polygon], np.arange(len(polygon))
+    polygon = np.flatnonzero(~shapes.circle)
+    parts, part_of = shapes.geometry[polygon], np.arange(len(polygon))
     if (shapely.get_type_id(parts) == shapely.GeometryType.MULTIPOLYGON).any():
         parts, part_of = shapely.get_parts(parts, return_index=True)
     rings, ring_of = shapely.get_rings(parts, return_index=True)

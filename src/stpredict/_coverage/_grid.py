@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import shapely
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import sparse
 
 from stpredict._coverage import _edges, _kernels
 from stpredict._coverage._edges import Arcs, Boxes, Floats, Integers, Lines, blocks, boxes_of, deposit
-from stpredict._coverage._shapes import areas_of, bounds, check_valid, checked, in_threads
+from stpredict._coverage._shapes import Shapes, areas_of, bounds, check_valid, in_threads
 from stpredict._window import Window
 
 Part = tuple[NDArray[Any], Floats, Integers]  # as `Filled`, in square pixels
@@ -23,13 +23,13 @@ SAME_AREA = 1e-12  # of the area; rounding leaves 1e-15
 Filled = tuple[Integers, Floats, Integers]
 
 
-def coverage(geometry: ArrayLike, radius: ArrayLike, window: Window, *, cell_px: int = 1) -> sparse.csr_array:
+def coverage(shapes: Shapes, window: Window, *, cell_px: int = 1) -> sparse.csr_array:
     """Area of each shape inside each cell of a window.
 
     Parameters
     ----------
-    geometry, radius : array_like
-        (n,) shapes, see the package. Rows are independent: shapes may overlap, cross the window or miss it.
+    shapes : Shapes
+        (n,) shapes. Rows are independent: shapes may overlap, cross the window or miss it.
     window : Window
         Pixels that the cells tile from its corner; height and width are multiples of `cell_px`.
     cell_px : int, default 1
@@ -44,8 +44,7 @@ def coverage(geometry: ArrayLike, radius: ArrayLike, window: Window, *, cell_px:
     Raises
     ------
     ValueError
-        For rows that are no shape (a polygon that is not valid, if it reaches the window), and where the cells do not
-        tile the window.
+        For a polygon that is not valid, if it reaches the window, and where the cells do not tile the window.
 
     References
     ----------
@@ -57,13 +56,12 @@ def coverage(geometry: ArrayLike, radius: ArrayLike, window: Window, *, cell_px:
             f"cells of {cell_px} px do not tile a window of {window.height} x {window.width} px. "
             "cell_px is a whole number of pixels, at least 1, that divides both sides; pad the window to a multiple."
         )
-    geometry, radius, circle = checked(geometry, radius)
     shape = window.height // cell_px, window.width // cell_px
-    around = bounds(geometry, radius)
+    around = bounds(shapes)
     boxes = boxes_of(around, window, int(cell_px), shape)
-    check_valid(geometry[boxes.row], boxes.row)
-    floor = NOISE * np.minimum(areas_of(geometry, radius, circle)[boxes.row] / cell_px**2, 1.0)
-    flat = ~circle[boxes.row] & upright(geometry[boxes.row], around[boxes.row])
+    check_valid(shapes.geometry[boxes.row], boxes.row)
+    floor = NOISE * np.minimum(areas_of(shapes)[boxes.row] / cell_px**2, 1.0)
+    flat = ~shapes.circle[boxes.row] & upright(shapes.geometry[boxes.row], around[boxes.row])
 
     wide = np.int64 if shape[0] * shape[1] >= 2**31 else np.int32
 
@@ -72,13 +70,13 @@ def coverage(geometry: ArrayLike, radius: ArrayLike, window: Window, *, cell_px:
         if flat[which[0]]:
             cells, share, count = _products(around[row], block, floor=floor[which], n_cols=shape[1])
         else:
-            arcs = _edges.arcs(geometry[row], radius[row], circle[row], block)
-            lines = _edges.lines(geometry[row], circle[row], block)
-            cells, share, count = fill(arcs, lines, block, floor=floor[which], n_cols=shape[1])
+            chosen = shapes.rows(row)
+            edges = _edges.arcs(chosen, block), _edges.lines(chosen, block)
+            cells, share, count = fill(*edges, block, floor=floor[which], n_cols=shape[1])
         return cells.astype(wide), share * cell_px**2, count
 
     parts = [np.flatnonzero(kind)[some] for kind in (flat, ~flat) for some in blocks(boxes.size[:, kind])]
-    return _matrix(boxes.row, parts, list(in_threads(part, parts)), (len(geometry), shape[0] * shape[1]))
+    return _matrix(boxes.row, parts, list(in_threads(part, parts)), (len(shapes), shape[0] * shape[1]))
 
 
 def _matrix(rows: Integers, parts: list[Integers], filled: list[Part], shape: tuple[int, int]) -> sparse.csr_array:

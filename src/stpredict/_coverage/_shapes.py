@@ -1,10 +1,11 @@
-"""Circles and polygons as two arrays (geometry, radius): validation, areas, bounds, affine maps, clipping."""
+"""Shapes, circles and polygons row by row: what they are, their areas and bounds, affine maps, clipping."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 import numpy as np
 import shapely
@@ -18,17 +19,56 @@ Floats = NDArray[np.float64]
 RUN = 2**13  # geometries that a thread looks at
 POLYGONAL = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
 
+MOST = 16  # threads; more only wait for memory
 
-MOST = 16  # more only wait for memory
+
+@dataclass(frozen=True, eq=False)
+class Shapes:
+    """Circles and polygons in one frame, row by row.
+
+    Parameters
+    ----------
+    geometry : array_like
+        (n,) shapely Points, Polygons and MultiPolygons in (x, y) order; an empty one is a shape of which nothing is
+        left.
+    radius : array_like
+        (n,) radius in pixels of the circle around a Point, NaN elsewhere.
+
+    Attributes
+    ----------
+    circle
+        (n,) bool: the rows that are circles.
+
+    Raises
+    ------
+    ValueError
+        For the first row that is no shape. Whether a polygon is valid is checked by what needs it.
+    """
+
+    geometry: Geometries
+    radius: Floats
+    circle: NDArray[np.bool_] = field(init=False)
+
+    def __post_init__(self) -> None:
+        geometry, radius = np.asarray(self.geometry, dtype=object), np.asarray(self.radius, dtype=np.float64)
+        for name, value in (("geometry", geometry), ("radius", radius), ("circle", _circles(geometry, radius))):
+            object.__setattr__(self, name, value)
+
+    def __len__(self) -> int:
+        return len(self.geometry)
+
+    def rows(self, which: NDArray[np.int64] | NDArray[np.bool_]) -> Shapes:
+        """Some of them: an index or a mask of rows."""
+        return Shapes(self.geometry[which], self.radius[which])
 
 
-def areas(geometry: ArrayLike, radius: ArrayLike) -> Floats:
+def areas(shapes: Shapes) -> Floats:
     """Area of each shape.
 
     Parameters
     ----------
-    geometry, radius : array_like
-        (n,) shapes, see the package.
+    shapes : Shapes
+        (n,) shapes.
 
     Returns
     -------
@@ -38,83 +78,70 @@ def areas(geometry: ArrayLike, radius: ArrayLike) -> Floats:
     Raises
     ------
     ValueError
-        For rows that are no shape, polygons that are not valid among them.
+        For a polygon that is not valid.
     """
-    geometry, radius, circle = checked(geometry, radius)
-    check_valid(geometry)
-    return areas_of(geometry, radius, circle)
+    check_valid(shapes.geometry)
+    return areas_of(shapes)
 
 
-def bounds(geometry: ArrayLike, radius: ArrayLike) -> Floats:
+def bounds(shapes: Shapes) -> Floats:
     """Smallest upright box around each shape.
 
     Parameters
     ----------
-    geometry, radius : array_like
-        (n,) shapes, see the package.
+    shapes : Shapes
+        (n,) shapes.
 
     Returns
     -------
     Floats
         (n, 4) rows (y0, x0, y1, x1) in pixels; NaN for an empty geometry.
-
-    Raises
-    ------
-    ValueError
-        For rows that are no shape; whether a polygon is valid does not matter here.
     """
-    geometry, radius, circle = checked(geometry, radius)
-    x0, y0, x1, y1 = shapely.bounds(geometry).reshape(-1, 4).T
-    reach = np.where(circle, radius, 0.0)
+    x0, y0, x1, y1 = shapely.bounds(shapes.geometry).reshape(-1, 4).T
+    reach = np.where(shapes.circle, shapes.radius, 0.0)
     return np.stack([y0 - reach, x0 - reach, y1 + reach, x1 + reach], axis=1)
 
 
-def inside(geometry: ArrayLike, radius: ArrayLike, window: Window) -> NDArray[np.bool_]:
+def inside(shapes: Shapes, window: Window) -> NDArray[np.bool_]:
     """Whether each shape lies wholly inside the window, whose border counts as inside.
 
     Parameters
     ----------
-    geometry, radius : array_like
-        (n,) shapes, see the package.
+    shapes : Shapes
+        (n,) shapes.
 
     Returns
     -------
     ndarray of bool
         (n,) bool; False for an empty geometry.
-
-    Raises
-    ------
-    ValueError
-        Where `bounds` raises it.
     """
-    y0, x0, y1, x1 = bounds(geometry, radius).T
+    y0, x0, y1, x1 = bounds(shapes).T
     return (y0 >= window.y0) & (x0 >= window.x0) & (y1 <= window.y1) & (x1 <= window.x1)
 
 
-def transform(geometry: ArrayLike, radius: ArrayLike, affine: ArrayLike) -> tuple[Geometries, Floats]:
+def transform(shapes: Shapes, affine: ArrayLike) -> Shapes:
     """Shapes moved by an affine map.
 
     Parameters
     ----------
-    geometry, radius : array_like
-        (n,) shapes, see the package.
+    shapes : Shapes
+        (n,) shapes.
     affine : array_like
         (3, 3), acting on columns (x, y, 1); not singular.
 
     Returns
     -------
-    tuple[Geometries, Floats]
-        (n,) geometry and (n,) radius. Under a similarity (turn, flip, uniform scale) circles stay circles; under any
+    Shapes
+        (n,) shapes. Under a similarity (turn, flip, uniform scale) circles stay circles; under any
         other map they become polygons of 128 to 512 corners with exactly the ellipse's area, corner by corner, which
         strays from the ellipse so little that coverage is right to 1e-5 of the area (see `_as_polygons`).
 
     Raises
     ------
     ValueError
-        For rows that are no valid shape and for a matrix that is no invertible affine map.
+        For a polygon that is not valid and for a matrix that is no invertible affine map.
     """
-    geometry, radius, circle = checked(geometry, radius)
-    check_valid(geometry)
+    check_valid(shapes.geometry)
     matrix = np.asarray(affine, dtype=np.float64)
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or not np.array_equal(matrix[2], [0, 0, 1]):
         raise ValueError(
@@ -124,46 +151,45 @@ def transform(geometry: ArrayLike, radius: ArrayLike, affine: ArrayLike) -> tupl
     widest, narrowest = np.linalg.svd(linear, compute_uv=False)
     if narrowest <= 1e-12 * widest:
         raise ValueError(f"the affine map is singular: it flattens every shape, got {matrix.tolist()}.")
-    radius = radius.copy()
+    geometry, radius, circle = shapes.geometry, shapes.radius.copy(), shapes.circle
     if widest - narrowest <= 1e-9 * widest:
         radius[circle] *= np.sqrt(widest * narrowest)
     else:
         geometry = geometry.copy()
         geometry[circle] = _as_polygons(geometry[circle], radius[circle], seen=radius[circle] * widest)
         radius[circle] = np.nan
-    return shapely.transform(geometry, lambda xy: xy @ linear.T + shift), radius
+    return Shapes(shapely.transform(geometry, lambda xy: xy @ linear.T + shift), radius)
 
 
-def clip(geometry: ArrayLike, radius: ArrayLike, region: shapely.Geometry) -> tuple[Geometries, Floats]:
+def clip(shapes: Shapes, region: shapely.Geometry) -> Shapes:
     """What of each shape lies in a region.
 
     Parameters
     ----------
-    geometry, radius : array_like
-        (n,) shapes, see the package.
+    shapes : Shapes
+        (n,) shapes.
     region : shapely.Geometry
         A valid shapely Polygon or MultiPolygon, in the frame of the shapes.
 
     Returns
     -------
-    tuple[Geometries, Floats]
-        (n,) geometry and (n,) radius. Shapes wholly inside come back as they are, circles as circles; shapes outside,
-        or that touch the region in a line or a point only, come back empty with radius NaN; a circle that the border
+    Shapes
+        (n,) shapes. Those wholly inside come back as they are, circles as circles; shapes outside,
+        or that touch the region in a line or a point only, come back empty; a circle that the border
         cuts becomes a polygon, as fine as in `transform`.
 
     Raises
     ------
     ValueError
-        For rows that are no valid shape and for a region that is none.
+        For a polygon that is not valid and for a region that is none.
     """
-    geometry, radius, circle = checked(geometry, radius)
-    check_valid(geometry)
+    check_valid(shapes.geometry)
     if not isinstance(region, shapely.Polygon | shapely.MultiPolygon) or not region.is_valid:
         raise ValueError(
             f"a region is a valid Polygon or MultiPolygon, got {_describe(region)}. "
             "shapely.make_valid mends crossing borders; shapely.union_all joins several shapes."
         )
-    geometry, radius = geometry.copy(), radius.copy()
+    geometry, radius, circle = shapes.geometry.copy(), shapes.radius.copy(), shapes.circle
     shapely.prepare(region)
     whole = shapely.covers(region, geometry)
     cut = ~circle & ~whole & shapely.intersects(region, geometry)
@@ -175,13 +201,28 @@ def clip(geometry: ArrayLike, radius: ArrayLike, region: shapely.Geometry) -> tu
     geometry[cut] = _polygonal(shapely.intersection(geometry[cut], region))
     geometry[~cut & ~whole] = shapely.Polygon()
     radius[~whole] = np.nan
-    return geometry, radius
+    return Shapes(geometry, radius)
 
 
-def checked(geometry: ArrayLike, radius: ArrayLike) -> tuple[Geometries, Floats, NDArray[np.bool_]]:
-    """The shapes as arrays, and which of them are circles; ValueError for the first row that is no shape."""
-    geometry = np.asarray(geometry, dtype=object)
-    radius = np.asarray(radius, dtype=np.float64)
+def areas_of(shapes: Shapes) -> Floats:
+    """Areas of shapes whose polygons are valid."""
+    return np.where(shapes.circle, np.pi * np.square(shapes.radius), shapely.area(shapes.geometry))
+
+
+def check_valid(geometry: Geometries, rows: NDArray[np.int64] | None = None) -> None:
+    """ValueError for the first geometry that is not valid; `rows` are the names of the rows if not 0, 1, 2, ..."""
+    runs = [geometry[i : i + RUN] for i in range(0, len(geometry), RUN)]
+    broken = np.flatnonzero(~np.concatenate([np.empty(0, bool), *in_threads(shapely.is_valid, runs)]))
+    if len(broken):
+        row = broken[0] if rows is None else rows[broken[0]]
+        raise ValueError(
+            f"geometry of row {row} is not valid: {shapely.is_valid_reason(geometry[broken[0]])} ({len(broken)} such "
+            "rows). Its inside is not defined; mend it with shapely.make_valid and keep the polygons."
+        )
+
+
+def _circles(geometry: Geometries, radius: Floats) -> NDArray[np.bool_]:
+    """Which rows are circles; ValueError for the first row that is no shape."""
     if geometry.ndim != 1 or radius.shape != geometry.shape:
         raise ValueError(
             f"geometry and radius must have one row per shape, got shapes {geometry.shape} and {radius.shape}. "
@@ -205,24 +246,7 @@ def checked(geometry: ArrayLike, radius: ArrayLike) -> tuple[Geometries, Floats,
             f"row {row} is {geometry[row]} with radius {radius[row]} ({len(unsized)} of {circle.sum()} Points are no "
             "circle). A Point needs finite coordinates and a radius above 0, in pixels."
         )
-    return geometry, radius, circle
-
-
-def areas_of(geometry: Geometries, radius: Floats, circle: NDArray[np.bool_]) -> Floats:
-    """Areas of shapes that are checked."""
-    return np.where(circle, np.pi * np.square(radius), shapely.area(geometry))
-
-
-def check_valid(geometry: Geometries, rows: NDArray[np.int64] | None = None) -> None:
-    """ValueError for the first geometry that is not valid; `rows` are the names of the rows if not 0, 1, 2, ..."""
-    runs = [geometry[i : i + RUN] for i in range(0, len(geometry), RUN)]
-    broken = np.flatnonzero(~np.concatenate([np.empty(0, bool), *in_threads(shapely.is_valid, runs)]))
-    if len(broken):
-        row = broken[0] if rows is None else rows[broken[0]]
-        raise ValueError(
-            f"geometry of row {row} is not valid: {shapely.is_valid_reason(geometry[broken[0]])} ({len(broken)} such "
-            "rows). Its inside is not defined; mend it with shapely.make_valid and keep the polygons."
-        )
+    return circle
 
 
 def _crossed(geometry: Geometries, radius: Floats, region: shapely.Geometry) -> NDArray[np.bool_]:

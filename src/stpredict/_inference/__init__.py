@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from stpredict._inference._chunks import Runtime, RuntimeOptions
 from stpredict._inference._dense import raster_shape, tiling_of
 from stpredict._inference._run import (
     Prediction,
-    RuntimeOptions,
     embed,
     fold_batch_norms,
     n_chunks,
     predict,
     predict_with_spread,
-    resolve_runtime,
     run_chunks,
 )
 
 __all__ = [
     "Prediction",
+    "Runtime",
     "RuntimeOptions",
     "embed",
     "fold_batch_norms",
@@ -24,7 +24,6 @@ __all__ = [
     "predict",
     "predict_with_spread",
     "raster_shape",
-    "resolve_runtime",
     "run_chunks",
     "tiling_of",
 ]

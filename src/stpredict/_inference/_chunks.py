@@ -6,8 +6,9 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import shapely
@@ -21,11 +22,58 @@ from stpredict._prefetch import prefetch
 from stpredict._section import Section
 from stpredict.models._base import Model
 from stpredict.models._samples import Batch, Samples
-from stpredict.nn.device import same_autocast
+from stpredict.nn.device import Precision, resolve_device, resolve_precision, same_autocast
 
 logger = logging.getLogger("stpredict")
 PATCHES = 64  # images of spot models a forward pass
 CHUNK_ROWS = 1024  # shapes of spot models a chunk, about
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how the forward pass runs, decided in full: what inference takes.
+
+    Parameters
+    ----------
+    device : torch.device
+        It need not be one of this machine: a worker may have decided.
+    precision : {"32-true", "bf16-mixed", "16-mixed"}
+        Number format.
+    batch_size : int
+        Tiles or patches a forward pass.
+    progress, compile : bool
+        Progress bars; `torch.compile` of dense models.
+    """
+
+    device: torch.device
+    precision: Precision
+    batch_size: int
+    progress: bool = True
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """What a caller asks of the forward pass, where "auto" leaves the choice to the machine; fields as of `Runtime`."""
+
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: int | Literal["auto"] = "auto"
+    progress: bool = True
+    compile: bool = False
+
+    def resolve(self, output: Literal["raster", "spots"]) -> Runtime:
+        """Decide on this machine, for models of this output.
+
+        Raises
+        ------
+        ValueError
+            For a device that is not there, and an unknown precision.
+        """
+        device = resolve_device(self.device)
+        chosen = (4 if device.type == "cuda" else 1) if output == "raster" else PATCHES
+        size = chosen if self.batch_size == "auto" else int(self.batch_size)
+        return Runtime(device, resolve_precision(self.precision, device), size, self.progress, self.compile)
 
 
 class ChunkedInference(ABC):
@@ -36,12 +84,10 @@ class ChunkedInference(ABC):
 
     n: int
 
-    def __init__(
-        self, model: Model, section: Section, *, batch_size: int, device: torch.device, progress: bool
-    ) -> None:
-        self.model, self.section, self.batch_size = model, section, batch_size
-        self.device, self.progress = device, progress
-        self._at_once = batch_size
+    def __init__(self, model: Model, section: Section, runtime: Runtime) -> None:
+        self.model, self.section = model, section
+        self.device, self.batch_size, self.progress = runtime.device, runtime.batch_size, runtime.progress
+        self._at_once = runtime.batch_size
 
     def in_batches[Done](self, n: int, forward: Callable[[slice], Done]) -> list[Done]:
         """`forward` on n images, as many at a time as fit into memory: half as many whenever it runs out.
@@ -73,7 +119,7 @@ class ChunkedInference(ABC):
         """The parts of these chunks, one by one, in this order."""
 
     @abstractmethod
-    def read(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    def from_sums(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """From the sums (n, d) the latent of every shape, 0 where nothing is covered, and covered shares (n,)."""
 
 
@@ -86,15 +132,12 @@ class PatchInference(ChunkedInference):
         The same model in fewer steps, for the latent; None: the model itself.
     """
 
-    def __init__(
-        self, model: Model, section: Section, *, batch_size: int, device: torch.device, progress: bool,
-        fast: Model | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__(model, section, batch_size=batch_size, device=device, progress=progress)
+    def __init__(self, model: Model, section: Section, runtime: Runtime, *, fast: Model | None = None) -> None:
+        super().__init__(model, section, runtime)
         self.fast = model if fast is None else fast
         self.share = _covered_share(section)
-        on = np.flatnonzero(self.share > 0)
-        step = max(len(on), 1) if model.uses_section_context else batch_size * -(-CHUNK_ROWS // batch_size)
+        on, size = np.flatnonzero(self.share > 0), runtime.batch_size
+        step = max(len(on), 1) if model.uses_section_context else size * -(-CHUNK_ROWS // size)
         self.groups = [on[k : k + step] for k in range(0, len(on), step)]
         self.n = len(self.groups)
 
@@ -133,12 +176,12 @@ class PatchInference(ChunkedInference):
         batch = (batch if whole else samples.collate(patches[part])).to(self.device)
         return self.fast.latent(batch).float().cpu().numpy(), batch.rows[:, 1]
 
-    def read(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    def from_sums(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """The sums are the latent: each shape belongs to exactly one chunk."""
         return total.astype(np.float32, copy=False), self.share
 
 
 def _covered_share(section: Section) -> NDArray[np.float64]:
     image = shapely.box(0, 0, section.image.width, section.image.height)
-    area = _coverage.areas(*_coverage.clip(section.geometry, section.radius, image))
+    area = _coverage.areas(_coverage.clip(section.shapes, image))
     return np.clip(area / np.where(section.area > 0, section.area, np.inf), 0.0, 1.0)

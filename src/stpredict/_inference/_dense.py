@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from stpredict import _coverage
-from stpredict._inference._chunks import ChunkedInference
+from stpredict._inference._chunks import ChunkedInference, Runtime
 from stpredict._partial import PartialSum
 from stpredict._prefetch import prefetch
 from stpredict._section import Section
@@ -24,7 +24,8 @@ from stpredict._window import Tile, Window, tiles
 from stpredict.models._base import Model, Tiling
 from stpredict.models._samples import Batch, to_cells
 
-READ_OUT_DEPTH = 1  # chunks that are pooled while the next is computed
+READ_DEPTH = 2  # chunks that are read while one is computed
+POOL_DEPTH = 1  # chunks that are pooled while the next is computed
 
 Raster = Callable[[slice, slice, NDArray[np.float32]], None]
 
@@ -46,15 +47,15 @@ class DenseInference(ChunkedInference):
     """
 
     def __init__(
-        self, model: Model, section: Section, *, batch_size: int, device: torch.device, progress: bool,
-        raster: Raster | None = None, query: Tensor | None = None, fast: Model | None = None,
+        self, model: Model, section: Section, runtime: Runtime, *, raster: Raster | None = None,
+        query: Tensor | None = None, fast: Model | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(model, section, batch_size=batch_size, device=device, progress=progress)
+        super().__init__(model, section, runtime)
         self.fast = model if fast is None else fast
         self.raster, self.query = raster, query
         image = shapely.box(0, 0, section.image.width, section.image.height)
-        self.geometry, self.radius = _coverage.clip(section.geometry, section.radius, image)
-        self.bounds = _coverage.bounds(self.geometry, self.radius) / model.stride
+        self.shapes = _coverage.clip(section.shapes, image)
+        self.bounds = _coverage.bounds(self.shapes) / model.stride
         self._tree = STRtree([shapely.box(x0, y0, x1, y1) for y0, x0, y1, x1 in self.bounds])
         self._last_read: tuple[Window, NDArray[np.uint8]] | None = None
         if section.tissue is not None:
@@ -66,47 +67,9 @@ class DenseInference(ChunkedInference):
             for tile in all_tiles
             if len(self._shapes_in(tile.core)) or (raster is not None and self._has_tissue(tile))
         ]
-        self.groups = [wanted[k : k + batch_size] for k in range(0, len(wanted), batch_size)]
+        size = runtime.batch_size
+        self.groups = [wanted[k : k + size] for k in range(0, len(wanted), size)]
         self.n = len(self.groups)
-
-    def stream(self, which: Sequence[int]) -> Generator[PartialSum]:
-        """The partial sums of these chunks, in this order.
-
-        Three things go on at once: while one batch of tiles is computed, the next is read, and the one before is read
-        out inside its shapes and written to the raster.
-        """
-        return prefetch(self._reduce_batch, self._latent_batches(which), depth=READ_OUT_DEPTH)
-
-    def _latent_batches(self, which: Sequence[int]) -> Generator[tuple[int, Tensor]]:
-        """Chunks, by number, and the latent maps (b, d, h, w) of their cores.
-
-        Two buffers (`READ_OUT_DEPTH` and one) take turns: a chunk is read out before the maps of the next but one are
-        computed. Allocated in each forward pass, and freed in the next, maps would break up the heap.
-        """
-        model, cells = self.model, round(self.tiling.core_px / self.model.stride)
-        shape = max(map(len, self.groups), default=0), model.query(model.genes[:1]).shape[1], cells, cells
-        buffers = [
-            torch.empty(shape, dtype=torch.float32, device=self.device)
-            for _ in range(min(READ_OUT_DEPTH + 1, len(which)))
-        ]
-        with closing(prefetch(self._read_batch, which, depth=2)) as batches:
-            shown = tqdm(batches, desc="tiles", total=len(which), disable=not self.progress, leave=False)
-            for k, (i, images) in enumerate(zip(which, shown, strict=True)):
-                maps = buffers[k % len(buffers)][: len(images)]
-                self.in_batches(len(images), partial(_latent_of_tiles, self.fast, images, maps))
-                yield i, maps
-
-    def read(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Divide the sums by the covered areas (mean), or scale them (sum); also covered shares."""
-        model, section = self.model, self.section
-        area = total[:, -1:].copy()
-        with np.errstate(invalid="ignore", divide="ignore"):
-            weight = 1 / area if self.tiling.reduction == "mean" else (model.stride * section.mpp) ** 2
-            pooled = total if total.dtype == np.float32 else np.empty(total.shape, np.float32)
-            np.multiply(total, weight, dtype=np.float64, out=pooled, casting="same_kind")
-        pooled[area[:, 0] <= 0] = 0.0
-        share = area[:, 0] * model.stride**2 / np.where(section.area > 0, section.area, np.inf)
-        return pooled, np.clip(share, 0.0, 1.0)
 
     def _shapes_in(self, core: Window) -> NDArray[np.int64]:
         """Rows of the shapes whose bounds overlap this core, rising."""
@@ -120,7 +83,19 @@ class DenseInference(ChunkedInference):
         core, tissue = tile.core, self.section.tissue
         return tissue is None or bool(shapely.intersects(tissue, shapely.box(core.x0, core.y0, core.x1, core.y1)))
 
-    def _read_batch(self, chunk: int) -> Tensor:
+    def stream(self, which: Sequence[int]) -> Generator[PartialSum]:
+        """The partial sums of these chunks, in this order.
+
+        A chunk goes through three stages, which work on three chunks at once: its tiles are read from the image in a
+        thread; the network maps them here; in another thread the maps are pooled inside shapes and written to the
+        raster.
+        """
+        images = prefetch(self._read_tiles, which, depth=READ_DEPTH)
+        maps = self._latent_maps(which, images)
+        return prefetch(self._pool_and_write, maps, depth=POOL_DEPTH)
+
+    def _read_tiles(self, chunk: int) -> Tensor:
+        """First stage: the pixels (b, 3, h, w) of the tiles of a chunk."""
         read = np.stack([self._pixels(tile.read) for tile in self.groups[chunk]])
         images = torch.from_numpy(read).permute(0, 3, 1, 2)
         return images.pin_memory() if self.device.type == "cuda" else images
@@ -137,12 +112,53 @@ class DenseInference(ChunkedInference):
         self._last_read = window, image.read(window)
         return self._last_read[1]
 
+    def _latent_maps(self, which: Sequence[int], images: Generator[Tensor]) -> Generator[tuple[int, Tensor]]:
+        """Second stage: chunks, by number, and the latent maps (b, d, h, w) of their cores.
+
+        Two buffers (`POOL_DEPTH` and one) take turns: a chunk is pooled before the maps of the next but one are
+        computed. Allocated in each forward pass, and freed in the next, maps would break up the heap.
+        """
+        model, cells = self.model, round(self.tiling.core_px / self.model.stride)
+        shape = max(map(len, self.groups), default=0), model.query(model.genes[:1]).shape[1], cells, cells
+        buffers = [
+            torch.empty(shape, dtype=torch.float32, device=self.device) for _ in range(min(POOL_DEPTH + 1, len(which)))
+        ]
+        with closing(images):
+            shown = tqdm(images, desc="tiles", total=len(which), disable=not self.progress, leave=False)
+            for k, (chunk, read) in enumerate(zip(which, shown, strict=True)):
+                maps = buffers[k % len(buffers)][: len(read)]
+                self.in_batches(len(read), partial(self._forward, read, maps))
+                yield chunk, maps
+
     @torch.inference_mode()
-    def _reduce_batch(self, batch: tuple[int, Tensor]) -> PartialSum:
-        """The partial sums of a chunk; its cores are written to the raster."""
-        group, maps = self.groups[batch[0]], batch[1]
+    def _forward(self, images: Tensor, out: Tensor, part: slice) -> None:
+        """Write the latent maps (b, d, h, w) of the cores of some tiles into `out[part]`.
+
+        They are averaged in float32 over the first `turns` symmetries of the square.
+        """
+        stride, turns = self.model.stride, self.tiling.turns
+        images = images[part].to(out.device, non_blocking=True)
+        halo, core = (round(px / stride) for px in (self.tiling.halo_px, self.tiling.core_px))
+        total: Tensor | None = None
+        for turn in range(turns):
+            flip, quarters = turn > 3, turn % 4
+            image = images.flip(-1) if flip else images
+            image = image.rot90(quarters, (-2, -1)) if quarters else image  # a turn of nothing copies
+            batch = Batch(image, None, None, (), np.empty((0, 2), np.int64))
+            maps = self.fast.latent(batch)[..., halo : halo + core, halo : halo + core]
+            maps = maps.to(torch.float32, copy=True) if turns > 1 else maps  # no view: the halo goes
+            maps = maps.rot90(-quarters, (-2, -1)) if quarters else maps
+            maps = maps.flip(-1) if flip else maps
+            total = maps if total is None else total + maps
+        assert total is not None
+        out[part] = total if turns == 1 else total / turns
+
+    @torch.inference_mode()
+    def _pool_and_write(self, chunk: tuple[int, Tensor]) -> PartialSum:
+        """Third stage: the partial sums of a chunk; its cores are written to the raster."""
+        tiles, maps = self.groups[chunk[0]], chunk[1]
         sums: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
-        for tile, core in zip(group, maps, strict=True):
+        for tile, core in zip(tiles, maps, strict=True):
             sums.append(self._pooled_sums(tile.core, core))
             if self.raster is not None:
                 self._write_raster_tile(tile.core, core)
@@ -160,8 +176,8 @@ class DenseInference(ChunkedInference):
         if not len(hits):
             return hits, np.zeros((0, d))
         window = Window(round(core.y0 / self.model.stride), round(core.x0 / self.model.stride), h, w)
-        shapes = _coverage.transform(self.geometry[hits], self.radius[hits], to_cells(self.model.stride))
-        weights = _coverage.Weights.of(_coverage.coverage(*shapes, window))
+        shapes = _coverage.transform(self.shapes.rows(hits), to_cells(self.model.stride))
+        weights = _coverage.Weights.of(_coverage.coverage(shapes, window))
         if latent.is_cuda:
             sums = weights.of_cells(latent.movedim(0, -1).reshape(h * w, d).cpu().numpy()).astype(np.float64)
         else:  # in this thread alone: more would be in the way of the network's
@@ -179,6 +195,18 @@ class DenseInference(ChunkedInference):
         y1, x1 = min(y0 + values.shape[1], height), min(x0 + values.shape[2], width)
         self.raster(slice(y0, y1), slice(x0, x1), values[:, : y1 - y0, : x1 - x0].cpu().numpy())
 
+    def from_sums(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Divide the sums by the covered areas (mean), or scale them (sum); also covered shares."""
+        model, section = self.model, self.section
+        area = total[:, -1:].copy()
+        with np.errstate(invalid="ignore", divide="ignore"):
+            weight = 1 / area if self.tiling.reduction == "mean" else (model.stride * section.mpp) ** 2
+            pooled = total if total.dtype == np.float32 else np.empty(total.shape, np.float32)
+            np.multiply(total, weight, dtype=np.float64, out=pooled, casting="same_kind")
+        pooled[area[:, 0] <= 0] = 0.0
+        share = area[:, 0] * model.stride**2 / np.where(section.area > 0, section.area, np.inf)
+        return pooled, np.clip(share, 0.0, 1.0)
+
 
 def tiling_of(model: Model) -> Tiling:
     """How a dense model goes over an image."""
@@ -190,27 +218,3 @@ def raster_shape(model: Model, section: Section) -> tuple[int, int]:
     """(height, width) of a dense model's raster of this section, in cells."""
     stride = model.stride
     return int(np.ceil(section.image.height / stride)), int(np.ceil(section.image.width / stride))
-
-
-@torch.inference_mode()
-def _latent_of_tiles(model: Model, images: Tensor, out: Tensor, part: slice) -> None:
-    """Write the latent maps (b, d, h, w) of the cores of some tiles into `out[part]`.
-
-    They are averaged in float32 over the first `turns` symmetries of the square.
-    """
-    tiling = tiling_of(model)
-    images, turns = images[part].to(out.device, non_blocking=True), tiling.turns
-    halo, core = (round(px / model.stride) for px in (tiling.halo_px, tiling.core_px))
-    total: Tensor | None = None
-    for turn in range(turns):
-        flip, quarters = turn > 3, turn % 4
-        image = images.flip(-1) if flip else images
-        image = image.rot90(quarters, (-2, -1)) if quarters else image  # a turn of nothing copies
-        batch = Batch(image, None, None, (), np.empty((0, 2), np.int64))
-        maps = model.latent(batch)[..., halo : halo + core, halo : halo + core]
-        maps = maps.to(torch.float32, copy=True) if turns > 1 else maps  # no view: the halo goes
-        maps = maps.rot90(-quarters, (-2, -1)) if quarters else maps
-        maps = maps.flip(-1) if flip else maps
-        total = maps if total is None else total + maps
-    assert total is not None
-    out[part] = total if turns == 1 else total / turns

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stpredict._inference._chunks import PATCHES, ChunkedInference, PatchInference
+from stpredict._inference._chunks import ChunkedInference, PatchInference, Runtime
 from stpredict._inference._dense import DenseInference, Raster, tiling_of
 from stpredict._malloc import keep_freed_memory
 from stpredict._partial import PartialStore, PartialSum
@@ -22,31 +22,12 @@ from stpredict.models import Ensemble
 from stpredict.models._base import Model
 from stpredict.models._patches import PatchEncoder
 from stpredict.models._samples import Batch
-from stpredict.nn.device import autocast, resolve_device, resolve_precision, run_after_fork
+from stpredict.nn.device import autocast, resolve_device, run_after_fork
 from stpredict.nn.encoders import folded_encoder
 from stpredict.nn.fold import copied, folded
 
 EXACT_BYTES = 2**24  # of sums in float64
 HEAD_ROWS = 8192  # shapes whose genes are predicted together, where a model does not want all of a section
-
-
-@dataclass(frozen=True)
-class RuntimeOptions:
-    """Where and how the forward pass runs: device, number format, images a batch, progress bar, `torch.compile`."""
-
-    device: str = "auto"
-    precision: str = "auto"
-    batch_size: int | str = "auto"
-    progress: bool = True
-    compile: bool = False
-
-
-def resolve_runtime(runtime: RuntimeOptions, output: str) -> RuntimeOptions:
-    """The same with every "auto" decided on this machine, for models of this output ("raster" or "spots")."""
-    device = resolve_device(runtime.device)
-    chosen = (4 if device.type == "cuda" else 1) if output == "raster" else PATCHES
-    n = chosen if runtime.batch_size == "auto" else int(runtime.batch_size)
-    return replace(runtime, device=str(device), precision=resolve_precision(runtime.precision, device), batch_size=n)
 
 
 class Prediction(NamedTuple):
@@ -72,7 +53,7 @@ def predict(
     section: Section,
     genes: Sequence[str],
     *,
-    runtime: RuntimeOptions,
+    runtime: Runtime,
     raster: Raster | None = None,
     parts: PartialStore | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -85,7 +66,7 @@ def predict_with_spread(
     section: Section,
     genes: Sequence[str],
     *,
-    runtime: RuntimeOptions,
+    runtime: Runtime,
     raster: Raster | None = None,
     parts: PartialStore | None = None,
 ) -> Prediction:
@@ -115,10 +96,10 @@ def predict_with_spread(
     if isinstance(model, Ensemble) and model.output == "spots":
         _check_map(model, raster)
         return _predict_members(model, section, genes, runtime, parts)
-    with _inference_mode(model, runtime) as device:
-        query = _query(model, genes, device)
+    with _inference_mode(model, runtime):
+        query = _query(model, genes, runtime.device)
         fast = fold_batch_norms(model, compile=runtime.compile)
-        chunks = _chunked(model, section, runtime, device, fast=fast, raster=raster, query=query)
+        chunks = _chunked(model, section, runtime, fast=fast, raster=raster, query=query)
         rows, share = _pooled_rows(chunks, parts)
         values = np.full((section.n_shapes, len(genes)), np.nan, dtype=np.float32)
         spread = np.full_like(values, np.nan) if isinstance(model, Ensemble) else None
@@ -129,7 +110,7 @@ def predict_with_spread(
 
 
 def _predict_members(
-    model: Ensemble, section: Section, genes: Sequence[str], runtime: RuntimeOptions, parts: PartialStore | None
+    model: Ensemble, section: Section, genes: Sequence[str], runtime: Runtime, parts: PartialStore | None
 ) -> Prediction:
     """Mean and standard deviation over members that look at patches, each with samples of its own, in target units.
 
@@ -146,7 +127,7 @@ def _predict_members(
     return Prediction(mean, share, np.sqrt(square / np.float32(len(model.models) - 1)))
 
 
-def _first_chunks(model: Ensemble, section: Section, runtime: RuntimeOptions) -> list[int]:
+def _first_chunks(model: Ensemble, section: Section, runtime: Runtime) -> list[int]:
     """The number that each member's pieces begin at, and that of all."""
     sizes = [n_chunks(each, section, runtime=runtime, raster=False) for each in model.models]
     return [0, *accumulate(sizes)]
@@ -169,12 +150,12 @@ class _PartsFrom:
         self.parts.keep(self.first + chunk, part)
 
 
-def n_chunks(model: Model, section: Section, *, runtime: RuntimeOptions, raster: bool) -> int:
-    """How many chunks `predict` has for this section, with or without its raster; `runtime` is resolved."""
+def n_chunks(model: Model, section: Section, *, runtime: Runtime, raster: bool) -> int:
+    """How many chunks `predict` has for this section, with or without its raster; the device need not be here."""
     if isinstance(model, Ensemble) and model.output == "spots":
         return _first_chunks(model, section, runtime)[-1]
     taker: Raster | None = (lambda y, x, values: None) if raster else None
-    return _chunked(model, section, runtime, torch.device("cpu"), raster=taker).n
+    return _chunked(model, section, replace(runtime, device=torch.device("cpu")), raster=taker).n
 
 
 def run_chunks(
@@ -183,7 +164,7 @@ def run_chunks(
     genes: Sequence[str],
     which: Sequence[int],
     *,
-    runtime: RuntimeOptions,
+    runtime: Runtime,
     parts: PartialStore,
     raster: Raster | None = None,
 ) -> None:
@@ -194,18 +175,16 @@ def run_chunks(
             if own:
                 run_chunks(member, section, genes, own, runtime=runtime, parts=_PartsFrom(parts, a))
         return
-    with _inference_mode(model, runtime) as device:
-        query = _query(model, genes, device)
+    with _inference_mode(model, runtime):
+        query = _query(model, genes, runtime.device)
         fast = fold_batch_norms(model, compile=runtime.compile)
-        chunks = _chunked(model, section, runtime, device, fast=fast, raster=raster, query=query)
+        chunks = _chunked(model, section, runtime, fast=fast, raster=raster, query=query)
         with closing(chunks.stream(which)) as made:
             for i, part in zip(which, made, strict=True):
                 parts.keep(i, part)
 
 
-def embed(
-    model: Model, section: Section, *, runtime: RuntimeOptions
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+def embed(model: Model, section: Section, *, runtime: Runtime) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """What a model sees of each shape before any gene is asked: its latent, pooled inside the shape.
 
     Returns values (n, d) float32, NaN where nothing of a shape is on the image (what is no feature is left out: a dense
@@ -215,21 +194,20 @@ def embed(
     if isinstance(model, Ensemble) and model.output == "spots":
         found = [embed(each, section, runtime=runtime) for each in model.models]
         return np.concatenate([values for values, _ in found], axis=1), found[0][1]
-    with _inference_mode(model, runtime) as device:
+    with _inference_mode(model, runtime):
         fast = fold_batch_norms(model, compile=runtime.compile)
-        rows, share = _pooled_rows(_chunked(model, section, runtime, device, fast=fast), None)
+        rows, share = _pooled_rows(_chunked(model, section, runtime, fast=fast), None)
     values = np.where(share[:, None] > 0, rows, np.nan).astype(np.float32)
     return values[:, : values.shape[1] - model.n_auxiliary], share
 
 
 @contextmanager
-def _inference_mode(model: Model, runtime: RuntimeOptions) -> Iterator[torch.device]:
+def _inference_mode(model: Model, runtime: Runtime) -> Iterator[None]:
     run_after_fork()
-    device = resolve_device(runtime.device)
+    device = resolve_device(runtime.device)  # raises for one that another machine has
     model.to(device).eval()
-    precision = resolve_precision(runtime.precision, device)
-    with keep_freed_memory(), torch.inference_mode(), autocast(precision, device):
-        yield device
+    with keep_freed_memory(), torch.inference_mode(), autocast(runtime.precision, device):
+        yield
 
 
 def fold_batch_norms(model: Model, *, compile: bool = False) -> Model:
@@ -267,21 +245,13 @@ def _query(model: Model, genes: Sequence[str], device: torch.device) -> Tensor |
 
 
 def _chunked(
-    model: Model, section: Section, runtime: RuntimeOptions, device: torch.device, *, fast: Model | None = None,
-    raster: Raster | None = None, query: Tensor | None = None,
+    model: Model, section: Section, runtime: Runtime, *, fast: Model | None = None, raster: Raster | None = None,
+    query: Tensor | None = None,
 ) -> ChunkedInference:  # fmt: skip
     _check_map(model, raster)
-    n = (
-        runtime.batch_size
-        if isinstance(runtime.batch_size, int)
-        else int(resolve_runtime(runtime, model.output).batch_size)
-    )
     if model.output == "raster":
-        return DenseInference(
-            model, section, batch_size=n, device=device, progress=runtime.progress, raster=raster, query=query,
-            fast=fast,
-        )  # fmt: skip
-    return PatchInference(model, section, batch_size=n, device=device, progress=runtime.progress, fast=fast)
+        return DenseInference(model, section, runtime, raster=raster, query=query, fast=fast)
+    return PatchInference(model, section, runtime, fast=fast)
 
 
 def _check_map(model: Model, raster: Raster | None) -> None:
@@ -312,7 +282,7 @@ def _pooled_rows(
             total[part.rows] += part.values
     if total is None:
         return np.zeros((chunks.section.n_shapes, 0), np.float32), np.zeros(chunks.section.n_shapes)
-    return chunks.read(total)
+    return chunks.from_sums(total)
 
 
 def _empty_sums(n_shapes: int, part: PartialSum) -> NDArray[np.floating]:

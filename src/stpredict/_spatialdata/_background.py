@@ -161,7 +161,7 @@ def warn_of_background(
     if not section.n_shapes:
         share, what = float(glass.mean()), f"image {spec.image!r}"
     else:
-        bare = on_glass(glass, (down * zoom, right * zoom), section.geometry, section.radius)
+        bare = on_glass(glass, (down * zoom, right * zoom), section.shapes)
         share, what = float(np.nanmean(bare)), f"{len(bare)} shapes of {spec.shapes_key!r}"
         known = np.isfinite(bare) if measured is None else np.isfinite(bare) & measured
         shifted = float(bare[known].mean()) if measured is not None and known.any() else 0.0
@@ -186,22 +186,17 @@ def warn_of_background(
     return None if bare is None else bare == 1
 
 
-def on_glass(
-    glass: NDArray[np.bool_],
-    scale: tuple[float, float],
-    geometry: NDArray[np.object_],
-    radius: NDArray[np.float64],
-) -> NDArray[np.float64]:
+def on_glass(glass: NDArray[np.bool_], scale: tuple[float, float], shapes: _coverage.Shapes) -> NDArray[np.float64]:
     """1 for each shape whose centre lies on bare glass, 0 for others, NaN for empty ones.
 
     Parameters
     ----------
     glass, scale
         (h, w) of a thumbnail, and pixels of the frame of the shapes in one of it, along (y, x).
-    geometry, radius
-        (n,) shapes on the image, as in `Section`.
+    shapes
+        (n,) on the image.
     """
-    y0, x0, y1, x1 = _coverage.bounds(geometry, radius).T
+    y0, x0, y1, x1 = _coverage.bounds(shapes).T
     centres = np.stack([(y0 + y1) / 2 / scale[0], (x0 + x1) / 2 / scale[1]], axis=1)
     out = np.full(len(centres), np.nan)
     finite = np.isfinite(centres).all(axis=1)

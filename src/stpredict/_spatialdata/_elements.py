@@ -246,6 +246,12 @@ def _inventory(sdata: SpatialData) -> str:
     return ", ".join(f"{kind} {sorted(elements)}" for kind, elements in parts.items())
 
 
+def path_of(sdata: SpatialData | str | Path) -> Path | None:
+    """The store of an object, or the one that is named; None for an object in memory."""
+    path = sdata if isinstance(sdata, str | Path) else sdata.path
+    return None if path is None else Path(path)
+
+
 def opened(sdata: SpatialData | str | Path) -> SpatialData:
     """The object, read from its store where a path is given.
 

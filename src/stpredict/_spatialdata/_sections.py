@@ -120,7 +120,7 @@ def training_section(
     """
     spec = (spec or SectionSpec()).resolved(sdata)
     whole, on_image = _section_of_shapes(sdata, spec, at_mpp, name)
-    share = _share(whole.geometry, whole.radius, whole.area)
+    share = _share(whole.shapes, whole.area)
     least = _by_area(whole.area * at_mpp**2) if spec.min_counts is None else spec.min_counts
     spec = dataclasses.replace(spec, min_counts=least)
     rows, keep, dropped = _usable_rows(sdata, spec, on_image=on_image, share=share)
@@ -148,10 +148,10 @@ def usable_rows(sdata: SpatialData, spec: SectionSpec | None = None) -> tuple[ND
     """
     spec = (spec or SectionSpec()).resolved(sdata)
     region = tissue(sdata, spec.tissue_key, spec.image)
-    geometry, radius, area, on_image = shapes_in_pixels(sdata, spec.image, spec.shapes, region=region)
-    check_some_inside(geometry, shapes_key=spec.shapes, image_key=spec.image, tissue_key=spec.tissue_key)
+    shapes, area, on_image = shapes_in_pixels(sdata, spec.image, spec.shapes, region=region)
+    check_some_inside(shapes, shapes_key=spec.shapes, image_key=spec.image, tissue_key=spec.tissue_key)
     spec = dataclasses.replace(spec, min_counts=needed_counts(sdata, spec))
-    rows, _, dropped = _usable_rows(sdata, spec, on_image=on_image, share=_share(geometry, radius, area))
+    rows, _, dropped = _usable_rows(sdata, spec, on_image=on_image, share=_share(shapes, area))
     return rows, dropped
 
 
@@ -168,11 +168,13 @@ def _section_of_shapes(
     """The section of all shapes of a resolved spec, and which of them lie wholly on the image."""
     view, step = image_view(sdata, spec, at_mpp)
     region = tissue(sdata, spec.tissue_key, spec.image, step=step)
-    geometry, radius, area, on_image = shapes_in_pixels(sdata, spec.image, spec.shapes, region=region, step=step)
-    check_some_inside(geometry, shapes_key=spec.shapes, image_key=spec.image, tissue_key=spec.tissue_key)
+    shapes, area, on_image = shapes_in_pixels(sdata, spec.image, spec.shapes, region=region, step=step)
+    check_some_inside(shapes, shapes_key=spec.shapes, image_key=spec.image, tissue_key=spec.tissue_key)
     ids = shapes_element(sdata, spec.shapes).index.to_numpy()
     name = name or section_name(sdata, spec.image)
-    whole = Section(name=name, image=view, geometry=geometry, radius=radius, ids=ids, area=area, tissue=region)
+    whole = Section(
+        name=name, image=view, geometry=shapes.geometry, radius=shapes.radius, ids=ids, area=area, tissue=region
+    )
     return whole, on_image
 
 
@@ -209,7 +211,7 @@ def areas_um2(sdata: SpatialData, spec: SectionSpec) -> NDArray[np.float64]:
     Raises ValueError as `section` does for the keys and for an image without mpp.
     """
     spec = spec.resolved(sdata)
-    _, _, area, _ = shapes_in_pixels(sdata, spec.image, spec.shapes)
+    _, area, _ = shapes_in_pixels(sdata, spec.image, spec.shapes)
     return area * image_mpp(sdata, spec.image, spec.shapes_key, spec.mpp) ** 2
 
 
@@ -260,11 +262,9 @@ def _usable_rows(
     return rows[keep], positions[keep], dropped
 
 
-def _share(
-    geometry: NDArray[np.object_], radius: NDArray[np.float64], area: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _share(shapes: _coverage.Shapes, area: NDArray[np.float64]) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.nan_to_num(_coverage.areas(geometry, radius) / area)
+        return np.nan_to_num(_coverage.areas(shapes) / area)
 
 
 def _in_tissue(table: AnnData, rows: NDArray[np.int64]) -> NDArray[np.bool_] | None:

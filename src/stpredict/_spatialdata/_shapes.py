@@ -10,6 +10,7 @@ import pandas as pd
 import shapely
 
 from stpredict import _caches, _coverage
+from stpredict._coverage import Shapes
 from stpredict._spatialdata._elements import finest, missing_key, raster_size
 from stpredict._spatialdata._outline import outline, outlines
 from stpredict._spatialdata._transformations import relative_affine, scaling
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from shapely.geometry.base import BaseGeometry
     from spatialdata import SpatialData
-
-    Rows = tuple[NDArray[np.object_], NDArray[np.float64]]  # geometry, radius
 
 logger = logging.getLogger("stpredict")
 
@@ -51,8 +50,8 @@ def shapes_element(sdata: SpatialData, shapes_key: str) -> GeoDataFrame:
     return known[1]
 
 
-def geometry_of(sdata: SpatialData, shapes_key: str) -> Rows:
-    """Geometry (n,) and radius (n,; NaN where not a circle) of an element, in its own frame and order.
+def geometry_of(sdata: SpatialData, shapes_key: str) -> Shapes:
+    """The shapes (n,) of an element, in its own frame and order.
 
     Polygons that cross themselves are repaired, and that is logged.
 
@@ -83,7 +82,7 @@ def geometry_of(sdata: SpatialData, shapes_key: str) -> Rows:
         if nowhere.any():  # a spot that has no position covers nothing, as an empty point does
             logger.info("shapes %r: %d spots have no finite position", shapes_key, nowhere.sum())
             geometry = np.where(nowhere, shapely.Point(), geometry)
-    return _valid(geometry, shapes_key, shapes.index), radius
+    return Shapes(_valid(geometry, shapes_key, shapes.index), radius)
 
 
 def tissue(sdata: SpatialData, tissue_key: str | None, image_key: str, *, step: float = 1.0) -> BaseGeometry | None:
@@ -107,22 +106,21 @@ def tissue(sdata: SpatialData, tissue_key: str | None, image_key: str, *, step: 
     if tissue_key not in maskable:
         raise missing_key(tissue_key, maskable, what="tissue shapes or labels", argument="tissue_key")
     if tissue_key in sdata.shapes:
-        geometry, radius = geometry_of(sdata, tissue_key)
+        shapes = geometry_of(sdata, tissue_key)
     else:
-        geometry = np.array([outline(finest(sdata.labels[tissue_key]).data)], dtype=object)
-        radius = np.array([np.nan])
-        if geometry[0].is_empty:
+        shapes = _one(outline(finest(sdata.labels[tissue_key]).data))
+        if shapes.geometry[0].is_empty:
             raise ValueError(f"labels {tissue_key!r} hold no tissue: every pixel is 0.")
     frame = scaling(1.0 / step) @ relative_affine(sdata, tissue_key, image_key)
-    geometry, radius = _coverage.transform(geometry, radius, frame)
-    circles = np.isfinite(radius)
-    geometry[circles] = shapely.buffer(geometry[circles], radius[circles], quad_segs=64)
+    shapes = _coverage.transform(shapes, frame)
+    geometry, circles = shapes.geometry.copy(), np.isfinite(shapes.radius)
+    geometry[circles] = shapely.buffer(geometry[circles], shapes.radius[circles], quad_segs=64)
     return shapely.union_all(geometry) if len(geometry) > 1 else geometry[0]
 
 
 def shapes_in_pixels(
     sdata: SpatialData, image_key: str, shapes_key: str, *, region: BaseGeometry | None = None, step: float = 1.0
-) -> tuple[NDArray[np.object_], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+) -> tuple[Shapes, NDArray[np.float64], NDArray[np.bool_]]:
     """The shapes of an element in the image's pixels, clipped to the image and to a region of that frame.
 
     Parameters
@@ -132,53 +130,53 @@ def shapes_in_pixels(
 
     Returns
     -------
-    tuple[ndarray, ndarray, ndarray, ndarray]
-        Geometry (n,) and radius (n,) after the clip, area (n,) in square pixels of the whole shapes, and whether each
-        lies wholly on the image (n,), in element order.
+    tuple[Shapes, ndarray, ndarray]
+        The shapes (n,) after the clip, area (n,) in square pixels of the whole shapes, and whether each lies wholly on
+        the image (n,), in element order.
     """
-    geometry, radius = geometry_of(sdata, shapes_key)
-    frame = scaling(1.0 / step)
-    geometry, radius = _coverage.transform(geometry, radius, frame @ relative_affine(sdata, shapes_key, image_key))
-    area = _coverage.areas(geometry, radius)
+    frame = scaling(1.0 / step) @ relative_affine(sdata, shapes_key, image_key)
+    shapes = _coverage.transform(geometry_of(sdata, shapes_key), frame)
+    area = _coverage.areas(shapes)
     height, width = (size / step for size in raster_size(sdata, image_key))
-    y0, x0, y1, x1 = _coverage.bounds(geometry, radius).T
+    y0, x0, y1, x1 = _coverage.bounds(shapes).T
     low, high = -BORDER_PX, BORDER_PX
     on_image = (y0 >= low) & (x0 >= low) & (y1 <= height + high) & (x1 <= width + high)
-    geometry, radius = _coverage.clip(geometry, radius, shapely.box(0.0, 0.0, width, height))
-    if region is not None:
-        geometry, radius = clip_locally(geometry, radius, region)
-    return geometry, radius, area, on_image
+    shapes = _coverage.clip(shapes, shapely.box(0.0, 0.0, width, height))
+    return shapes if region is None else clip_locally(shapes, region), area, on_image
 
 
-def clip_locally(geometry: NDArray[np.object_], radius: NDArray[np.float64], region: BaseGeometry) -> Rows:
+def clip_locally(shapes: Shapes, region: BaseGeometry) -> Shapes:
     """As `_coverage.clip`, but every shape meets only the part of the region around it.
 
     A mask of many corners would else be walked once for every shape on its border: shapes are halved by place, and the
     region with them, until few corners are left.
     """
-    y0, x0, y1, x1 = _coverage.bounds(geometry, radius).T
+    y0, x0, y1, x1 = _coverage.bounds(shapes).T
     finite = np.isfinite(x0)
     if shapely.get_num_coordinates(region) <= LOCAL_CORNERS or finite.sum() < LOCAL_SHAPES:
-        return _coverage.clip(geometry, radius, region)
+        return _coverage.clip(shapes, region)
     # one pixel more, so that no side of the box touches a shape
     box = shapely.box(x0[finite].min() - 1, y0[finite].min() - 1, x1[finite].max() + 1, y1[finite].max() + 1)
-    region = _coverage.clip(np.array([region], dtype=object), np.array([np.nan]), box)[0][0]
+    region = _coverage.clip(_one(region), box).geometry[0]
     wide = np.ptp(x0[finite]) > np.ptp(y0[finite])
     order = np.argsort(x0 + x1 if wide else y0 + y1)  # empty shapes last
-    geometry, radius = geometry.copy(), radius.copy()
+    geometry, radius = shapes.geometry.copy(), shapes.radius.copy()
     for half in np.array_split(order, 2):
-        geometry[half], radius[half] = clip_locally(geometry[half], radius[half], region)
-    return geometry, radius
+        clipped = clip_locally(shapes.rows(half), region)
+        geometry[half], radius[half] = clipped.geometry, clipped.radius
+    return Shapes(geometry, radius)
 
 
-def check_some_inside(
-    geometry: NDArray[np.object_], *, shapes_key: str, image_key: str, tissue_key: str | None = None
-) -> None:
+def _one(polygon: BaseGeometry) -> Shapes:
+    return Shapes(np.array([polygon], dtype=object), np.array([np.nan]))
+
+
+def check_some_inside(shapes: Shapes, *, shapes_key: str, image_key: str, tissue_key: str | None = None) -> None:
     """Raise ValueError where not one of the clipped shapes has anything left on the image and the tissue."""
-    if shapely.is_empty(geometry).all():
+    if shapely.is_empty(shapes.geometry).all():
         where = f"image {image_key!r}" + (f" and the tissue {tissue_key!r}" if tissue_key is not None else "")
         raise ValueError(
-            f"all {len(geometry)} shapes of {shapes_key!r} lie outside {where}. Check the "
+            f"all {len(shapes)} shapes of {shapes_key!r} lie outside {where}. Check the "
             "transformations of both with spatialdata.transformations.get_transformation, and the keys."
         )
 

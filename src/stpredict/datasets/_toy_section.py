@@ -96,7 +96,7 @@ def simulate(settings: Settings, number: int) -> SpatialData:
     pixels = draw(of_image, tissue, cells, owner, draw_stain(of_stain), shape=settings.shape, mpp=settings.mpp)
     field = components(tissue, cells, owner)
     spots = _spots(settings, size_um, shapely.Polygon(tissue.outline[:, ::-1]))
-    amount = amounts(field, *_circles(spots, settings, FIELD_MPP))
+    amount = amounts(field, _circles(spots, settings, FIELD_MPP))
     usual = settings.umi_per_spot / np.median(amount.sum(axis=1))
     field *= np.float32(usual)
     table = _table(of_counts, settings, spots, amount * usual, profile)
@@ -104,18 +104,18 @@ def simulate(settings: Settings, number: int) -> SpatialData:
     return _assemble(settings, number, pixels, field, spots, table, outline)
 
 
-def amounts(field: NDArray[np.float32], geometry: NDArray, radius: NDArray) -> NDArray[np.float64]:
+def amounts(field: NDArray[np.float32], shapes: _coverage.Shapes) -> NDArray[np.float64]:
     """RNA of every component inside every shape, (n, k), by exact area.
 
     Parameters
     ----------
     field : ndarray of float32
         (k, h, w) RNA per square micrometre.
-    geometry, radius : ndarray
-        (n,) shapes in pixels of the field.
+    shapes : Shapes
+        (n,) in pixels of the field.
     """
     window = Window(0, 0, *field.shape[1:])
-    area = _coverage.coverage(geometry, radius, window) * FIELD_MPP**2
+    area = _coverage.coverage(shapes, window) * FIELD_MPP**2
     return np.stack([area @ component.ravel().astype(np.float64) for component in field], axis=1)
 
 
@@ -144,9 +144,9 @@ def _spots(settings: Settings, size_um: tuple[float, float], outline: shapely.Po
     return spots
 
 
-def _circles(spots: pd.DataFrame, settings: Settings, mpp: float) -> tuple[NDArray, NDArray]:
+def _circles(spots: pd.DataFrame, settings: Settings, mpp: float) -> _coverage.Shapes:
     centre = spots[["x_um", "y_um"]].to_numpy() / mpp
-    return shapely.points(centre), np.full(len(spots), settings.spot_diameter_um / 2.0 / mpp)
+    return _coverage.Shapes(shapely.points(centre), np.full(len(spots), settings.spot_diameter_um / 2.0 / mpp))
 
 
 def _table(
@@ -189,8 +189,8 @@ def _assemble(
     }
     maps = da.from_array(field, chunks=(len(COMPONENTS), FIELD_CHUNK, FIELD_CHUNK))
     rate = Image2DModel.parse(maps, dims=("c", "y", "x"), c_coords=list(COMPONENTS), transformations=of_field)
-    geometry, radius = _circles(spots, settings, settings.mpp)
-    circles = GeoDataFrame({"radius": radius}, geometry=geometry, index=spots.index)
+    shapes = _circles(spots, settings, settings.mpp)
+    circles = GeoDataFrame({"radius": shapes.radius}, geometry=shapes.geometry, index=spots.index)
     return SpatialData(
         images={"image": image_element([da.from_array(pixels)], mpp=settings.mpp), FIELD_KEY: rate},
         shapes={

@@ -186,10 +186,8 @@ def toy_truth_shapes(
     field, profile, names = _truth(sdata, genes)
     if shapes_key not in sdata.shapes:
         raise ValueError(f"no shapes {shapes_key!r}; there are {sorted(sdata.shapes)}. Pass shapes_key= one of them.")
-    geometry, radius = _coverage.transform(
-        *geometry_of(sdata, shapes_key), relative_affine(sdata, shapes_key, FIELD_KEY)
-    )
-    rate = log_rate(amounts(field, geometry, radius), profile)
+    shapes = _coverage.transform(geometry_of(sdata, shapes_key), relative_affine(sdata, shapes_key, FIELD_KEY))
+    rate = log_rate(amounts(field, shapes), profile)
     return pd.DataFrame(rate, index=sdata.shapes[shapes_key].index, columns=pd.Index(names))
 
 

@@ -58,7 +58,7 @@ def toy_bins(
     check_number("umi_per_8um", umi_per_8um, above=0.0)
     field, profile = _truth(sdata)
     _check_sides(sdata, bin_um, field)
-    outline = geometry_of(sdata, TISSUE_KEY)[0][0]
+    outline = geometry_of(sdata, TISSUE_KEY).geometry[0]
     mpp = float(sdata.attrs["toy"]["mpp"])
     rate = field.sum(axis=0) * FIELD_MPP**2
     usual = np.median(_summed(rate, DEPTH_UM)[_on_tissue(outline, rate.shape, DEPTH_UM, mpp)])

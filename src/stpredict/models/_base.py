@@ -23,7 +23,7 @@ from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
 from stpredict.models._constructor import constructor, first_seed
 from stpredict.models._declaration import Tiling, check_declaration
-from stpredict.models._fields import Recipe
+from stpredict.models._fields import Config, Recipe
 from stpredict.models._folder import write_model
 from stpredict.models._info import ModelInfo
 from stpredict.models._samples import Batch, Samples, sections_of
@@ -52,7 +52,7 @@ class Model(nn.Module, ABC):
 
     Parameters
     ----------
-    config : Any
+    config : Config
         Of the class `config_class`; `genes`, `mpp` and `recipe` are taken from it.
 
     Attributes
@@ -86,13 +86,13 @@ class Model(nn.Module, ABC):
 
     output: ClassVar[Literal["raster", "spots"]]
     context: Literal["shape", "neighbours", "section"]
-    config_class: ClassVar[type]
+    config_class: ClassVar[type[Config]]
     n_auxiliary: ClassVar[int] = 0
     info: ClassVar[ModelInfo | None] = None
 
     genes: tuple[str, ...]
     mpp: float
-    config: Any
+    config: Config
     recipe: Recipe
     stride: float
     card: Card | None = None
@@ -102,7 +102,7 @@ class Model(nn.Module, ABC):
         super().__init_subclass__(**kwargs)
         check_declaration(cls, Model)
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         check_panel(config.genes, type(self).__name__)
         self.config = config

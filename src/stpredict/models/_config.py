@@ -8,14 +8,14 @@ from typing import Any
 
 from stpredict._embeddings import GeneEmbeddings
 from stpredict.models._base import as_panel, check_panel
-from stpredict.models._fields import Config
+from stpredict.models._fields import EncoderConfig
 from stpredict.models._texts import text_spec
 from stpredict.nn.architecture import described
 
 CALLER_FIELDS: Mapping[str, Any] = {"genes": (), "vocabulary": (), "text": {}}  # what only the caller can say
 
 
-def resolve_config[C: Config](
+def resolve_config[C: EncoderConfig](
     config: str | C,
     kind: type[C],
     published: Mapping[str, Any],
@@ -56,12 +56,12 @@ def resolve_config[C: Config](
     values = {"genes": as_panel(genes) or None, **given}
     if embeddings is not None:
         values |= {"vocabulary": embeddings.genes, "text": text_spec(embeddings)}
-    made: Any = replace(config, **{key: value for key, value in values.items() if value is not None})
+    made = replace(config, **{key: value for key, value in values.items() if value is not None})
     if made.encoder is not None:
         colours = made.encoder_mean, made.encoder_std
         made = replace(made, **described(made.encoder, made.encoder_kwargs, *colours))
     check_panel(made.genes, kind.__name__.removesuffix("Config"))
-    if "text" in _blank(kind) and not made.text:
+    if "text" in _blank(kind) and not getattr(made, "text", None):
         raise ValueError(
             f"{kind.__name__.removesuffix('Config')} answers by text: pass embeddings=stp.tl.embed_genes("
             "stp.pp.describe_genes(genes, source=...), encoder=...)."

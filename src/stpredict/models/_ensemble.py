@@ -96,6 +96,7 @@ class Ensemble(Model):
 
     context = "shape"
     config_class: ClassVar = EnsembleConfig
+    config: EnsembleConfig
 
     @constructor
     def __init__(self, members: Sequence[Model] = (), *, config: EnsembleConfig | None = None) -> None:

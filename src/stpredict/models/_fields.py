@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -109,6 +109,15 @@ class Config(Checked):
         For a value of another type or out of its range, a gene without a name, an encoder without taps or one that is
         not known, and texts whose making is not said in full; it names the field.
     """
+
+    if TYPE_CHECKING:  # fields that every model's own configuration has, in an order of its own
+
+        @property
+        def genes(self) -> tuple[str, ...]: ...
+        @property
+        def mpp(self) -> float: ...
+        @property
+        def recipe(self) -> Recipe: ...
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stpredict._card import CARD, NEW_CARD, NEW_WEIGHTS, WEIGHTS, Card, card_file, check_card, read_card, sha256
 from stpredict._schema import shown
-from stpredict.models._fields import Recipe
+from stpredict.models._fields import Config, Recipe
 from stpredict.nn.architecture import HUB, IMAGENET, is_determined
 from stpredict.nn.state import Undrawn, check_values, differences, read_header, read_tensors
 
@@ -110,7 +110,7 @@ class Saved:
     """
 
     card: Card
-    config: Any
+    config: Config
     skeleton: Model
     weights: Path
     header: Mapping[str, Tensor]
@@ -159,12 +159,12 @@ def _from_card[T](path: Path, make: Callable[[], T]) -> T:
         raise ValueError(f"{path}: {error}") from error
 
 
-def config_of(card: Card, kind: type) -> Any:
+def config_of[C: Config](card: Card, kind: type[C]) -> C:
     """The config of a card. Raises ValueError, naming the field, for one that is unknown or wrong."""
     return config_from(card.config, kind)
 
 
-def config_from(content: Mapping[str, Any], kind: type) -> Any:
+def config_from[C: Config](content: Mapping[str, Any], kind: type[C]) -> C:
     """The config that the fields of a card make; raises as `config_of` does."""
     known = {f.name for f in fields(kind)}
     unknown = sorted(set(content) - known)

@@ -116,7 +116,7 @@ def array_grid(section: Section) -> NDArray[np.int64]:
     if section.grid is not None:
         grid = np.asarray(section.grid, dtype=np.int64)
         return grid - grid.min(axis=0)
-    bounds = _coverage.bounds(section.geometry, section.radius)
+    bounds = _coverage.bounds(section.shapes)
     centre = (bounds[:, :2] + bounds[:, 2:]) / 2
     there = np.isfinite(centre).all(axis=1)
     places = np.zeros((len(centre), 2), dtype=np.int64)

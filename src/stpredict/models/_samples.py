@@ -182,7 +182,7 @@ class PatchSamples(Samples):
         self.extra, self.images = dict(extra or {}), images
         self.shapes = [(i, k) for i, s in enumerate(sections) for k in range(s.n_shapes)]
         self.first = np.cumsum([0, *(section.n_shapes for section in sections)])
-        self.bounds = [_coverage.bounds(s.geometry, s.radius) for s in sections]
+        self.bounds = [_coverage.bounds(s.shapes) for s in sections]
 
     def __len__(self) -> int:
         return len(self.shapes)

@@ -77,8 +77,8 @@ class WindowSamples(Samples):
         self.sections, self.window_px, self.stride = sections, window_px, stride
         self.reduction, self.stain_jitter, self.train, self.seed = reduction, stain_jitter, train, seed
         self.n_genes = n_genes
-        self.bounds = [_coverage.bounds(s.geometry, s.radius) for s in sections]
-        self.cells = [_coverage.transform(s.geometry, s.radius, to_cells(stride)) for s in sections]
+        self.bounds = [_coverage.bounds(s.shapes) for s in sections]
+        self.cells = [_coverage.transform(s.shapes, to_cells(stride)) for s in sections]
         self._check_extent()
         self.due = self._windows_due() if train else np.zeros(0)
         several = train and len(tissues(sections)) < len(sections)  # else the finest scale would be nearly all of them
@@ -95,8 +95,8 @@ class WindowSamples(Samples):
         section = self.sections[cut.section]
         n = round(self.window_px / self.stride)
         y0, x0 = round(cut.window.y0 / self.stride), round(cut.window.x0 / self.stride)
-        geometry, radius = (part[cut.shapes] for part in self.cells[cut.section])
-        covered = _coverage.coverage(geometry, radius, Window(y0, x0, n, n)) * self.stride**2
+        shapes = self.cells[cut.section].rows(cut.shapes)
+        covered = _coverage.coverage(shapes, Window(y0, x0, n, n)) * self.stride**2
         order = dihedral(np.arange(n * n).reshape(n, n), cut.turn).ravel()
         image = dihedral(section.image.read(cut.window), cut.turn)
         if self.stain_jitter:
@@ -155,8 +155,7 @@ class WindowSamples(Samples):
         return int(y), int(x)
 
     def _inside(self, i: int, window: Window) -> NDArray[np.int64]:
-        section = self.sections[i]
-        return np.flatnonzero(_coverage.inside(section.geometry, section.radius, window))
+        return np.flatnonzero(_coverage.inside(self.sections[i].shapes, window))
 
     def _lay(self, i: int) -> list[_Cut]:
         """Windows on a regular grid; each shape goes to the window whose centre is nearest."""

@@ -148,6 +148,7 @@ class BLEEP(Model):
     output: ClassVar = "spots"
     context = "shape"
     config_class: ClassVar = BLEEPConfig
+    config: BLEEPConfig
     info: ClassVar = ModelInfo(
         name="BLEEP",
         task="image and expression in one space; the mean of the 50 nearest measured spots",

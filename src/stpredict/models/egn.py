@@ -30,7 +30,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -127,6 +127,20 @@ PUBLISHED: Mapping[str, Any] = {
 }  # fmt: skip
 
 
+class _Columns(NamedTuple):
+    """The columns of a query: weights (g, d) and bias of the head, minimum and span in training (g,)."""
+
+    weight: Tensor
+    bias: Tensor
+    low: Tensor
+    span: Tensor
+
+    @classmethod
+    def of(cls, query: Tensor) -> _Columns:
+        """By name, in the order of `EGN.query`."""
+        return cls(query[:, :-3], *query[:, -3:].T)
+
+
 class EGN(Model):
     """Expression of a window from its tokens and from its nearest training windows.
 
@@ -160,6 +174,7 @@ class EGN(Model):
     output: ClassVar = "spots"
     context = "shape"
     config_class: ClassVar = EGNConfig
+    config: EGNConfig
     info: ClassVar = ModelInfo(
         name="EGN",
         task="transformer over the patch, corrected by its nearest training patches",
@@ -264,13 +279,13 @@ class EGN(Model):
 
     def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g q"]) -> Float[Tensor, "n g"]:
         """The linear head, in units of the target."""
-        weight, (bias, low, span) = query[:, :-3], query[:, -3:].T
-        return low + span * (latent @ weight.T + bias)
+        gene = _Columns.of(query)
+        return gene.low + gene.span * (latent @ gene.weight.T + gene.bias)
 
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
         """Squared error in min-max units + `pcc_weight` x (1 - mean over genes of Pearson over the batch's shapes)."""
-        low, span = query[:, -2], query[:, -1]
-        pred, true = ((v - low) / span for v in (predict_batch(self, batch, query), batch.measured))
+        gene = _Columns.of(query)
+        pred, true = ((v - gene.low) / gene.span for v in (predict_batch(self, batch, query), batch.measured))
         return mse_pcc(pred, true, pcc_weight=self.config.pcc_weight)
 
     @torch.no_grad()
@@ -414,7 +429,7 @@ def identity(section: Section) -> int:
 
 def corners(section: Section, patch_px: int) -> NDArray[np.int64]:
     """(n, 2) upper left corners of the windows that `PatchSamples` cuts; 0 for empty shapes."""
-    bounds = np.nan_to_num(_coverage.bounds(section.geometry, section.radius))
+    bounds = np.nan_to_num(_coverage.bounds(section.shapes))
     return np.floor((bounds[:, :2] + bounds[:, 2:] - patch_px) / 2 + 0.5).astype(np.int64)
 
 

@@ -103,6 +103,7 @@ class EncoderRidge(Model):
     output: ClassVar = "spots"
     context = "shape"
     config_class: ClassVar = EncoderRidgeConfig
+    config: EncoderRidgeConfig
     n_auxiliary: ClassVar = 1
     info: ClassVar = ModelInfo(
         name="EncoderRidge",

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -136,6 +136,21 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 
 
+class _Columns(NamedTuple):
+    """The columns of a query: embeddings (g, w); place in the panel or -1, training mean, spread and span (g,)."""
+
+    texts: Tensor
+    place: Tensor
+    mean: Tensor
+    spread: Tensor
+    span: Tensor
+
+    @classmethod
+    def of(cls, query: Tensor) -> _Columns:
+        """By name, in the order of `GeneQuery.query`."""
+        return cls(query[:, :-4], *query[:, -4:].T)
+
+
 class GeneQuery(Model):
     """Expression inside shapes for any gene that has a text.
 
@@ -176,6 +191,7 @@ class GeneQuery(Model):
         "section"  # with spots as context; a model with genes as context is one of shapes
     )
     config_class: ClassVar = GeneQueryConfig
+    config: GeneQueryConfig
     info: ClassVar = ModelInfo(
         name="GeneQuery",
         task="transformer over spots or over genes; a gene's token from its text",
@@ -282,7 +298,8 @@ class GeneQuery(Model):
             For a section whose keys do not fit into memory.
         """
         scaled = self._spot_aware([latent], query) if self.context == "section" else self._gene_aware(latent, query)
-        return query[:, -3] + query[:, -2] * scaled
+        gene = _Columns.of(query)
+        return gene.mean + gene.spread * scaled
 
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
         """MSE over all (spot, gene) pairs, in min-max units (the minimum cancels)."""
@@ -291,14 +308,14 @@ class GeneQuery(Model):
             scaled = self._spot_aware([latent[rows] for rows in sections_of(batch)], query)
         else:
             scaled = self._among_themselves(latent, query)
-        mean, spread, span = query[:, -3:].T
-        return ((mean + spread * scaled - batch.measured) / span).square().mean()
+        gene = _Columns.of(query)
+        return ((gene.mean + gene.spread * scaled - batch.measured) / gene.span).square().mean()
 
     def _genes(self, query: Tensor) -> Float[Tensor, "g d"]:
         """Projected embeddings."""
-        width = int(self.config.text["width"])
-        out = self.gene_projection(query[:, :width])
-        return out if self.name_projection is None else out + self.name_projection(query[:, width:-4])
+        width, texts = int(self.config.text["width"]), _Columns.of(query).texts
+        out = self.gene_projection(texts[:, :width])
+        return out if self.name_projection is None else out + self.name_projection(texts[:, width:])
 
     def _spot_aware(self, sections: Sequence[Tensor], query: Tensor) -> Float[Tensor, "n g"]:
         """(all spots, g): a sequence for every section and gene; shorter sections are padded, the padding masked."""
@@ -328,7 +345,7 @@ class GeneQuery(Model):
     def _gene_aware(self, latent: Tensor, query: Tensor) -> Float[Tensor, "n g"]:
         """The panel as the sequence for every spot; other genes see the panel and themselves."""
         panel = self.query(self.genes).to(query)
-        place = query[:, -4].round().long()
+        place = _Columns.of(query).place.round().long()
         context, asked = self._genes(panel), self._genes(query[place < 0])
         parts = []
         for some in latent.split(max(1, TOKENS // (len(context) + len(asked)))):

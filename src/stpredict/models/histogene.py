@@ -150,6 +150,7 @@ class HisToGene(Model):
     output: ClassVar = "spots"
     context = "section"
     config_class: ClassVar = HisToGeneConfig
+    config: HisToGeneConfig
     info: ClassVar = ModelInfo(
         name="HisToGene",
         task="transformer over the spots of a section, with learned places",

@@ -62,6 +62,7 @@ class Mean(Model):
     output: ClassVar = "spots"
     context = "shape"
     config_class: ClassVar = MeanConfig
+    config: MeanConfig
     info: ClassVar = ModelInfo(
         name="Mean",
         task="the training mean of each gene, whatever the image shows",

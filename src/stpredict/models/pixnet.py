@@ -199,6 +199,7 @@ class PixNet(Model):
     n_auxiliary: ClassVar = 1
     context = "shape"
     config_class: ClassVar = PixNetConfig
+    config: PixNetConfig
     info: ClassVar = ModelInfo(
         name="PixNet",
         task="a continuous map from an encoder's pyramid, averaged inside the shape",

@@ -95,6 +95,7 @@ class Ridge(Model):
     output: ClassVar = "spots"
     context = "shape"
     config_class: ClassVar = RidgeConfig
+    config: RidgeConfig
     info: ClassVar = ModelInfo(
         name="Ridge",
         task="ridge regression on 42 colour statistics of the patch",

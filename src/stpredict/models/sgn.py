@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -145,6 +145,21 @@ PUBLISHED: Mapping[str, Any] = {
 }  # fmt: skip
 
 
+class _Columns(NamedTuple):
+    """The columns of a query: weights (g, d) and bias of the head, training mean, spread and span (g,)."""
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    spread: Tensor
+    span: Tensor
+
+    @classmethod
+    def of(cls, query: Tensor) -> _Columns:
+        """By name, in the order of `SGN.query`."""
+        return cls(query[:, :-4], *query[:, -4:].T)
+
+
 class SGN(Model):
     """Expression inside shapes for any gene that has a text, from a graph over all shapes of a section.
 
@@ -182,6 +197,7 @@ class SGN(Model):
     n_auxiliary: ClassVar = 2
     context = "section"
     config_class: ClassVar = SGNConfig
+    config: SGNConfig
     info: ClassVar = ModelInfo(
         name="SGN",
         task="graph over the section; a gene's weights from its text",
@@ -283,12 +299,12 @@ class SGN(Model):
         x = F.dropout(features, c.feature_dropout, self.training)
         for layer in self.layers:
             x = layer(x, near, alike)
-        weight, bias, mean, spread = query[:, :-4], query[:, -4], query[:, -3], query[:, -2]
-        return mean + spread * (self.out(x) @ weight.T + bias)
+        gene = _Columns.of(query)
+        return gene.mean + gene.spread * (self.out(x) @ gene.weight.T + gene.bias)
 
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
         """MSE + 0.5 (1 - Pearson over the shapes of a section), in min-max units (the minimum cancels)."""
-        pred, span = predict_batch(self, batch, query), query[:, -1].float()
+        pred, span = predict_batch(self, batch, query), _Columns.of(query).span.float()
         parts = [
             mse_pcc(pred[rows] / span, batch.measured[rows] / span, pcc_weight=self.config.pcc_weight)
             for rows in sections_of(batch)

@@ -118,6 +118,7 @@ class STNet(Model):
     output: ClassVar = "spots"
     context = "shape"
     config_class: ClassVar = STNetConfig
+    config: STNetConfig
     info: ClassVar = ModelInfo(
         name="STNet",
         task="image network, last layer replaced; the mean over 8 symmetries of the patch",

@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -112,6 +112,20 @@ PUBLISHED: Mapping[str, Any] = {
 }  # fmt: skip
 
 
+class _Columns(NamedTuple):
+    """The columns of a query: weights (g, d) and bias on the fused token, training mean and spread (g,)."""
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    spread: Tensor
+
+    @classmethod
+    def of(cls, query: Tensor) -> _Columns:
+        """By name, in the order of `TRIPLEX.query`."""
+        return cls(query[:, :-3], *query[:, -3:].T)
+
+
 class TRIPLEX(Model):
     """Expression inside shapes from three views: the patch, its neighbourhood, the section.
 
@@ -145,6 +159,7 @@ class TRIPLEX(Model):
     output: ClassVar = "spots"
     context = "neighbours"
     config_class: ClassVar = TRIPLEXConfig
+    config: TRIPLEXConfig
     info: ClassVar = ModelInfo(
         name="TRIPLEX",
         task="cross-attention between patch, surroundings and section",
@@ -211,12 +226,14 @@ class TRIPLEX(Model):
 
     def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g q"]) -> Float[Tensor, "n g"]:
         """The linear model."""
-        return query[:, -2] + query[:, -1] * (latent @ query[:, :-3].T + query[:, -3])
+        gene = _Columns.of(query)
+        return gene.mean + gene.spread * (latent @ gene.weight.T + gene.bias)
 
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
         """MSE of the fused prediction and of every branch, which are also compared with each other."""
         fused, *views = self._views(batch)
-        at, scale = self.gene_index(batch.genes), query[:, -2:].float()
+        at, gene = self.gene_index(batch.genes), _Columns.of(query)
+        scale = torch.stack([gene.mean, gene.spread], dim=1).float()
         with torch.autocast(fused.device.type, enabled=False):
             pred = self.head(fused.float(), query.float())
             rows = [torch.cat([b.weight[at], b.bias[at, None], scale], dim=1) for b in self.branches]

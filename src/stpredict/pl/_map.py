@@ -86,9 +86,8 @@ def with_margin(box: Box) -> Box:
 
 def shapes_view(sdata: SpatialData, shapes_key: str, coordinate_system: str) -> Box:
     """The box around all shapes of an element, with a margin."""
-    geometry, radius = geometry_of(sdata, shapes_key)
     affine = affine_to(sdata, shapes_key, coordinate_system)
-    bounds = _coverage.bounds(*_coverage.transform(geometry, radius, affine))
+    bounds = _coverage.bounds(_coverage.transform(geometry_of(sdata, shapes_key), affine))
     y0, x0 = np.nanmin(bounds[:, :2], axis=0)
     y1, x1 = np.nanmax(bounds[:, 2:], axis=0)
     return with_margin((x0, y0, x1, y1))
@@ -167,13 +166,13 @@ def with_values(
     The value travels as a column of the element: by gene name, "C3" is a colour to spatialdata-plot, and the measured
     target is in no layer.
     """
-    geometry, radius = geometry_of(sdata, shapes_key)
-    shown = np.isfinite(values) & ~shapely.is_empty(geometry)
+    shapes = geometry_of(sdata, shapes_key)
+    shown = np.isfinite(values) & ~shapely.is_empty(shapes.geometry)
     if not shown.any():
         return None
-    frame = gpd.GeoDataFrame({VALUE: values[shown]}, geometry=geometry[shown])
-    if np.isfinite(radius).any():
-        frame["radius"] = radius[shown]
+    frame = gpd.GeoDataFrame({VALUE: values[shown]}, geometry=shapes.geometry[shown])
+    if np.isfinite(shapes.radius).any():
+        frame["radius"] = shapes.radius[shown]
     matrix = affine_to(sdata, shapes_key, coordinate_system)
     return ShapesModel.parse(frame, transformations={coordinate_system: _affine(matrix)})
 

@@ -12,6 +12,7 @@ from spatialdata.transformations import get_transformation
 
 from stpredict import _coverage
 from stpredict._arguments import check_arguments
+from stpredict._coverage import Shapes
 from stpredict._spatialdata import (
     DIAMETER_COLUMN,
     NewNames,
@@ -124,9 +125,8 @@ def _on_tissue(
     if region is None:
         return xy
     geometry = shapely.points(xy) if shape == "circle" else _squares(xy, diameter / 2)
-    radius = np.full(len(xy), diameter / 2 if shape == "circle" else np.nan)
-    kept = clip_locally(geometry, radius, region)
-    on = _coverage.areas(*kept) >= 0.5 * _coverage.areas(geometry, radius) * (1 - 1e-9)
+    shapes = Shapes(geometry, np.full(len(xy), diameter / 2 if shape == "circle" else np.nan))
+    on = _coverage.areas(clip_locally(shapes, region)) >= 0.5 * _coverage.areas(shapes) * (1 - 1e-9)
     if not on.any():
         raise ValueError(
             f"not one of the {len(xy)} {shape}s lies on the tissue {tissue_key!r} by half or more. Lower diameter_um= "

@@ -21,6 +21,7 @@ from stpredict._window import Window
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
+    from xarray import DataArray
 
     from stpredict._coverage import Weights
 
@@ -33,7 +34,7 @@ KEPT_BYTES = 2**28  # of shapes and weights that stay in memory after a call, al
 _lock = threading.Lock()
 
 
-def find_raster(sdata: SpatialData, raster_key: str, *, argument: str = "raster_key") -> Any:
+def find_raster(sdata: SpatialData, raster_key: str, *, argument: str = "raster_key") -> DataArray:
     """The (c, y, x) raster of that name; else an error with the closest names, for the argument it was given by."""
     if raster_key not in sdata.images:
         raise _spatialdata.missing_key(raster_key, sdata.images, what="image", argument=argument)
@@ -71,14 +72,14 @@ def read_inside(
         For shapes that all lie off the raster.
     """
     raster = find_raster(sdata, raster_key)
-    geometry, radius, area, _ = _spatialdata.shapes_in_pixels(sdata, raster_key, shapes_key)
-    _spatialdata.check_some_inside(geometry, shapes_key=shapes_key, image_key=raster_key, tissue_key=None)
+    shapes, area, _ = _spatialdata.shapes_in_pixels(sdata, raster_key, shapes_key)
+    _spatialdata.check_some_inside(shapes, shapes_key=shapes_key, image_key=raster_key, tissue_key=None)
     height, width = raster.sizes["y"], raster.sizes["x"]
     shape = _block_shape(raster)
     step = _n_together(raster, len(channels), min(shape[0], height) * min(shape[1], width))
-    totals = _Totals(len(geometry), len(channels), step)
+    totals = _Totals(len(shapes), len(channels), step)
     with (
-        blocks_of(geometry, radius, grid=(height, width), block=shape) as blocks,
+        blocks_of(shapes, grid=(height, width), block=shape) as blocks,
         closing(_values(raster, channels, blocks, step)) as every,
     ):
         for hit, weights, start, values in every:
@@ -97,7 +98,7 @@ def warn_of_empty(n_empty: int, n_shapes: int, *, where: str, drop: str, stackle
         )
 
 
-def _block_shape(raster: Any) -> tuple[int, int]:
+def _block_shape(raster: DataArray) -> tuple[int, int]:
     """Rows and columns of a block: whole chunks of the raster, so that each is read once, but for very large ones."""
     width, (genes, high, wide) = raster.sizes["x"], (sizes[0] for sizes in raster.data.chunks)
     if high * wide > MOST_CELLS:
@@ -107,14 +108,14 @@ def _block_shape(raster: Any) -> tuple[int, int]:
     return high * max(1, n // across), wide * across
 
 
-def _n_together(raster: Any, n_channels: int, n_cells: int) -> int:
+def _n_together(raster: DataArray, n_channels: int, n_cells: int) -> int:
     """How many channels are read together: whole chunks of them where memory allows."""
     chunk, most = raster.data.chunks[0][0], max(1, VALUE_BYTES // (4 * n_cells))
     return min(n_channels, most // chunk * chunk or most) or 1
 
 
 def _values(
-    raster: Any, channels: NDArray[np.int64], blocks: Blocks, step: int
+    raster: DataArray, channels: NDArray[np.int64], blocks: Blocks, step: int
 ) -> Generator[tuple[NDArray[np.int64], Weights, int, NDArray[Any]]]:
     """Shapes, their weights, the first of `step` channels, and these on one block (g, cells).
 
@@ -185,8 +186,7 @@ class Blocks:
         The grid, and how many of its rows and columns make a block.
     """
 
-    geometry: NDArray[np.object_]
-    radius: NDArray[np.float64]
+    shapes: _coverage.Shapes
     height: int
     width: int
     rows: int
@@ -195,14 +195,14 @@ class Blocks:
 
     def __iter__(self) -> Iterator[tuple[Window, NDArray[np.int64], _coverage.Weights]]:
         """Every block that shapes reach into, these shapes, and their weights there."""
-        y0, x0, y1, x1 = _coverage.bounds(self.geometry, self.radius).T
+        y0, x0, y1, x1 = _coverage.bounds(self.shapes).T
         for y in range(0, self.height, self.rows):
             in_rows = np.flatnonzero((y0 < y + self.rows) & (y1 > y))
             for x in range(0, self.width, self.columns):
                 block = Window(y, x, min(self.rows, self.height - y), min(self.columns, self.width - x))
                 if block not in self._made:
                     hit = in_rows[(x0[in_rows] < block.x1) & (x1[in_rows] > block.x0)]
-                    weights = _coverage.Weights.of(_coverage.coverage(self.geometry[hit], self.radius[hit], block))
+                    weights = _coverage.Weights.of(_coverage.coverage(self.shapes.rows(hit), block))
                     if self.nbytes + weights.nbytes <= KEPT_BYTES:
                         self._made[block] = hit, weights
                 else:
@@ -213,7 +213,8 @@ class Blocks:
     @property
     def nbytes(self) -> int:
         """What is kept."""
-        shapes = 16 * int(shapely.get_num_coordinates(self.geometry).sum()) + OBJECT_BYTES * len(self.geometry)
+        corners = int(shapely.get_num_coordinates(self.shapes.geometry).sum())
+        shapes = 16 * corners + OBJECT_BYTES * len(self.shapes)
         return shapes + sum(hit.nbytes + weights.nbytes for hit, weights in list(self._made.values()))
 
 
@@ -221,9 +222,7 @@ _kept: OrderedDict[tuple[int | str, ...], Blocks] = OrderedDict()
 
 
 @contextmanager
-def blocks_of(
-    geometry: NDArray[np.object_], radius: NDArray[np.float64], *, grid: tuple[int, int], block: tuple[int, int]
-) -> Iterator[Blocks]:
+def blocks_of(shapes: _coverage.Shapes, *, grid: tuple[int, int], block: tuple[int, int]) -> Iterator[Blocks]:
     """The blocks of shapes on a grid, with the weights that an earlier call with the same has left.
 
     Parameters
@@ -231,9 +230,9 @@ def blocks_of(
     grid, block : tuple[int, int]
         (height, width) of the grid and of its blocks.
     """
-    key = (*grid, *block, shapes_digest(geometry, radius))
+    key = (*grid, *block, shapes_digest(shapes))
     with _lock:
-        blocks = _kept.pop(key, None) or Blocks(geometry, radius, *grid, *block)
+        blocks = _kept.pop(key, None) or Blocks(shapes, *grid, *block)
     yield blocks
     with _lock:
         _kept[key] = blocks

@@ -91,14 +91,17 @@ def embed(
     names.check()
     spec = _spatialdata.SectionSpec(image_key=image_key, shapes_key=shapes_key, mpp=mpp, tissue_key=tissue_key)
     section = _spatialdata.section(sdata, spec, at_mpp=model.mpp)
-    runtime = _inference.RuntimeOptions(device=device, precision=precision, batch_size=batch_size, progress=progress)
+    runtime = _inference.RuntimeOptions(
+        device=device, precision=precision, batch_size=batch_size, progress=progress
+    ).resolve(model.output)
     values, share = _inference.embed(model, section, runtime=runtime)
     where = "image and tissue" if tissue_key else "image"
     drop = f"t = t[~np.isnan(t.obsm[{key!r}][:, 0])]"
     warn_of_empty(int((share <= 0).sum()), len(share), where=where, drop=drop, stacklevel=2)
     wide = np.full((sdata.tables[table_name].n_obs, values.shape[1]), np.nan, dtype=np.float32)
     wide[rows] = values[positions]
-    record = {name: value for name, value in model_record(model, [], runtime).items() if name not in ("genes", "link")}
+    record = model_record(model, [], device=runtime.device, precision=runtime.precision)
+    record = {name: value for name, value in record.items() if name not in ("genes", "link")}
     _spatialdata.commit(
         sdata, [_spatialdata.TableEntry(table_name, key, wide, place="obsm", record=record)], overwrite=overwrite
     )

@@ -12,7 +12,7 @@ from stpredict import _inference, _spatialdata
 from stpredict._arguments import check_arguments
 from stpredict.models import load
 from stpredict.tl._predict._distributed import predict_distributed, resolve_runtime_on_worker
-from stpredict.tl._predict._job import PredictionJob, path_of
+from stpredict.tl._predict._job import PredictionJob
 from stpredict.tl._predict._provenance import has_finished_result
 from stpredict.tl._predict._request import (
     Output,
@@ -158,7 +158,7 @@ def predict(
             f"this {type(model).__name__} was never trained. Call tl.train first, or load a trained model."
         )
     add_embeddings(model, embeddings)
-    runtime = _inference.RuntimeOptions(
+    options = _inference.RuntimeOptions(
         device=device, precision=precision, batch_size=batch_size, progress=progress, compile=compile
     )
     request = PredictRequest(
@@ -174,9 +174,9 @@ def predict(
         overwrite=overwrite,
         resume=resume,
         runtime=(
-            _inference.resolve_runtime(runtime, model.output)
+            options.resolve(model.output)
             if client is None
-            else resolve_runtime_on_worker(client, runtime, model.output)
+            else resolve_runtime_on_worker(client, options, model.output)
         ),
     )
     many = _listed(sdata)
@@ -192,11 +192,9 @@ def predict(
         except BaseException as error:
             if len(many) > 1:
                 go_on = "The same call with resume=True leaves what is done as it is."
-                go_on = go_on if all(map(path_of, many)) else "Pass the rest of the list to go on."
-                error.add_note(
-                    f"This was {path_of(each) or 'an object in memory'}, {k + 1} of {len(many)}; those before it are "
-                    f"done. {go_on}"
-                )
+                go_on = go_on if all(map(_spatialdata.path_of, many)) else "Pass the rest of the list to go on."
+                this = _spatialdata.path_of(each) or "an object in memory"
+                error.add_note(f"This was {this}, {k + 1} of {len(many)}; those before it are done. {go_on}")
             raise
 
 
@@ -207,7 +205,7 @@ def _listed(sdata: SpatialData | str | Path | Sequence[SpatialData | str | Path]
         raise ValueError("there is nothing to predict: the list of objects and stores is empty.")
     if lacking := [str(each) for each in many if isinstance(each, str | Path) and not Path(each).exists()]:
         raise FileNotFoundError(f"there is no store {', '.join(map(repr, lacking))}.")
-    paths = [str(path.resolve()) for each in many if (path := path_of(each)) is not None]
+    paths = [str(path.resolve()) for each in many if (path := _spatialdata.path_of(each)) is not None]
     if twice := sorted({path for path in paths if paths.count(path) > 1}):
         raise ValueError(f"these stores are named twice: {twice}. Name each once.")
     return many

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from spatialdata.transformations import get_transformation
 
-from stpredict import _inference, _spatialdata
+from stpredict import _spatialdata
 from stpredict._arguments import check_arguments
+from stpredict._record import fields_of
 from stpredict._section import array_of
 from stpredict.models import Ensemble, load
 from stpredict.models._base import weights_sha256
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
     from torch import Tensor
+    from xarray import DataArray
 
     from stpredict._embeddings import GeneEmbeddings
     from stpredict.models import Model
@@ -105,7 +107,7 @@ def query(
             names, wanted, key=key, shapes_key=shapes_key, table_name=table_name, table_added=table_added,
             tissue_key=None, spread=isinstance(model, Ensemble),
         )  # fmt: skip
-        target = None if results.raster is None else _target(names, latent_key, key, wanted, dtype)
+        target = None if not results.raster else _target(names, latent_key, key, wanted, dtype)
         names.check()
         if target is not None:
             stack.enter_context(target)
@@ -133,7 +135,7 @@ def query(
         _spatialdata.commit(sdata, changes, overwrite=overwrite)
 
 
-def _latent(sdata: SpatialData, latent_key: str) -> tuple[Any, Mapping[str, Any]]:
+def _latent(sdata: SpatialData, latent_key: str) -> tuple[DataArray, Mapping[str, Any]]:
     """The latent raster and its provenance."""
     raster = find_raster(sdata, latent_key, argument="latent_key")
     records = sdata.attrs.get("stpredict", {})
@@ -178,9 +180,9 @@ def _model(model: Model | str | Path | None, made: Mapping[str, Any], latent_key
 
 def _record(model: Model, genes: Sequence[str], made: Mapping[str, Any]) -> dict[str, Any]:
     """What `stp.tl.predict` would say: of the genes it is asked now, of all else how the latent raster was made."""
-    record = model_record(model, genes, _inference.RuntimeOptions(device="cpu", precision="32"))
-    of_genes = ("genes", "unseen_genes", "texts_digest")
-    return record | {name: made[name] for name in (*record, "image_digest") if name in made and name not in of_genes}
+    record = model_record(model, genes, device=torch.device("cpu"), precision="32-true")
+    kept = {*record, "image_digest"} - {*fields_of("genes")}
+    return record | {name: made[name] for name in made if name in kept}
 
 
 def _warn_of_empty(values: NDArray[np.float32], latent_key: str, key: str) -> None:
@@ -210,7 +212,7 @@ def _target(
 class _Reader:
     """Applies a model's head to a latent raster, in float32: inside shapes after pooling, or pixel by pixel."""
 
-    def __init__(self, model: Model, genes: Sequence[str], raster: Any, latent_key: str) -> None:
+    def __init__(self, model: Model, genes: Sequence[str], raster: DataArray, latent_key: str) -> None:
         with torch.inference_mode():
             self.query: Tensor = model.query(genes).float()
         if self.query.shape[1] != raster.sizes["c"]:

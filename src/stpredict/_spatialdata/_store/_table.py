@@ -15,6 +15,7 @@ import zarr
 from anndata import ImplicitModificationWarning
 from anndata.io import read_elem, write_elem
 
+from stpredict._record import of_one_result
 from stpredict._spatialdata._store._scratch import InlineStore
 from stpredict._spatialdata._store._transaction import Store, Transaction
 
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
 
 
 NAMESPACE = "stpredict"  # of uns and of sdata.attrs
-
-
-# What may differ between the samples of one result: what it was read from, where, and when.
-OF_A_SAMPLE = ("image_digest", "shapes_digest", "raster", "device", "versions", "model_path")
 
 
 @dataclass(frozen=True)
@@ -214,7 +211,7 @@ def keep_others(
     other &= np.isfinite(old).any(axis=1)
     if not other.any():
         return
-    if _of_one_result(made, record):
+    if of_one_result(made, record):
         values[other] = old[other]
         for name, column in obs.items():
             if column is not None and columns[name] is not None:
@@ -264,9 +261,3 @@ def earlier_record(sdata: SpatialData, table_name: str, key: str) -> Mapping[str
     group = zarr.open_group(store.path / "tables" / table_name, mode="r", use_consolidated=False)
     record: Any = read_elem(group[f"uns/{NAMESPACE}/{key}"])
     return record
-
-
-def _of_one_result(made: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
-    """Whether two records are of one model, its genes and its settings; lists come back from a store as arrays."""
-    names = {*made, *record} - {*OF_A_SAMPLE}
-    return bool(made) and all(np.asarray(made.get(n)).tolist() == np.asarray(record.get(n)).tolist() for n in names)

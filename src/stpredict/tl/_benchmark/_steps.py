@@ -69,7 +69,7 @@ def predict_and_measure(
     model: Model, section: Section, genes: Sequence[str], *, device: str
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Predicted values (n, g) of genes in a section whose counts the model is not shown, and the measured ones."""
-    runtime = _inference.RuntimeOptions(device=device, precision="32", progress=False)
+    runtime = _inference.RuntimeOptions(device=device, precision="32", progress=False).resolve(model.output)
     unmeasured = replace(section, expression=None, genes=None)
     pred, _ = _inference.predict(model, unmeasured, genes, runtime=runtime)
     assert section.expression is not None

@@ -10,14 +10,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
+
+import torch
 
 from stpredict import _caches, _inference, _spatialdata
 from stpredict._partial import PartialFiles
 from stpredict._section import Fingerprint, Section, fingerprint
 from stpredict.models import load, shipped
 from stpredict.models._base import weights_sha256
-from stpredict.tl._predict._job import PredictionJob, open_raster_writer, path_of
+from stpredict.tl._predict._job import PredictionJob, open_raster_writer
 from stpredict.tl._predict._provenance import has_finished_result, texts_digest
 from stpredict.tl._predict._request import PredictRequest, add_embeddings
 
@@ -60,14 +62,14 @@ class WorkItem:
     image_and_shapes: Fingerprint
     weights: str
     texts: str
-    embeddings: Any = field(hash=False, compare=False)  # `texts` tells them apart
+    embeddings: GeneEmbeddings | Path | None = field(hash=False, compare=False)  # `texts` tells them apart
     which: tuple[int, ...] = ()
 
 
 def resolve_runtime_on_worker(
-    client: Client, runtime: _inference.RuntimeOptions, output: str
-) -> _inference.RuntimeOptions:
-    """The runtime without "auto", as a worker decides it: device and precision are its own.
+    client: Client, options: _inference.RuntimeOptions, output: Literal["raster", "spots"]
+) -> _inference.Runtime:
+    """The runtime that a worker decides on: device and precision are its own.
 
     Raises RuntimeError without any worker.
     """
@@ -78,7 +80,10 @@ def resolve_runtime_on_worker(
             f"the cluster at {client.scheduler.address if client.scheduler else client} has no worker after {WAIT_S} "
             "seconds. Start some with `dask worker <address of the scheduler>`."
         ) from error
-    return client.submit(_inference.resolve_runtime, runtime, output, pure=False, resources=_resources(client)).result()
+    decided: _inference.Runtime = client.submit(
+        options.resolve, output, pure=False, resources=_resources(client)
+    ).result()
+    return decided
 
 
 def predict_distributed(
@@ -105,7 +110,11 @@ def predict_distributed(
             client.cancel(_submitted_futures)
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    failed = [(str(path_of(sdata)), error) for sdata, error in zip(sdatas, errors, strict=True) if error is not None]
+    failed = [
+        (str(_spatialdata.path_of(sdata)), error)
+        for sdata, error in zip(sdatas, errors, strict=True)
+        if error is not None
+    ]
     if failed:
         (path, first), *others = failed
         more = f"; {len(others)} more failed: {[each for each, _ in others]}" if others else ""
@@ -131,7 +140,8 @@ def _predict_slide(
         finally:
             client.cancel(waiting)
             _submitted_futures[:] = [future for future in _submitted_futures if future not in waiting]
-        job.request = replace(request, runtime=replace(request.runtime, device="cpu"))  # sums, and the genes' head
+        here = replace(request.runtime, device=torch.device("cpu"))  # for the sums, and the head of the genes
+        job.request = replace(request, runtime=here)
         with _client_lock:
             job.finish()
 
@@ -179,7 +189,7 @@ _caches.register("inputs of a worker", _load_inputs.cache_clear)
 
 
 def _check_paths(sdatas: Sequence[SpatialData | str | Path], model: Model) -> None:
-    stores = [path_of(sdata) for sdata in sdatas]
+    stores = [_spatialdata.path_of(sdata) for sdata in sdatas]
     in_memory = [i for i, path in enumerate(stores) if path is None]
     if in_memory:
         raise ValueError(

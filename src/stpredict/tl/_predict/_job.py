@@ -18,7 +18,7 @@ from stpredict._section import Section, fingerprint, image_digest
 from stpredict.models import Ensemble
 from stpredict.tl._domain import mismatch, percentiles, sampled
 from stpredict.tl._predict._destination import Destination, resolve_destination, table_change
-from stpredict.tl._predict._provenance import gene_evidence, gene_reliability, provenance
+from stpredict.tl._predict._provenance import gene_evidence, gene_reliability, provenance, raster_record, run_inputs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,8 +47,6 @@ class PredictionJob:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             request = self.request
-            if request.output.raster is not None:
-                request.raster_factor  # noqa: B018 - raises for a model without a map, before any work
             names = _spatialdata.NewNames(self.sdata, overwrite=request.overwrite)
             self.destination = _destination(names, request)
             names.check()
@@ -106,10 +104,7 @@ class PredictionJob:
                 )  # fmt: skip
             )
         if self.raster is not None:
-            latent = request.output.raster == "latent"
-            record = self.record | {"raster_mpp": self.raster.mpp, "latent": latent, "dtype": request.dtype}
-            del record["shapes_digest"]  # a map is of no shapes
-            changes.append(self.raster.target.image(record))
+            changes.append(self.raster.target.image(raster_record(request, self.record)))
         if self.checkpoint is not None:
             self.checkpoint.check()
         folder = None if self.checkpoint is None else self.checkpoint.folder
@@ -157,22 +152,14 @@ class PredictionJob:
             if request.resume:
                 raise ValueError("resume=True needs an object in a store; write it first, with sdata.write(...).")
             return None
-        inputs = {
-            **self.record, "batch_size": request.runtime.batch_size, "compile": request.runtime.compile,
-            "output": request.output.name, "raster_mpp": request.raster_mpp, "dtype": request.dtype,
-        }  # fmt: skip
+        inputs = run_inputs(request, self.record)
         return stack.enter_context(_spatialdata.Checkpoint(store, request.key, inputs, resume=request.resume))
-
-
-def path_of(sdata: SpatialData | str | Path) -> Path | None:
-    """The store of an object, or the one that is named; None for an object in memory."""
-    path = sdata if isinstance(sdata, str | Path) else sdata.path
-    return None if path is None else Path(path)
 
 
 def _destination(names: _spatialdata.NewNames, request: PredictRequest) -> Destination | None:
     """Where a table result goes, None where only a raster is requested; registers the names of both."""
-    if request.output.raster is not None:
+    if request.output.raster:
+        request.raster_factor  # noqa: B018 - raises for a model without a map, before any work
         names.element("images", request.key)
     if not request.output.layer:
         return None
@@ -188,16 +175,14 @@ class RasterWriter:
 
     Parameters
     ----------
-    factor, mpp
-        Cells of the model along a pixel of the raster, and micrometres per pixel of the raster.
+    factor
+        Cells of the model along a pixel of the raster.
     tissue
         In pixels of the raster: pixels whose centre lies outside are NaN. None: the whole image.
     """
 
-    def __init__(
-        self, target: _spatialdata.RasterTarget, factor: int, mpp: float, tissue: BaseGeometry | None = None
-    ) -> None:
-        self.target, self.factor, self.mpp, self.tissue = target, factor, mpp, tissue
+    def __init__(self, target: _spatialdata.RasterTarget, factor: int, tissue: BaseGeometry | None = None) -> None:
+        self.target, self.factor, self.tissue = target, factor, tissue
         if tissue is not None:
             shapely.prepare(tissue)
 
@@ -234,18 +219,17 @@ def open_raster_writer(
     folder : Path | None
         Where it is built, next to the store; None: in memory, or in a scratch folder.
     """
-    if request.output.raster is None:
+    if not request.output.raster:
         return None
     model, spec, factor = request.model, request.spec, request.raster_factor
     step = model.stride * model.mpp
     height, width = _inference.raster_shape(model, section)
     image_key = _spatialdata.resolve_image(sdata, spec.image_key, shapes_key=spec.shapes_key)
     pixel = step * factor / _spatialdata.image_mpp(sdata, image_key, spec.shapes_key, spec.mpp)
-    n_latent = model.query(request.genes[:1]).shape[1]
     target = _spatialdata.RasterTarget(
         store,
         request.key,
-        genes=[f"latent{i}" for i in range(n_latent)] if request.output.raster == "latent" else request.genes,
+        genes=request.raster_channels,
         shape=(-(-height // factor), -(-width // factor)),
         transformations=_spatialdata.raster_transformations(sdata.images[image_key], scale=(pixel, pixel)),
         dtype=request.dtype,
@@ -254,7 +238,7 @@ def open_raster_writer(
     )
     pixels = model.stride * factor
     tissue = None if section.tissue is None else shapely.transform(section.tissue, lambda xy: xy / pixels)
-    return RasterWriter(stack.enter_context(target), factor, step * factor, tissue)
+    return RasterWriter(stack.enter_context(target), factor, tissue)
 
 
 def _warn_of_small(section: Section, request: PredictRequest, path: Path | None) -> None:

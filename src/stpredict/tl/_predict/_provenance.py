@@ -9,51 +9,62 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from stpredict import __version__, _spatialdata
+from stpredict._record import differences
 from stpredict._section import fingerprint
 from stpredict.models import Ensemble
 from stpredict.models._base import weights_sha256
-from stpredict.nn.device import resolve_device, resolve_precision
 from stpredict.tl._cache import stable_hash
 from stpredict.tl._predict._destination import existing_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from stpredict._inference import RuntimeOptions
+    from stpredict._record import Kind
     from stpredict._section import Fingerprint
     from stpredict.models import Model
+    from stpredict.nn.device import Precision
     from stpredict.tl._predict._request import PredictRequest
 
 logger = logging.getLogger("stpredict")
 
-# What a finished result must share with the call, and what a message calls it.
-COMPARED_FIELDS = {
-    "weights_sha256": "model", "genes": "genes", "core_px": "tiles", "halo_px": "tiles", "mpp": "mpp",
-    "precision": "precision", "image_digest": "image, mpp or tissue", "raster": "tool",
-    "texts_digest": "text of its genes", "config_digest": "settings of the model",
-}  # fmt: skip
-COMPARED_OF_LAYERS = COMPARED_FIELDS | {"shapes_digest": "shapes"}
-COMPARED_OF_IMAGES = COMPARED_FIELDS | {"raster_mpp": "raster_mpp", "latent": "output", "dtype": "dtype"}
-
 
 def provenance(request: PredictRequest, seen: Fingerprint) -> dict[str, Any]:
     """The record of a result: model and genes, settings, image and shapes. Plain values."""
-    record = model_record(request.model, request.genes, request.runtime)
+    runtime = request.runtime
+    record = model_record(request.model, request.genes, device=runtime.device, precision=runtime.precision)
     return record | {"image_digest": seen.image, "shapes_digest": seen.shapes}
 
 
-def model_record(model: Model, genes: Sequence[str], runtime: RuntimeOptions) -> dict[str, Any]:
+def raster_record(request: PredictRequest, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of the raster of a prediction, which is of no shapes."""
+    of_image = {name: value for name, value in record.items() if name != "shapes_digest"}
+    step = request.model.stride * request.model.mpp * request.raster_factor
+    return of_image | {"raster_mpp": step, "latent": request.output.latent, "dtype": request.dtype}
+
+
+def run_inputs(request: PredictRequest, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What an interrupted run shares with the call that goes on with it: the record, chunks and what is written."""
+    runtime = request.runtime
+    return {
+        **record,
+        "batch_size": runtime.batch_size,
+        "compile": runtime.compile,
+        "output": request.output.name,
+        "raster_mpp": request.raster_mpp,
+        "dtype": request.dtype,
+    }
+
+
+def model_record(model: Model, genes: Sequence[str], *, device: torch.device, precision: Precision) -> dict[str, Any]:
     """Plain values that say which model, weights, settings, units, tiling, texts and versions made a result."""
     card, tiling = model.card, model.tiling
     assert card is not None
-    # of a settled runtime neither is looked for here: it may be that of a worker
-    device = resolve_device("auto") if runtime.device == "auto" else torch.device(runtime.device)
     panel = set(model.genes)
     unseen = [gene for gene in genes if gene not in panel]
     return {
@@ -70,7 +81,7 @@ def model_record(model: Model, genes: Sequence[str], runtime: RuntimeOptions) ->
         "core_px": None if tiling is None else tiling.core_px,
         "halo_px": None if tiling is None else tiling.halo_px,
         "device": device.type,
-        "precision": resolve_precision(runtime.precision, device),
+        "precision": precision,
         "seed": card.seed,
         **({"n_models": len(model.models)} if isinstance(model, Ensemble) else {}),
         **({"held_out": card.val_source or "not said"} if card.val_pcc else {}),
@@ -132,12 +143,7 @@ def has_finished_result(sdata: SpatialData, request: PredictRequest) -> bool:
     if not present:
         return False
     wanted = _wanted_record(sdata, request, shapes_key)
-    other = {
-        name
-        for record, compared in results
-        if record is not None
-        for name in _differing_fields(record, wanted, compared)
-    }
+    other = {what for record, kind in results if record is not None for what in differences(record, wanted, kind)}
     if other and not request.overwrite:
         raise ValueError(
             f"{sdata.path} has a result called {request.key!r} already, which differs from this call in: "
@@ -151,34 +157,23 @@ def has_finished_result(sdata: SpatialData, request: PredictRequest) -> bool:
 
 def _existing_results(
     sdata: SpatialData, request: PredictRequest, shapes_key: str | None
-) -> list[tuple[Mapping[str, Any] | None, Mapping[str, str]]]:
-    """The record of every requested result, None where it is missing, and the fields it must share."""
-    results: list[tuple[Mapping[str, Any] | None, Mapping[str, str]]] = []
-    if request.output.raster is not None:
+) -> list[tuple[Mapping[str, Any] | None, Kind]]:
+    """The record of every requested result, None where it is missing, and its kind."""
+    results: list[tuple[Mapping[str, Any] | None, Kind]] = []
+    if request.output.raster:
         record = sdata.attrs.get("stpredict", {}).get(f"images/{request.key}")
-        results.append((record if request.key in sdata.images else None, COMPARED_OF_IMAGES))
+        results.append((record if request.key in sdata.images else None, "raster"))
     if shapes_key is not None:
         name = request.table_added or existing_table(sdata, shapes_key, request.table_name)
         table = sdata.tables.get(name) if name else None
-        if table is None or request.key not in table.layers:
-            results.append((None, COMPARED_OF_LAYERS))
-        else:
-            results.append((table.uns.get("stpredict", {}).get(request.key), COMPARED_OF_LAYERS))
+        record = None
+        if table is not None and request.key in table.layers:
+            record = table.uns.get("stpredict", {}).get(request.key)
+        results.append((record, "layer"))
     return results
 
 
 def _wanted_record(sdata: SpatialData, request: PredictRequest, shapes_key: str | None) -> dict[str, Any]:
     """The record that a result of this call would have."""
     wanted = provenance(request, fingerprint(request.section(sdata, shapes_key)))
-    if request.output.raster is None:
-        return wanted
-    step = request.raster_factor * request.model.stride * request.model.mpp
-    return wanted | {"raster_mpp": step, "latent": request.output.raster == "latent", "dtype": request.dtype}
-
-
-def _differing_fields(record: Mapping[str, Any], wanted: Mapping[str, Any], compared: Mapping[str, str]) -> set[str]:
-    """What differs, of the fields that the record has: older ones have fewer, and lists come back as arrays."""
-    known = [key for key in compared if key in record or key in ("weights_sha256", "genes")]
-    return {
-        compared[key] for key in known if np.asarray(record.get(key)).tolist() != np.asarray(wanted.get(key)).tolist()
-    }
+    return raster_record(request, wanted) | wanted if request.output.raster else wanted

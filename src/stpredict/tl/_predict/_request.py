@@ -13,7 +13,7 @@ from stpredict._embeddings import GeneEmbeddings, closest
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-    from stpredict._inference import RuntimeOptions
+    from stpredict._inference import Runtime
     from stpredict._section import Section
     from stpredict.models import Model
 
@@ -23,24 +23,22 @@ RasterDtype = Literal["float32", "float16"]
 
 @dataclass(frozen=True)
 class Output:
-    """Which results are written: values inside shapes, and a raster of the genes or of the latent."""
+    """Which results are written: values inside shapes, and a raster, of the genes or of the latent."""
 
     name: OutputName
     layer: bool
-    raster: Literal["genes", "latent"] | None
+    raster: bool
+    latent: bool
 
     @classmethod
     def parse(cls, name: OutputName) -> Self:
         """From the value of the argument `output`."""
-        raster: Literal["genes", "latent"] | None = (
-            "latent" if name == "latent" else "genes" if name in ("raster", "both") else None
-        )
-        return cls(name, name in ("layer", "both"), raster)
+        return cls(name, layer=name in ("layer", "both"), raster=name != "layer", latent=name == "latent")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictRequest:
-    """The arguments of `tl.predict` that hold for every object; `runtime` has no "auto" left.
+    """The arguments of `tl.predict` that hold for every object.
 
     Parameters
     ----------
@@ -69,12 +67,18 @@ class PredictRequest:
     dtype: RasterDtype
     overwrite: bool
     resume: bool
-    runtime: RuntimeOptions
+    runtime: Runtime
 
     @property
     def inferred_genes(self) -> list[str]:
         """The genes that inference computes: none where only the latent is written."""
-        return [] if self.output.raster == "latent" else self.genes
+        return [] if self.output.latent else self.genes
+
+    @property
+    def raster_channels(self) -> list[str]:
+        """Names of the channels of the raster: the genes, or the columns of the latent."""
+        n_latent = self.model.query(self.genes[:1]).shape[1]
+        return self.inferred_genes or [f"latent{i}" for i in range(n_latent)]
 
     def section(self, sdata: SpatialData, shapes_key: str | None) -> Section:
         """The section that is predicted; without shapes, its image alone."""

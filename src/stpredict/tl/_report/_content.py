@@ -203,8 +203,8 @@ def _shown(source: Source, region: BaseGeometry | None) -> Box:
     whole = (0.0, 0.0, float(width), float(height))
     boxes = [] if region is None else [region.bounds]
     if source.shapes_key is not None and (region is not None or source.raster_key is None):
-        geometry, radius, _, _ = _spatialdata.shapes_in_pixels(source.sdata, source.image_key, source.shapes_key)
-        bounds = _coverage.bounds(geometry, radius)
+        shapes, _, _ = _spatialdata.shapes_in_pixels(source.sdata, source.image_key, source.shapes_key)
+        bounds = _coverage.bounds(shapes)
         bounds = bounds[np.isfinite(bounds).all(axis=1)]
         boxes += [(*bounds[:, 1::-1].min(axis=0), *bounds[:, :1:-1].max(axis=0))] if len(bounds) else []
     if not boxes:

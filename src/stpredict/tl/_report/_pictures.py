@@ -209,7 +209,8 @@ def column(values: NDArray[np.floating]) -> Plane:
 
 def drawn_shapes(sdata: SpatialData, shapes_key: str, to_report: Matrix) -> dict[str, Any]:
     """Shapes in pixels of the report, as the page draws them: circles, or rings of corners."""
-    geometry, radius = _coverage.transform(*_spatialdata.geometry_of(sdata, shapes_key), to_report)
+    shapes = _coverage.transform(_spatialdata.geometry_of(sdata, shapes_key), to_report)
+    geometry, radius = shapes.geometry, shapes.radius
     if np.isfinite(radius).all() and len(radius):
         x, y = np.nan_to_num(shapely.get_x(geometry)), np.nan_to_num(shapely.get_y(geometry))
         return {"x": _short(x), "y": _short(y), "r": _short(np.where(shapely.is_empty(geometry), 0.0, radius))}
@@ -231,8 +232,7 @@ def rings(geometry: Any) -> list[list[float]]:
 
 def centres(sdata: SpatialData, shapes_key: str, to_report: Matrix) -> NDArray[np.float64]:
     """(n, 2) centroids of shapes in pixels of the report; NaN for one that is nowhere."""
-    geometry, _ = _spatialdata.geometry_of(sdata, shapes_key)
-    points = shapely.centroid(geometry)
+    points = shapely.centroid(_spatialdata.geometry_of(sdata, shapes_key).geometry)
     xy = np.column_stack([shapely.get_x(points), shapely.get_y(points), np.ones(len(points))])
     return (xy @ to_report.T)[:, :2]
 
