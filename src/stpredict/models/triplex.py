@@ -41,7 +41,7 @@ from stpredict.models._base import Model, Recipe, constructor
 from stpredict.models._config import resolve_config
 from stpredict.models._fields import EncoderConfig, PatchConfig
 from stpredict.models._info import ModelInfo
-from stpredict.models._patches import PatchEncoder, array_grid
+from stpredict.models._patches import PatchEncoder, array_grid, on_image
 from stpredict.models._samples import Batch, Patch, PatchSamples, Samples
 from stpredict.models._scale import fit_scale, measured_expression, register_scale
 from stpredict.nn.device import free_bytes
@@ -390,7 +390,7 @@ class TriplexSamples(Samples):
         self, patches: PatchSamples, encoder: PatchEncoder, *, side: int, lattice: bool, width: int, keep: bool
     ) -> None:
         self.patches, self.encoder, self.side, self.lattice = patches, encoder, side, lattice
-        on = [_on_image(section, bounds) for section, bounds in zip(patches.sections, patches.bounds, strict=True)]
+        on = [on_image(section, bounds) for section, bounds in zip(patches.sections, patches.bounds, strict=True)]
         sections = [take(section, rows) for section, rows in zip(patches.sections, on, strict=True)]
         self.row = [{int(k): j for j, k in enumerate(rows)} for rows in on]
         self.place = [torch.from_numpy(array_grid(s)) if s.n_shapes else torch.zeros(0, 2).long() for s in sections]
@@ -459,11 +459,6 @@ class TriplexSamples(Samples):
         present = np.outer(y, x).ravel()
         present[len(present) // 2] = True
         return pixels.reshape(-1, px, px, 3), present
-
-
-def _on_image(section: Section, bounds: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The shapes whose bounds reach into the image; an empty one has none."""
-    return np.flatnonzero((bounds[:, 2:] > 0).all(axis=1) & (bounds[:, :2] < section.image.window.shape).all(axis=1))
 
 
 def _check_memory(section: Section, place: Tensor, width: int, device: torch.device) -> None:
