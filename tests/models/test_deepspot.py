@@ -76,6 +76,8 @@ def test_the_parts_of_a_patch_are_its_squares_row_by_row():
     for k in range(9):
         y, x = divmod(k, 3)
         np.testing.assert_array_equal(parts[:, k], image[:, :, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4])
+    uneven = cut(torch.from_numpy(image[..., :11, :11]), 3, 3).numpy()  # two pixels are left over at the end
+    np.testing.assert_array_equal(uneven[:, 8], image[:, :, 6:9, 6:9])
     large = cut(torch.from_numpy(image), 3, 8).numpy().astype(int)
     assert large.shape == (2, 9, 3, 8, 8)
     assert np.abs(large.mean(axis=(3, 4)) - parts.mean(axis=(3, 4))).max() < 25  # the same square, interpolated
@@ -198,7 +200,7 @@ def test_the_published_sizes_are_those_of_the_code():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"patch_px": 64}, "patch_px=64 does not divide into 3 x 3 parts"),
+        ({"patch_px": 32, "side": 33}, "side=33: a patch of 32 px has no 33 x 33 parts"),
         ({"part_px": 40}, "part_px=40 must be a multiple of 32 px"),
         ({"patch_px": 99}, "patch_px=99 must be a multiple of 32 px"),
         ({"reach": 0}, "reach"),

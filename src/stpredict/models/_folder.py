@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stpredict._card import CARD, NEW_CARD, NEW_WEIGHTS, WEIGHTS, Card, card_file, check_card, read_card, sha256
 from stpredict._schema import shown
-from stpredict.models._fields import Recipe
+from stpredict.models._fields import Config, Recipe
 from stpredict.nn.architecture import HUB, IMAGENET, is_determined
 from stpredict.nn.state import Undrawn, check_values, differences, read_header, read_tensors
 
@@ -170,6 +170,8 @@ def config_from(content: Mapping[str, Any], kind: type) -> Any:
     unknown = sorted(set(content) - known)
     if unknown:
         raise ValueError(f"the card has fields that {kind.__name__} does not know: {shown(unknown)}.")
+    if issubclass(kind, Config):
+        content = {**kind.older(content), **content}
     listed = content.items()
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in listed}
     if isinstance(values.get("recipe"), dict):

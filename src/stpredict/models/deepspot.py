@@ -59,7 +59,7 @@ class DeepSpotConfig(EncoderConfig, PatchConfig):
     mpp : float, default 2.0
         Micrometres per pixel.
     patch_px : int, default 96
-        Side of the patch around each spot in pixels, a multiple of `side`.
+        Side of the patch around each spot in pixels.
     encoder, taps, encoder_kwargs, encoder_mean, encoder_std
         See `stpredict.nn.EncoderSpec`; the encoder is frozen.
     features : {"pooled", "averaged"}, default "pooled"
@@ -67,7 +67,7 @@ class DeepSpotConfig(EncoderConfig, PatchConfig):
     feature_dropout : float, default 0.0
         Share of an encoder's features that is dropped in training.
     side : int, default 3
-        Parts along a side of the patch.
+        Parts along a side of the patch; where it does not divide, pixels are left over at its end, as in the code.
     part_px : int, default 64
         Side in pixels to which a part is enlarged before the encoder sees it.
     reach : int, default 1
@@ -101,14 +101,14 @@ class DeepSpotConfig(EncoderConfig, PatchConfig):
 
 PUBLISHED: Mapping[str, Any] = {
     "mpp": 0.25,  # a patch is as wide as a spot of 55 um (110 px at 20x), enlarged to the 224 px of the encoder
-    "patch_px": 240,  # the nearest to 224 that 3 parts and tokens of 16 px divide
+    "patch_px": 224,
     "encoder": "hf-hub:MahmoodLab/UNI",
     "encoder_kwargs": {
         "img_size": 224, "patch_size": 16, "depth": 24, "num_heads": 16, "embed_dim": 1024, "init_values": 1e-5,
         "dynamic_img_size": True,
     },
     "encoder_mean": IMAGENET[0], "encoder_std": IMAGENET[1], "taps": (24,), "features": "averaged",
-    "part_px": 240, "width": 512,
+    "part_px": 224, "width": 512,
     "recipe": Recipe(max_epochs=15, batch_size=1024, lr=1e-4, encoder_lr=0.0, weight_decay=1e-6),
 }  # fmt: skip
 
@@ -134,8 +134,8 @@ class DeepSpot(Model):
     Raises
     ------
     ValueError
-        For an empty or duplicated panel, an unknown configuration, a patch that does not divide into its parts, sizes
-        that the encoder does not take, and a section too large for memory.
+        For an empty or duplicated panel, an unknown configuration, sizes that the encoder does not take, more parts
+        than pixels, and a section too large for memory.
 
     References
     ----------
@@ -282,7 +282,8 @@ def cut(image: UInt8[Tensor, "n 3 h w"], side: int, part_px: int) -> UInt8[Tenso
     """side x side equal parts of patches, row by row, each enlarged to `part_px` px by bilinear interpolation."""
     n, _, height, width = image.shape
     h, w = height // side, width // side
-    parts = image.reshape(n, 3, side, h, side, w).permute(0, 2, 4, 1, 3, 5).reshape(-1, 3, h, w)
+    whole = image[:, :, : side * h, : side * w]
+    parts = whole.reshape(n, 3, side, h, side, w).permute(0, 2, 4, 1, 3, 5).reshape(-1, 3, h, w)
     if (h, w) != (part_px, part_px):
         large = F.interpolate(parts.float(), size=(part_px, part_px), mode="bilinear", align_corners=False)
         parts = large.round().clamp(0, 255).to(torch.uint8)
@@ -359,6 +360,6 @@ def _check_memory(section: Section, n: int, encoder: PatchEncoder) -> None:
 
 def _config(config: str | DeepSpotConfig, genes: Sequence[str], mpp: float | None) -> DeepSpotConfig:
     made = resolve_config(config, DeepSpotConfig, PUBLISHED, genes, mpp=mpp)
-    if made.patch_px % made.side:
-        raise ValueError(f"patch_px={made.patch_px} does not divide into {made.side} x {made.side} parts.")
+    if made.patch_px < made.side:
+        raise ValueError(f"side={made.side}: a patch of {made.patch_px} px has no {made.side} x {made.side} parts.")
     return made

@@ -78,7 +78,8 @@ def benchmark(
         three folds of spatial blocks within every section; or {fold: (names to train on, names to test on)}, such as
         two data sets for transfer.
     groups : Sequence[str], optional
-        The patient of every section: a patient's sections stay together. None, with the reason in `groups_reason`:
+        The patient of every section: a patient's sections stay together, and models that keep patients apart (`EGN`'s
+        exemplars) are told them in place of ``sdata.attrs["patient"]``. None, with the reason in `groups_reason`:
         sections are told apart by nothing else. Blocks need no groups.
     groups_reason : str, optional
         Why there are no groups; the result keeps it.
@@ -159,7 +160,9 @@ def benchmark(
     panels = {fold.name: _panel(fold, sections, genes, n_genes, by, spec) for fold in folds}
     plan = {"max_epochs": max_epochs, "precision": precision}
     folder = None if path is None else Path(path)
-    setting = runs.Setting(spec=spec, training=plan, val=val, device=device, path=folder, raw_counts=raw_counts)
+    setting = runs.Setting(
+        spec=spec, training=plan, val=val, device=device, path=folder, raw_counts=raw_counts, groups=grouped
+    )
     elements = ("image_key", "shapes_key", "table_name", "layer", "target", "tissue_key", "min_counts")
     record = {name: getattr(spec, name) for name in elements} | {
         "protocol": metrics.PROTOCOL, "raw_counts": raw_counts, "precision": precision, "mpp": mpp, "val": val,

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,7 @@ class Setting:
     device: str
     path: Path | None
     raw_counts: bool = True
+    groups: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,19 +116,22 @@ def _measured(run: Run, model: Model, setting: Setting) -> dict[str, Any]:
 
 
 def _fit(run: Run, model: Model, setting: Setting) -> None:
-    sections = [
-        _spatialdata.training_section(s, setting.spec, genes=model.genes, at_mpp=model.mpp, name=name)
-        for name, s in run.train.items()
-    ]
+    sections = [_section(model, s, name, setting) for name, s in run.train.items()]
     options = _training.TrainOptions(seed=run.seed, device=setting.device, progress=False, **setting.training)
     _steps.fit(model, sections, options, val=setting.val, target=setting.spec.target)
 
 
 def _scored(model: Model, sdata: SpatialData, name: str, setting: Setting) -> dict[str, Any]:
     """Values by metric of one section, a value a gene; None where it is not defined."""
-    section = _spatialdata.training_section(sdata, setting.spec, genes=model.genes, at_mpp=model.mpp, name=name)
+    section = _section(model, sdata, name, setting)
     pred, true = _steps.predict_and_measure(model, section, list(model.genes), device=setting.device)
     return {metric: _plain(values) for metric, values in scores(pred, true, section).items()}
+
+
+def _section(model: Model, sdata: SpatialData, name: str, setting: Setting) -> Section:
+    """The section as the model sees it, of the group that the caller says, else of the one that the object says."""
+    section = _spatialdata.training_section(sdata, setting.spec, genes=model.genes, at_mpp=model.mpp, name=name)
+    return section if setting.groups is None else replace(section, group=setting.groups[name])
 
 
 def scores(pred: NDArray[np.float32], true: NDArray[np.float32], section: Section) -> dict[str, NDArray[np.float64]]:
