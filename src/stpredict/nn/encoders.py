@@ -206,6 +206,25 @@ def _net(spec: EncoderSpec, *, is_vit: bool, pretrained: bool) -> Any:
     return net
 
 
+def last_tap(name: str, kwargs: Mapping[str, Any]) -> int:
+    """The tap of the last map of a network of timm: its last stage, or block; nothing is drawn or fetched.
+
+    Parameters
+    ----------
+    name : str
+        Of timm, as `stpredict.nn.architecture.timm_name` has it.
+    kwargs : Mapping[str, Any]
+        What shapes the network.
+    """
+    is_vit = _is_vit(name)
+    with torch.device("meta"):
+        rest = {key: value for key, value in kwargs.items() if key != "architecture"}
+        if isinstance(rest.get("mlp_layer"), str):
+            rest["mlp_layer"] = getattr(timm.layers, rest["mlp_layer"])
+        net: Any = timm.create_model(name, **rest, **({"num_classes": 0} if is_vit else {"features_only": True}))
+    return len(net.blocks) if is_vit else int(net.feature_info.out_indices[-1])
+
+
 def _is_vit(name: str) -> bool:
     """Whether the architecture is one of timm's plain vision transformers."""
     module = timm.models.model_entrypoint(name.split(".")[0]).__module__

@@ -139,10 +139,9 @@ def benchmark(
         seconds (training), peak_mb, n_parameters, error, protocol. Metrics are those of `stp.metrics.METRICS` (ssim is
         NaN where shapes are no array of spots). Three models are none: "ceiling" and "log depth" (their pcc by protocol
         stp-2; raw counts only), and "measured" (mean and variance of the target, by which HEG and HVG are told). A run
-        that failed has one row, which says why in `error`. ``attrs["protocol"]`` says everything that was decided, among it
-        how many counts a shape of each section needed, and which totals are those of a targeted panel (fewer than 7,000
-        genes).
-        `stp.tables` makes tables of it.
+        that failed has one row, which says why in `error`. ``attrs["protocol"]`` says everything that was decided,
+        among it how many counts a shape of each section needed, and which totals are those of a targeted panel (fewer
+        than 7,000 genes). `stp.tables` makes tables of it.
 
     Raises
     ------
