@@ -49,9 +49,9 @@ def embed(
     """Write what a model, or a plain encoder, sees of each shape before any gene is asked: its latent.
 
     Writes ``tables[table].obsm[key]`` float32 (n_obs, d), in the table that annotates the shapes: a model's latent,
-    that of a dense one pooled inside the shape, or the mean of an encoder's last map over the patch around the shape. Rows
-    whose shape has nothing on image or tissue are NaN, and so are rows of other shapes. The constant channel of a dense
-    model is left out. scanpy goes on with use_rep=key once NaN rows are dropped; `stp.pl.latent` shows it as it is.
+    that of a dense one pooled inside the shape, or the mean of an encoder's last map over the patch around the shape.
+    Rows whose shape has nothing on image or tissue are NaN, and so are rows of other shapes. The constant channel of a
+    dense model is left out. scanpy goes on with use_rep=key once NaN rows are dropped; `stp.pl.latent` shows it.
 
     Parameters
     ----------
