@@ -33,7 +33,7 @@ FIRST_TWO = ("PixNet", "GeneQuery, spots")
 N_GENES = 250
 PATIENT = "one patient (C): sections cannot be held apart by patient"
 EPOCHS = {"spot": 8, "gene": 20}  # chosen on C4 with C2 and C3 as training sections
-BY_IMAGE = ("STNet", "HisToGene", "BLEEP", "EGN", "TRIPLEX", "DeepSpot", "HE2RNA")
+BY_IMAGE = ("STNet", "HisToGene", "BLEEP", "EGN", "TRIPLEX", "DeepSpot", "HE2RNA", "FEAST")
 
 Build = Callable[[Sequence[str]], Model]
 
@@ -67,7 +67,7 @@ def by_text(name: str, embeddings: stp.tl.GeneEmbeddings, genes: Sequence[str], 
 
 
 def systems(embeddings: stp.tl.GeneEmbeddings) -> dict[str, Build]:
-    """The eleven systems and the nulls, in their small configurations."""
+    """The twelve systems and the nulls, in their small configurations."""
     return {
         "PixNet": pixnet,
         "GeneQuery, spots": partial(by_text, "GeneQuery", embeddings, context="spot"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stpredict._inference._dense import raster_shape, tiling_of
+from stpredict._inference._plain import PlainEncoder
 from stpredict._inference._run import (
     Prediction,
     RuntimeOptions,
@@ -16,6 +17,7 @@ from stpredict._inference._run import (
 )
 
 __all__ = [
+    "PlainEncoder",
     "Prediction",
     "RuntimeOptions",
     "embed",

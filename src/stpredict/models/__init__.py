@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from stpredict.models.egn import EGNConfig as EGNConfig
     from stpredict.models.encoderridge import EncoderRidge as EncoderRidge
     from stpredict.models.encoderridge import EncoderRidgeConfig as EncoderRidgeConfig
+    from stpredict.models.feast import FEAST as FEAST
+    from stpredict.models.feast import FEASTConfig as FEASTConfig
     from stpredict.models.genequery import GeneQuery as GeneQuery
     from stpredict.models.genequery import GeneQueryConfig as GeneQueryConfig
     from stpredict.models.he2rna import HE2RNA as HE2RNA

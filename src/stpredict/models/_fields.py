@@ -34,14 +34,15 @@ LIMITS: Mapping[str, Range] = {
     "fusion": (0, 16384), "section": (0, 16384), "neighbours": (0, 16384),
     # what is looked at, and how often
     "n_near": _ANY, "n_alike": _ANY, "top": _SOME, "exemplars": _SOME, "symmetries": (1, 8), "turns": (1, 8),
-    "ks": _SOME, "reach": (1, 64),
+    "ks": _SOME, "reach": (1, 64), "near": _SOME,
     "components": (1, 2**20), "train_genes": _SOME, "train_spots": _SOME,
     # shares, weights, temperatures
     "dropout": _DROPPED, "feature_dropout": _DROPPED, "text_dropout": _DROPPED, "out_dropout": _DROPPED,
     "fused_dropout": _DROPPED, "token_dropout": _DROPPED,
     "context_share": _SHARE, "branch_share": _SHARE, "pcc_weight": _WEIGHT, "pool_weight": _WEIGHT,
     "place_sd": (0.0, 1e3),
-    "norm_eps": (1e-12, 1e-2), "temperature": (1e-6, 1e6), "pool_temperature": (1e-6, 1e6), "penalties": (0.0, 1e30),
+    "norm_eps": (1e-12, 1e-2), "beta": _WEIGHT, "tau": (1e-6, 1e6),
+    "temperature": (1e-6, 1e6), "pool_temperature": (1e-6, 1e6), "penalties": (0.0, 1e30),
     # the recipe
     "max_epochs": (1, 10**9), "batch_size": (1, 10**9), "lr": (1e-30, 1e6), "encoder_lr": (0.0, 1e6),
     "weight_decay": _WEIGHT, "warmup": _SHARE, "gradient_clip": (0.0, 1e30), "patience": (1, 10**9),

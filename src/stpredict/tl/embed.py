@@ -13,7 +13,6 @@ from stpredict import _inference, _spatialdata
 from stpredict._arguments import check_arguments
 from stpredict._card import find_model
 from stpredict.models import load
-from stpredict.models._plain import PlainEncoder
 from stpredict.nn.architecture import is_encoder_name
 from stpredict.tl._predict._provenance import model_record
 from stpredict.tl._readout import warn_of_empty
@@ -131,7 +130,9 @@ def _seer(model: Model | str | Path, settings: Mapping[str, Any]) -> tuple[Model
     if isinstance(model, str) and is_encoder_name(model) and not _is_saved(model):
         weights = settings.get("encoder_weights", "timm")
         size = {"mpp": settings.get("encoder_mpp", MPP), "patch_px": settings.get("patch_px", PATCH_PX)}
-        return PlainEncoder(model, weights=weights, **size), re.sub("[^A-Za-z0-9_.-]", "-", model.rpartition("/")[2])
+        return _inference.PlainEncoder(model, weights=weights, **size), re.sub(
+            "[^A-Za-z0-9_.-]", "-", model.rpartition("/")[2]
+        )
     if settings:
         raise ValueError(
             f"{', '.join(settings)} are for the name of a plain encoder, such as 'resnet50'; a trained model has its "

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from jaxtyping import Float
@@ -13,20 +13,26 @@ from torch import Tensor
 
 from stpredict._card import Card
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe
-from stpredict.models._fields import EncoderConfig, PatchConfig
-from stpredict.models._samples import Batch, PatchSamples, Samples
+from stpredict.models import Batch, Config, Model, PatchSamples, Recipe, Samples
 from stpredict.nn.architecture import described, timm_name
-from stpredict.nn.encoders import Encoder, last_tap, rgb
+from stpredict.nn.encoders import Encoder, EncoderSpec, last_tap, rgb
 from stpredict.nn.features import averaged
 
 NO_GENE = ("no gene",)  # a model has a panel
 
 
 @dataclass(frozen=True)
-class PlainEncoderConfig(EncoderConfig, PatchConfig):
+class PlainEncoderConfig(Config):
     """The encoder, and the patch that it sees around every shape."""
 
+    genes: tuple[str, ...]
+    mpp: float
+    patch_px: int
+    encoder: str
+    taps: tuple[int, ...]
+    encoder_kwargs: Mapping[str, Any]
+    encoder_mean: tuple[float, ...] | None
+    encoder_std: tuple[float, ...] | None
     recipe: Recipe = field(default_factory=Recipe)
 
 
@@ -61,7 +67,8 @@ class PlainEncoder(Model):
         taps = (last_tap(timm_name(name, found["encoder_kwargs"]), found["encoder_kwargs"]),)
         config = PlainEncoderConfig(genes=NO_GENE, mpp=mpp, patch_px=patch_px, encoder=name, taps=taps, **found)
         super().__init__(config)
-        self.encoder = Encoder(config.encoder_spec, weights=weights).requires_grad_(False)
+        spec = EncoderSpec(name, taps, config.encoder_kwargs, config.encoder_mean, config.encoder_std)
+        self.encoder = Encoder(spec, weights=weights).requires_grad_(False)
         if patch_px % self.encoder.block_px:
             raise ValueError(
                 f"patch_px={patch_px} must be a multiple of {self.encoder.block_px} px, which {name!r} takes."
