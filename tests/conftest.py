@@ -130,6 +130,11 @@ def build():
 
     small = {
         "BLEEP": lambda genes: models.BLEEP(config=models.BLEEPConfig(genes=genes, mpp=1.0, patch_px=64)),
+        "DeepSpot": lambda genes: models.DeepSpot(
+            config=models.DeepSpotConfig(genes=genes, mpp=1.0, patch_px=96, part_px=32, width=32, members=3)
+        ),
+        "FEAST": lambda genes: models.FEAST(config=models.FEASTConfig(genes=genes, mpp=1.0, patch_px=64, width=32)),
+        "HE2RNA": lambda genes: models.HE2RNA(config=models.HE2RNAConfig(genes=genes, mpp=1.0, patch_px=64)),
         "EncoderRidge": lambda genes: models.EncoderRidge(
             config=models.EncoderRidgeConfig(genes=genes, mpp=1.0, patch_px=64)
         ),

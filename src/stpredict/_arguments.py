@@ -21,7 +21,8 @@ from stpredict._schema import Named, Range, fits, shown, spelled, with_article
 _SIZE, _UM, _ANY, _SOME, _SHARE = (1e-3, 1e3), (1e-3, 1e9), (0, 2**40), (1, 2**40), (0.0, 1.0)
 FAR = 1e9  # an upper limit that no one means
 LIMITS: Mapping[str, Range] = {
-    "mpp": _SIZE, "raster_mpp": (1e-3, 1e5), "diameter_um": _UM, "pitch_um": _UM, "spot_diameter_um": _UM,
+    "mpp": _SIZE, "encoder_mpp": _SIZE, "patch_px": (1, 8192),
+    "raster_mpp": (1e-3, 1e5), "diameter_um": _UM, "pitch_um": _UM, "spot_diameter_um": _UM,
     "margin_um": (0.0, 1e7), "batch_size": (1, 10**9), "max_epochs": (1, 10**9), "lr": (1e-30, 1e6),
     "devices": (1, 10**6), "num_nodes": (1, 10**6), "seed": (0, 2**32 - 1), "n_genes": _SOME, "n_top": _SOME,
     "n_splits": (1, 10**6), "n_draws": (1, 10**9), "min_counts": (0.0, 1e12),

@@ -240,6 +240,8 @@ class Section:
         Polygon or MultiPolygon of the tissue, to which the geometry is clipped; None: the whole image.
     min_counts : float, optional
         Total counts that a shape needed to be among the rows; None where counts decided nothing.
+    group : str, optional
+        The patient, where one is known: sections of one group are no independent samples.
 
     Raises
     ------
@@ -259,6 +261,7 @@ class Section:
     dropped: Mapping[str, int] = field(default_factory=dict)
     tissue: shapely.Geometry | None = None
     min_counts: float | None = None
+    group: str | None = None
 
     def __post_init__(self) -> None:
         n = len(self.geometry)

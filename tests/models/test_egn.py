@@ -44,7 +44,8 @@ def batch_of(model, sections, *, train=False):
 def exemplars(model, sections, *, train=True):
     """(n, k) bank rows of every window's exemplars."""
     batch = batch_of(model, sections, train=train)
-    return model.nearest(model.encoder(batch.image).mean(1), batch.extra["section"], batch.extra["corner"]).numpy()
+    where = (batch.extra[name] for name in ("section", "corner", "group"))
+    return model.nearest(model.encoder(batch.image).mean(1), *where).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +105,7 @@ def test_the_bridge_is_the_paper_s_formula():
     from stpredict.models.egn import ExemplarBridge
 
     torch.manual_seed(0)
-    bridge = ExemplarBridge(8, n_tokens=4, heads=2, head_width=3).double()
+    bridge = ExemplarBridge(8, n_tokens=4, heads=2, head_width=3, gate_width=5).double()
     z, h = torch.randn(3, 4, 8).double(), torch.randn(3, 8).double()
     r, s = torch.randn(2, 3, 5, 8).double()
     there = torch.ones(3, 5, dtype=torch.bool)
@@ -195,6 +196,85 @@ def test_with_one_training_section_no_exemplar_overlaps(colour_section):
     assert np.any(apart[0][apart[0] > 0] < 64)  # else there would be nothing to leave out
 
 
+def of_group(section, group):
+    return replace(section, group=group)
+
+
+def test_exemplars_are_of_other_patients_where_sections_carry_one(colour_section):
+    """Four sections of three patients, against a search by hand."""
+    sections = [of_group(colour_section(seed), group) for seed, group in enumerate("AABC")]
+    model = fresh()
+    model.prepare(sections)
+    features = model.bank_features.numpy().astype(float)
+    distance = ((features[:, None] - features[None]) ** 2).sum(axis=2)
+    patient = np.repeat([0, 0, 1, 2], 24)
+    distance[patient[:, None] == patient] = np.inf
+    expected = np.argsort(distance, axis=1)[:, :4]
+    for train in (True, False):
+        np.testing.assert_array_equal(exemplars(model, sections, train=train), expected)
+    held = of_group(colour_section(4), "B")  # another section of a patient of the bank, as validation may have it
+    assert set(patient[exemplars(model, [held], train=False)].ravel()) <= {0, 2}
+    new = of_group(colour_section(4), "D")
+    assert len(set(patient[exemplars(model, [new], train=False)].ravel())) == 3
+    unknown = colour_section(4)  # of nobody knows whom: the rule of sections
+    np.testing.assert_array_equal(exemplars(model, [unknown], train=False), exemplars(model, [new], train=False))
+
+
+def test_a_bank_of_one_patient_keeps_sections_apart(colour_section, caplog):
+    sections = [of_group(colour_section(seed), "C") for seed in (0, 1)]
+    model, plain = fresh(), fresh()
+    with caplog.at_level("INFO", logger="stpredict"):
+        model.prepare(sections)
+    assert "all sections are of C, so exemplars come from other sections" in caplog.text
+    plain.prepare([colour_section(0), colour_section(1)])
+    np.testing.assert_array_equal(exemplars(model, sections), exemplars(plain, [colour_section(0), colour_section(1)]))
+    alone = fresh()
+    alone.prepare(sections[:1])  # one section of one patient: nothing that overlaps
+    single = fresh()
+    single.prepare([colour_section(0)])
+    np.testing.assert_array_equal(exemplars(alone, sections[:1]), exemplars(single, [colour_section(0)]))
+
+
+def test_a_group_of_some_sections_only_is_refused(colour_section):
+    sections = [of_group(colour_section(0), "A"), colour_section(1), colour_section(2)]
+    with pytest.raises(
+        ValueError, match=r"'colour0' is of 'A', but of \['colour1', 'colour2'\] none is known"
+    ) as error:
+        fresh().prepare(sections)
+    assert 'sdata.attrs["patient"]' in str(error.value)
+    fresh(exemplars_of="sections").prepare(sections)
+
+
+def test_a_model_of_an_earlier_version_keeps_its_gates_and_its_rule(colour_section, tmp_path):
+    """Without the new fields in its card, and without a bank of groups, it gives the same predictions."""
+    import json
+
+    from stpredict import models
+
+    old = fresh(bridge_heads=3, gate_width=48, exemplars_of="sections")
+    fit(old, [of_group(colour_section(0), "A"), of_group(colour_section(1), "B")])
+    old.save(tmp_path / "egn")
+    path = tmp_path / "egn" / "card.json"
+    card = json.loads(path.read_text())
+    for name in ("gate_width", "exemplars_of"):
+        del card["config"][name]
+    path.write_text(json.dumps(card))
+    again = models.load(tmp_path / "egn")
+    assert (again.config.gate_width, again.config.exemplars_of) == (48, "sections")
+    section = of_group(colour_section(2), "A")
+    np.testing.assert_array_equal(predict(again, section), predict(old, section))
+    # a fresh one is another: its gates have a width of their own
+    assert fresh(bridge_heads=3).config.gate_width == 256
+
+
+def test_a_group_is_known_by_a_number_that_never_changes(colour_section):
+    """Saved models hold it."""
+    from stpredict.models.egn import group_of
+
+    assert group_of(of_group(colour_section(0), "C"), 5) == 8697911026488277496
+    assert group_of(colour_section(0), 5) == 5
+
+
 def test_fewer_exemplars_than_wanted_are_fewer(colour_section):
     from stpredict._section import take
 
@@ -283,7 +363,7 @@ def test_the_published_sizes_are_those_of_the_paper():
     d, f, g, tokens, inner = 1024, 2048, 250, (256 // 32) ** 2, 8 * 64
     linear = lambda a, b: a * b + b  # noqa: E731
     block = 2 * (2 * d) + d * 3 * d + linear(d, d) + linear(d, 4096) + linear(4096, d)
-    gates = 2 * (2 * d) + linear(2 * d, inner) + linear(inner, 2 * d)
+    gates = 2 * (2 * d) + linear(2 * d, 256) + linear(256, 2 * d)  # whatever the heads are
     bridge = linear(d, d) + gates + 2 * d + linear(d, 8 * tokens) + 2 * d + linear(d, inner) + 2 * inner * d
     refine = 2 * (2 * d + 2 * linear(d, d))
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}

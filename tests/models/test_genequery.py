@@ -327,6 +327,77 @@ def test_embeddings_are_taken_in_whole_or_not_at_all():
     assert "plum" not in model.vocabulary
 
 
+def norm_by_hand(x, state, name):
+    centred = x - x.mean(axis=-1, keepdims=True)
+    scaled = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5)
+    return scaled * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+
+def linear_by_hand(x, state, name):
+    return x @ state[f"{name}.weight"].T + state.get(f"{name}.bias", 0.0)
+
+
+def gelu(x):
+    from scipy.special import erf
+
+    return x * (1 + erf(x / np.sqrt(2))) / 2
+
+
+def sequence_by_hand(x, state, *, depth, heads):
+    """The transformer and the scalar on one sequence (n, d), in NumPy."""
+    n = len(x)
+    for k in range(depth):
+        qkv = linear_by_hand(norm_by_hand(x, state, f"blocks.{k}.attention_norm"), state, f"blocks.{k}.qkv")
+        q, key, v = qkv.reshape(n, 3, heads, -1).transpose(1, 2, 0, 3)
+        scores = np.exp(q @ key.transpose(0, 2, 1) / np.sqrt(q.shape[-1]))
+        attended = (scores / scores.sum(axis=-1, keepdims=True) @ v).transpose(1, 0, 2).reshape(n, -1)
+        x = x + linear_by_hand(attended, state, f"blocks.{k}.out")
+        hidden = linear_by_hand(norm_by_hand(x, state, f"blocks.{k}.mlp.0"), state, f"blocks.{k}.mlp.1")
+        x = x + linear_by_hand(gelu(hidden), state, f"blocks.{k}.mlp.4")
+    return linear_by_hand(x, state, "scalar.0")[:, 0]
+
+
+@pytest.mark.parametrize("context", ["spot", "gene"])
+def test_the_published_form_is_that_of_the_code(colour_section, context):
+    """Projection head, fusion, transformer and scalar against NumPy, with weights drawn here."""
+    from stpredict.models import genequery
+
+    own = ("image_projection", "scalar_norm", "fused_activation", "fused_dropout", "token_dropout")
+    published = {name: genequery.PUBLISHED[context].get(name, 0.0) for name in own}
+    assert published == {
+        "image_projection": "head", "scalar_norm": False, "token_dropout": 0.1,
+        "fused_activation": "relu" if context == "spot" else "gelu", "fused_dropout": 0.0 if context == "spot" else 0.1,
+    }  # fmt: skip
+    model = fresh(context, **published).eval()
+    section = colour_section(2)
+    model.prepare([section])
+    state = {key: value.double().numpy() for key, value in model.state_dict().items()}
+    features = model.encoder.encode_sections([section], patch_px=64).double().numpy()
+    projected = linear_by_hand(features, state, "image_projection.projection")
+    second = linear_by_hand(gelu(projected), state, "image_projection.second")
+    images = norm_by_hand(projected + second, state, "image_projection.norm")
+    rows = model.query(GENES).double().detach().numpy()
+    genes = linear_by_hand(rows[:, :8], state, "gene_projection")
+    sizes = {"depth": 2, "heads": 2}
+    if context == "spot":
+        found = [sequence_by_hand(np.maximum(images + gene, 0), state, **sizes) for gene in genes]
+        wanted = np.stack(found, axis=1)
+    else:
+        wanted = np.stack([sequence_by_hand(gelu(image + genes), state, **sizes) for image in images])
+    wanted = rows[:, -3] + rows[:, -2] * wanted
+    np.testing.assert_allclose(predict(model, section, GENES), wanted, atol=1e-5)
+    assert wanted.std(axis=0).min() > 1e-4
+
+
+def test_tokens_are_dropped_out_in_training_alone():
+    model = fresh("gene", fused_dropout=0.5, token_dropout=0.5)
+    one = torch.ones(2, 1, 32)
+    kept = model.train()._fused(one, one)
+    assert set(kept.unique().tolist()) == {0.0, 8.0}  # 2 / .5 / .5
+    assert bool((model.eval()._fused(one, one) == 2).all())
+    assert bool((fresh("spot").train()._fused(one, one) == 2).all())
+
+
 @pytest.mark.parametrize(
     ("context", "frozen", "recipe"), [("spot", True, (100, 1, 0.0)), ("gene", False, (100, 100, 1e-4))]
 )
@@ -348,8 +419,9 @@ def test_the_published_sizes_are_those_of_the_paper(context, frozen, recipe):
     assert (c.recipe.lr, c.recipe.weight_decay) == (1e-4, 1e-3)
     # a block: two norms; queries, keys and values without a bias; the way out; an MLP of 512
     block = 2 * 2 * 256 + 3 * 256 * 256 + (256 * 256 + 256) + (256 * 512 + 512) + (512 * 256 + 256)
-    projections = (2048 * 256 + 256) + (768 * 256 + 256)
-    scalar = 2 * 256 + 256 + 1
+    head = (2048 * 256 + 256) + (256 * 256 + 256) + 2 * 256  # two layers and a norm
+    projections = head + (768 * 256 + 256)
+    scalar = 256 + 1
     own = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("encoder."))
     assert own == projections + 2 * block + scalar
     assert sum(p.numel() for p in model.encoder.parameters()) == 23_508_032  # ResNet50 without its classifier

@@ -53,6 +53,7 @@ def test_the_published_configuration_counts_as_derived_by_hand():
     from stpredict.models.pixnet import PUBLISHED, PixNet, PixNetConfig
 
     config = PixNetConfig(genes=tuple(f"g{i}" for i in range(250)), **PUBLISHED)
+    assert config.taps == (8, 16, 24, 24)  # groups 2, 4 and 6 of 6; the last is skip and bottom
     with torch.device("meta"):
         model = PixNet(
             config=replace(config, encoder="vit_giant_patch14_224")

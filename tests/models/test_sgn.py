@@ -68,6 +68,8 @@ def by_hand(model, latent, genes):
     near = adjacency(np.where((squares > 2) | np.eye(len(x), dtype=bool), np.inf, squares), 5)
     alike = adjacency(np.linalg.norm(x[:, None] - x, axis=-1) + np.diag(np.full(len(x), np.inf)), 5)
     state = {key: value.double().numpy() for key, value in model.state_dict().items()}
+    if model.config.pretransform:
+        x = x @ state["pretransform.weight"].T
     for k in range(model.config.depth):
         parts = [
             x @ state[f"layers.{k}.own.{kind}.weight"].T
@@ -188,6 +190,7 @@ def test_published_shapes_and_parameters():
     block = 2 * norm + 3 * 256 * 256 + linear + (256 * 1024 + 1024) + (1024 * 256 + 256) + 2 * 256  # LayerScale last
     assert count == {
         "encoder": 11_689_512 - 513_000,  # ResNet18 without its classifier
+        "pretransform": 512 * 512,
         "layers": 4 * 2 * (2 * 512 * 512 + 512),
         "out": 512 * 256 + 256,
         "text_network": (12 * 256 + 256) + 2 * 256 + 2 * block + norm + (256 * 257 + 257),
@@ -198,8 +201,81 @@ def test_published_shapes_and_parameters():
     scales = [p for name, p in model.named_parameters() if name.endswith("factor")]
     assert torch.equal(torch.stack(scales), torch.full((4, 256), 0.1))
     c, r = model.config, model.config.recipe
-    assert (c.patch_px, c.depth, c.n_near, c.n_alike, c.train_genes, c.pcc_weight) == (256, 4, 5, 5, 64, 0.5)
+    assert (c.patch_px, c.depth, c.n_near, c.n_alike, c.train_genes, c.pcc_weight) == (224, 4, 5, 5, 64, 0.5)
+    norms = [module.eps for module in model.text_network.modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert norms == [1e-6] * 5
     assert (r.max_epochs, r.lr, r.weight_decay, r.batch_size) == (300, 5e-4, 1e-4, 1)
+
+
+def test_the_pretransform_stands_before_the_graph_and_after_its_edges(colour_section):
+    from stpredict._inference import RuntimeOptions, embed
+    from stpredict.models._patches import array_grid
+
+    model = fresh(pretransform=True)
+    train(model, [colour_section(0), colour_section(1)], epochs=1)
+    run = RuntimeOptions(device="cpu", precision="32", progress=False).resolve(model.output)
+    features, _ = embed(model, colour_section(2), runtime=run)
+    latent = np.concatenate([features, array_grid(colour_section(2))], axis=1)
+    expected = by_hand(model, latent, ("cyan", *GENES))
+    np.testing.assert_allclose(predict(model, colour_section(2), ("cyan", *GENES)), expected, atol=1e-5)
+
+
+def norm_by_hand(x, state, name, eps):
+    centred = x - x.mean(axis=-1, keepdims=True)
+    scaled = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + eps)
+    return scaled * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+
+def gelu(x):
+    from scipy.special import erf
+
+    return x * (1 + erf(x / np.sqrt(2))) / 2
+
+
+def text_transformer_by_hand(network, row, *, heads, eps):
+    """One text through class token, register and its own token, in NumPy."""
+    state = {key: value.double().numpy() for key, value in network.state_dict().items()}
+    x = np.concatenate([state["first"], (row @ state["embed.weight"].T + state["embed.bias"])[None]])
+    for k in range(len(network.blocks)):
+        name = f"blocks.{k}"
+        qkv = norm_by_hand(x, state, f"{name}.attention_norm", eps) @ state[f"{name}.qkv.weight"].T
+        q, key, v = qkv.reshape(3, 3, heads, -1).transpose(1, 2, 0, 3)  # tokens, kinds, heads, width
+        scores = np.exp(q @ key.transpose(0, 2, 1) / np.sqrt(q.shape[-1]))
+        attended = (scores / scores.sum(axis=-1, keepdims=True) @ v).transpose(1, 0, 2).reshape(3, -1)
+        out = attended @ state[f"{name}.out.0.weight"].T + state[f"{name}.out.0.bias"]
+        x = x + state[f"{name}.out.1.factor"] * out
+        hidden = norm_by_hand(x, state, f"{name}.mlp.0", eps) @ state[f"{name}.mlp.1.weight"].T
+        out = gelu(hidden + state[f"{name}.mlp.1.bias"]) @ state[f"{name}.mlp.4.weight"].T + state[f"{name}.mlp.4.bias"]
+        x = x + state[f"{name}.mlp.6.factor"] * out
+    return norm_by_hand(x[0], state, "out.0", eps) @ state["out.1.weight"].T + state["out.1.bias"]
+
+
+@pytest.mark.parametrize("eps", [1e-6, 1e-5])
+def test_the_text_transformer_is_that_of_the_formula_down_to_its_eps(eps):
+    from stpredict.models.sgn import TextTransformer
+
+    torch.manual_seed(3)
+    network = TextTransformer(5, 8, depth=2, heads=2, dropout=0.0, eps=eps).eval()
+    with torch.no_grad():
+        network.first.mul_(0.02)  # so small that eps decides
+        rows = torch.randn(4, 5) * 1e-2
+        found = network(rows).numpy()
+    for row, values in zip(rows.double().numpy(), found, strict=True):
+        np.testing.assert_allclose(values, text_transformer_by_hand(network, row, heads=2, eps=eps), atol=1e-5)
+        other = text_transformer_by_hand(network, row, heads=2, eps=11e-6 - eps)
+        assert np.abs(values - other).max() > 1e-3
+
+
+def test_a_card_of_an_earlier_version_keeps_its_eps_and_has_no_pretransform():
+    from dataclasses import asdict
+
+    from stpredict.models._folder import config_from
+    from stpredict.models.sgn import SGNConfig
+
+    model = fresh(text_network="transformer", norm_eps=1e-6, pretransform=True)
+    content = {key: value for key, value in asdict(model.config).items() if key not in ("norm_eps", "pretransform")}
+    config = config_from(content, SGNConfig)
+    assert (config.norm_eps, config.pretransform) == (1e-5, False)
 
 
 def test_the_text_transformer_reads_one_text_at_a_time():

@@ -256,3 +256,51 @@ def test_a_trained_encoder_is_folded_for_prediction_and_gives_the_same(colour_se
     with torch.inference_mode():
         wanted = model.latent(batch)
         torch.testing.assert_close(fast.latent(batch), wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+
+
+def rate_by_hand(section):
+    return np.expm1(section.expression.astype(np.float64))
+
+
+def test_the_loss_of_strank_compares_the_spots_of_a_section(colour_section):
+    sections = [colour_section(0), colour_section(1)]
+    model = fresh(loss="strank")
+    model.prepare(sections)
+    torch.nn.init.normal_(model.linear.weight)
+    model.eval()
+    samples = model.samples(sections, train=False)
+    rows = [0, 1, 2, 3, 30, 31, 32]
+    batch = samples.collate([samples[i] for i in rows])
+    pred = np.concatenate([predict(model, section) for section in sections])[rows].astype(np.float64)
+    rate = np.concatenate([rate_by_hand(section) for section in sections])[rows]
+    total = 0.0
+    for part in (slice(0, 4), slice(4, 7)):
+        log_p = pred[part] - np.log(np.exp(pred[part]).sum(axis=0))
+        total -= (rate[part] * log_p).sum()
+    with torch.no_grad():
+        found = float(model.loss(batch, model.query(GENES)))
+    assert found == pytest.approx(total / (7 * 3) / rate.mean(), rel=1e-4)
+
+
+def test_strank_learns_and_its_answer_has_the_unit_of_the_target(colour_section):
+    sections = [colour_section(0), colour_section(1)]
+    scaled = dataclasses.replace(sections[1], expression=np.log1p(3 * np.expm1(sections[1].expression)))
+    model, _ = fitted([sections[0], scaled], fresh(loss="strank"), max_epochs=30, lr=3e-3, batch_size=12)
+    pred = np.concatenate([predict(model, section) for section in sections])
+    true = np.concatenate([sections[0].expression, scaled.expression])
+    for j in range(3):
+        slope, shift = np.polyfit(pred[:, j], true[:, j], 1)  # the line of the training spots is the identity
+        assert slope == pytest.approx(1, abs=1e-3)
+        assert shift == pytest.approx(0, abs=1e-3)
+    held = predict(model, colour_section(2))
+    r = [np.corrcoef(p, t)[0, 1] for p, t in zip(held.T, colour_section(2).expression.T, strict=True)]
+    assert np.mean(r) > 0.5
+
+
+def test_strank_needs_rates(colour_section):
+    from stpredict.models import STNet
+
+    section = dataclasses.replace(colour_section(0), expression=colour_section(0).expression - 1)
+    with pytest.raises(ValueError, match='loss="strank" compares rates, and the target has values below 0'):
+        fitted([section], fresh(loss="strank"), max_epochs=1)
+    assert STNet(GENES, loss="strank").config.loss == "strank"

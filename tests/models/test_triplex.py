@@ -237,6 +237,42 @@ def test_training_end_to_end_moves_the_encoder_of_the_patch_alone(colour_section
     np.testing.assert_allclose(predict(model, colour_section(2), batch_size=7), whole, atol=1e-5)
 
 
+def test_a_trained_encoder_sees_the_patch_turned_and_a_frozen_one_as_it_is(colour_section):
+    from stpredict.models import Recipe
+    from stpredict.models._samples import dihedral
+
+    section, recipe = colour_section(0), Recipe(encoder_lr=1e-3)
+    for frozen in (True, False):
+        model = fresh(frozen=frozen, recipe=recipe)
+        plain = model.samples([section], train=False)
+        turned = model.samples([section], train=True, seed=1)
+        assert len(turned) == len(plain) == 24
+        seen = []
+        for i in range(24):
+            own = plain[i].image
+            for epoch in range(4):
+                image = turned[i + 24 * epoch].image
+                fits = [k for k in range(8) if np.array_equal(image, dihedral(own, k))]
+                assert fits
+                seen.append(fits[0])
+        assert set(seen) == ({0} if frozen else set(range(8)))
+        batch = turned.collate([turned[24], turned[25]])  # the surroundings are those of the spot as it lies
+        still = plain.collate([plain[0], plain[1]])
+        torch.testing.assert_close(batch.extra["around"], still.extra["around"])
+
+
+def test_nothing_is_dropped_out_in_evaluation(trained, colour_section):
+    """In the authors' code three dropouts of the section's branch are on when it is tested."""
+    batch = batch_of(trained, [colour_section(0)], range(24))
+    with torch.no_grad():
+        first, second = trained.eval()._views(batch), trained._views(batch)
+        for one, other in zip(first, second, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+        drawn = trained.train()._views(batch)
+    trained.eval()
+    assert all((one - other).abs().max() > 1e-4 for one, other in zip(first, drawn, strict=True))
+
+
 def test_it_learns_what_it_is_trained_on(colour_section):
     model = fresh(feature_dropout=0.0)
     train(model, [colour_section(0)], epochs=12, lr=3e-3)

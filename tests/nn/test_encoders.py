@@ -182,3 +182,23 @@ def test_weights_that_are_not_in_the_cache_are_said(cached):
 def test_keywords_that_do_not_shape_a_network_are_refused(key):
     with pytest.raises(ValueError, match=f"encoder_kwargs: '{key}' does not shape a network"):
         _encoder(CNN | {"kwargs": {key: 1}})
+
+
+def test_a_block_that_is_named_twice_gives_two_equal_maps():
+    import torch
+
+    from stpredict.nn.encoders import Encoder, EncoderSpec
+
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    kwargs = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 6, "num_heads": 2}
+    maps = {}
+    for taps in ((2, 4, 6, 6), (2, 4, 6)):
+        torch.manual_seed(0)
+        encoder = Encoder(EncoderSpec("vit_tiny_patch16_224", taps, kwargs), weights=None).eval()
+        assert len(encoder.channels) == len(encoder.strides) == len(taps)
+        with torch.no_grad():
+            maps[len(taps)] = encoder(image)
+    assert [tuple(each.shape) for each in maps[4]] == [(1, 32, 4, 4)] * 4
+    for k, same in enumerate((0, 1, 2, 2)):
+        torch.testing.assert_close(maps[4][k], maps[3][same], rtol=0, atol=0)
+    assert (maps[4][1] - maps[4][2]).abs().max() > 1e-3

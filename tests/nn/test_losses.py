@@ -38,3 +38,40 @@ def test_without_the_second_term_it_is_mse():
 
     pred, true = torch.randn(8, 3), torch.randn(8, 3)
     torch.testing.assert_close(mse_pcc(pred, true, pcc_weight=0.0), ((pred - true) ** 2).mean())
+
+
+def test_strank_is_the_multinomial_likelihood_of_a_list():
+    import torch
+    from scipy.special import gammaln
+    from scipy.stats import multinomial
+
+    from stpredict.nn.losses import strank
+
+    rng = np.random.default_rng(0)
+    scores, depth = rng.normal(size=(9, 4)), rng.uniform(0.5, 2, 9)
+    counts = rng.poisson(4, (9, 4)).astype(float)
+    for weight in (None, depth):
+        share = np.exp(scores) * (1 if weight is None else weight[:, None])
+        share /= share.sum(axis=0)
+        likelihood = 0.0
+        for j in range(4):
+            n = counts[:, j].sum()
+            choices = gammaln(n + 1) - gammaln(counts[:, j] + 1).sum()  # which the loss leaves out
+            likelihood += multinomial.logpmf(counts[:, j], n, share[:, j]) - choices
+        given = None if weight is None else torch.from_numpy(weight)
+        found = strank(torch.from_numpy(scores), torch.from_numpy(counts), given)
+        assert found.item() == pytest.approx(-likelihood / 36, rel=1e-9)
+
+
+def test_strank_looks_at_no_level_of_a_gene_and_is_least_at_the_log_of_the_rates():
+    import torch
+
+    from stpredict.nn.losses import strank
+
+    rng = np.random.default_rng(1)
+    rate = torch.from_numpy(rng.uniform(1, 9, (7, 3)))
+    best = torch.log(rate)
+    level = torch.from_numpy(rng.normal(size=3))
+    torch.testing.assert_close(strank(best + level, rate), strank(best, rate))
+    for _ in range(20):
+        assert strank(best + 0.1 * torch.from_numpy(rng.normal(size=(7, 3))), rate) > strank(best, rate)

@@ -143,3 +143,72 @@ def test_overwrite_and_a_model_by_path(sdata, pixnet, tmp_path):
         _embed(sdata, stp.models.Ridge(["red"]))
     with pytest.raises(FileNotFoundError, match="no model 'pixnet-of-nobody'"):
         _embed(sdata, "pixnet-of-nobody")
+
+
+@pytest.fixture
+def resnet(tmp_path):
+    """Weights of a resnet18, drawn here, as a local file; and the network itself."""
+    import timm
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    net = timm.create_model("resnet18").eval()
+    save_file(net.state_dict(), tmp_path / "resnet18.safetensors")
+    return tmp_path / "resnet18.safetensors", net
+
+
+def test_a_plain_encoder_by_its_name(sdata, resnet):
+    """The mean of its last map over the patch around each shape, against timm itself."""
+    path, net = resnet
+    _embed(sdata, "resnet18", encoder_weights=path, encoder_mpp=1.0, patch_px=64)
+    table, shapes = sdata.tables["table"], sdata.shapes["spots"]
+    assert table.obsm["X_resnet18"].shape == (30, 512)
+    pixels = torch.from_numpy(np.asarray(sdata.images["image"])).float() / 255
+    mean, std = (torch.tensor(net.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
+    for row in (0, 7):
+        point = shapes.loc[table.obs["instance_id"].iloc[row]].geometry
+        y, x = int(np.floor(point.y - 32 + 0.5)), int(np.floor(point.x - 32 + 0.5))
+        if min(y, x) < 0 or y + 64 > pixels.shape[1] or x + 64 > pixels.shape[2]:
+            continue
+        with torch.inference_mode():
+            found = net.forward_features(((pixels[:, y : y + 64, x : x + 64] - mean) / std)[None]).mean((2, 3))[0]
+        np.testing.assert_allclose(table.obsm["X_resnet18"][row], found.numpy(), rtol=1e-3, atol=1e-4)
+        break
+    else:
+        pytest.fail("no row lies on the image")
+    record = sdata.attrs["stpredict"]["tables/table/obsm/X_resnet18"]
+    assert (record["model"], record["encoder"], record["mpp"]) == ("PlainEncoder", "resnet18", 1.0)
+
+
+def test_a_transformer_by_its_name(sdata, tmp_path):
+    import timm
+    from safetensors.torch import save_file
+
+    save_file(timm.create_model("vit_tiny_patch16_224").state_dict(), tmp_path / "vit.safetensors")
+    _embed(sdata, "vit_tiny_patch16_224", encoder_weights=tmp_path / "vit.safetensors", encoder_mpp=1.0)
+    assert sdata.tables["table"].obsm["X_vit_tiny_patch16_224"].shape == (30, 192)
+
+
+def test_settings_of_an_encoder_are_refused_beside_a_model(sdata, pixnet, resnet):
+    before = _state(sdata)
+    with pytest.raises(ValueError, match="patch_px are for the name of a plain encoder, such as 'resnet50'"):
+        _embed(sdata, pixnet, patch_px=64)
+    with pytest.raises(ValueError, match="patch_px=65 must be a multiple of 32 px, which 'resnet18' takes"):
+        _embed(sdata, "resnet18", encoder_weights=resnet[0], patch_px=65, encoder_mpp=1.0)
+    with pytest.raises(FileNotFoundError, match="no model 'resnet81'"):
+        _embed(sdata, "resnet81")
+    assert _state(sdata) == before
+
+
+def test_an_encoder_that_needs_the_hub_is_refused_offline(sdata, monkeypatch, tmp_path):
+    import huggingface_hub.constants
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    before = _state(sdata)
+    with pytest.raises(ConnectionError, match="'hf-hub:nobody/nothing' is described on a hub; HF_HUB_OFFLINE is set"):
+        _embed(sdata, "hf-hub:nobody/nothing")
+    with pytest.raises(ConnectionError, match="(?s)weights of encoder='resnet10t'.*Pass a local file"):
+        _embed(sdata, "resnet10t")
+    assert _state(sdata) == before

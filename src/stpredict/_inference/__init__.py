@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stpredict._inference._chunks import Runtime, RuntimeOptions
 from stpredict._inference._dense import raster_shape, tiling_of
+from stpredict._inference._plain import PlainEncoder
 from stpredict._inference._run import (
     Prediction,
     embed,
@@ -15,6 +16,7 @@ from stpredict._inference._run import (
 )
 
 __all__ = [
+    "PlainEncoder",
     "Prediction",
     "Runtime",
     "RuntimeOptions",

@@ -172,9 +172,11 @@ def _section_of_shapes(
     check_some_inside(shapes, shapes_key=spec.shapes, image_key=spec.image, tissue_key=spec.tissue_key)
     ids = shapes_element(sdata, spec.shapes).index.to_numpy()
     name = name or section_name(sdata, spec.image)
+    patient = sdata.attrs.get("patient")
     whole = Section(
-        name=name, image=view, geometry=shapes.geometry, radius=shapes.radius, ids=ids, area=area, tissue=region
-    )
+        name=name, image=view, geometry=shapes.geometry, radius=shapes.radius, ids=ids, area=area,
+        tissue=region, group=None if patient is None else str(patient),
+    )  # fmt: skip
     return whole, on_image
 
 

@@ -30,12 +30,18 @@ if TYPE_CHECKING:
     from stpredict.models._windows import WindowSamples as WindowSamples
     from stpredict.models.bleep import BLEEP as BLEEP
     from stpredict.models.bleep import BLEEPConfig as BLEEPConfig
+    from stpredict.models.deepspot import DeepSpot as DeepSpot
+    from stpredict.models.deepspot import DeepSpotConfig as DeepSpotConfig
     from stpredict.models.egn import EGN as EGN
     from stpredict.models.egn import EGNConfig as EGNConfig
     from stpredict.models.encoderridge import EncoderRidge as EncoderRidge
     from stpredict.models.encoderridge import EncoderRidgeConfig as EncoderRidgeConfig
+    from stpredict.models.feast import FEAST as FEAST
+    from stpredict.models.feast import FEASTConfig as FEASTConfig
     from stpredict.models.genequery import GeneQuery as GeneQuery
     from stpredict.models.genequery import GeneQueryConfig as GeneQueryConfig
+    from stpredict.models.he2rna import HE2RNA as HE2RNA
+    from stpredict.models.he2rna import HE2RNAConfig as HE2RNAConfig
     from stpredict.models.histogene import HisToGene as HisToGene
     from stpredict.models.histogene import HisToGeneConfig as HisToGeneConfig
     from stpredict.models.mean import Mean as Mean

@@ -20,22 +20,28 @@ _WEIGHT, _SHARE, _DROPPED = (0.0, 1e6), (0.0, 1.0), (0.0, 0.99)
 LIMITS: Mapping[str, Range] = {
     # the image
     "mpp": (0.01, 1000.0), "patch_px": (1, 2048), "patch_um": (0.01, 1e5), "window_px": (1, 8192),
-    "core_px": (1, 8192), "halo_px": (0, 4096), "token_px": (1, 2048), "stain_jitter": _SHARE,
+    "core_px": (1, 8192), "halo_px": (0, 4096), "token_px": (1, 2048), "part_px": (1, 2048), "stain_jitter": _SHARE,
     # the encoder
     "taps": (0, 256), "encoder_mean": (-1.0, 2.0), "encoder_std": (1e-3, 10.0),
     # sizes of networks
     "width": (1, 16384), "out_width": (1, 16384), "mlp_width": (1, 65536), "text_hidden": (1, 16384),
     "filters": (1, 8192), "depth": (1, 256), "text_depth": (1, 256), "projector_depth": (1, 256),
     "heads": (1, 256), "head_width": (1, 4096), "text_heads": (1, 256), "bridge_heads": (1, 256),
-    "bridge_head_width": (1, 4096), "bridge_every": (1, 256), "n_bilinear": (0, 16), "attention_window": (1, 256),
+    "bridge_head_width": (1, 4096), "gate_width": (1, 65536),
+    "bridge_every": (1, 256), "n_bilinear": (0, 16), "attention_window": (1, 256),
     "context_rank": (0, 4096), "context_cells": (1, 256), "n_places": (1, 65536), "side": (1, 63),
+    "layers": (1, 65536), "members": (1, 256),
     "fusion": (0, 16384), "section": (0, 16384), "neighbours": (0, 16384),
     # what is looked at, and how often
     "n_near": _ANY, "n_alike": _ANY, "top": _SOME, "exemplars": _SOME, "symmetries": (1, 8), "turns": (1, 8),
+    "ks": _SOME, "reach": (1, 64), "near": _SOME,
     "components": (1, 2**20), "train_genes": _SOME, "train_spots": _SOME,
     # shares, weights, temperatures
-    "dropout": _DROPPED, "feature_dropout": _DROPPED, "text_dropout": _DROPPED, "context_share": _SHARE,
-    "branch_share": _SHARE, "pcc_weight": _WEIGHT, "pool_weight": _WEIGHT, "place_sd": (0.0, 1e3),
+    "dropout": _DROPPED, "feature_dropout": _DROPPED, "text_dropout": _DROPPED, "out_dropout": _DROPPED,
+    "fused_dropout": _DROPPED, "token_dropout": _DROPPED,
+    "context_share": _SHARE, "branch_share": _SHARE, "pcc_weight": _WEIGHT, "pool_weight": _WEIGHT,
+    "place_sd": (0.0, 1e3),
+    "norm_eps": (1e-12, 1e-2), "beta": _WEIGHT, "tau": (1e-6, 1e6),
     "temperature": (1e-6, 1e6), "pool_temperature": (1e-6, 1e6), "penalties": (0.0, 1e30),
     # the recipe
     "max_epochs": (1, 10**9), "batch_size": (1, 10**9), "lr": (1e-30, 1e6), "encoder_lr": (0.0, 1e6),
@@ -118,6 +124,22 @@ class Config(Checked):
         def mpp(self) -> float: ...
         @property
         def recipe(self) -> Recipe: ...
+
+    @classmethod
+    def older(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What fields meant before they were fields, for cards of earlier versions; nothing, unless overridden.
+
+        Parameters
+        ----------
+        content : Mapping[str, Any]
+            The config of a card, which a stranger may have written.
+
+        Returns
+        -------
+        Mapping[str, Any]
+            Values by field, taken where the card has none and the default of the field is another.
+        """
+        return {}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -170,6 +170,8 @@ def config_from[C: Config](content: Mapping[str, Any], kind: type[C]) -> C:
     unknown = sorted(set(content) - known)
     if unknown:
         raise ValueError(f"the card has fields that {kind.__name__} does not know: {shown(unknown)}.")
+    if issubclass(kind, Config):
+        content = {**kind.older(content), **content}
     listed = content.items()
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in listed}
     if isinstance(values.get("recipe"), dict):

@@ -126,3 +126,8 @@ def array_grid(section: Section) -> NDArray[np.int64]:
         laid = [np.rint(away / shape).astype(np.int64) for shape in (SQUARE, HEXAGON)]
         places[there] = max(laid, key=lambda each: len(np.unique(each, axis=0)))
     return places
+
+
+def on_image(section: Section, bounds: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The shapes whose bounds (n, 4) reach into the image; an empty one has none."""
+    return np.flatnonzero((bounds[:, 2:] > 0).all(axis=1) & (bounds[:, :2] < section.image.window.shape).all(axis=1))

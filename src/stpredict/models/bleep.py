@@ -33,7 +33,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, constructor
@@ -43,6 +43,7 @@ from stpredict.models._info import ModelInfo
 from stpredict.models._patches import PatchEncoder
 from stpredict.models._samples import Batch, PatchSamples, Samples, TurnedSamples
 from stpredict.models._scale import measured_expression
+from stpredict.nn.projection import ProjectionHead
 
 Matching = Literal["average", "simple", "weighted"]
 ROWS = 1024  # shapes compared with the whole bank at once
@@ -257,25 +258,6 @@ class BLEEP(Model):
         if c.matching == "weighted":
             weights = torch.softmax(-(self.bank_embedding[index] - rows[:, None]).square().sum(2), dim=1)
         return F.embedding_bag(index, bank, mode="sum", per_sample_weights=weights)
-
-
-class ProjectionHead(nn.Module):
-    """norm(p + dropout(linear(gelu(p)))), with p the linear projection of the input.
-
-    Source: the projection heads of BLEEP (modules.py).
-    """
-
-    def __init__(self, n_inputs: int, width: int, *, dropout: float) -> None:
-        super().__init__()
-        self.projection = nn.Linear(n_inputs, width)
-        self.second = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, x: Float[Tensor, "n f"]) -> Float[Tensor, "n d"]:
-        """Rows in the joint space."""
-        projected = self.projection(x)
-        return self.norm(projected + self.dropout(self.second(F.gelu(projected))))
 
 
 def contrastive(

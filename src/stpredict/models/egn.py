@@ -9,7 +9,13 @@ configuration follows the paper:
 - bridging blocks follow whole transformer blocks (the code: between attention and MLP) and do not normalise the
   exemplars (the code: layer norm after every update); positions are added once (the code: before every attention);
 - 8 heads of 64 in the bridging block: the paper's text has 16, but its ablation gives the score of its main table to 8,
-  as does the script.
+  as does the script; the hidden layer of its gates is 256 wide, as in the code, whose gates have 4 heads whatever else;
+- the gates see the window and its difference from the exemplar (the code: that difference and the exemplar, which is
+  the same up to a linear map); value and gate share one projection, as in the code (the paper: two halves of one);
+- what exemplars give to the window is kept (the code throws the new window away and adds its old state once more, so
+  that exemplars reach the window by the mask alone: a slip, since it computes the new state first);
+- exemplars are searched on features that are standardised and cut at 5, normalised as the encoder was trained (both:
+  plain features; 92 % of the exemplars are the same).
 
 Exemplars are found in the features of a frozen ImageNet network, as in the code (the paper trains a StyleGAN encoder on
 the windows first). Otherwise than both: target and panel are the caller's (theirs: log10(x + 1), 250 genes by mean
@@ -19,13 +25,18 @@ its last batch); AdamW with one warm-up and one cosine, gradients clipped (their
 Ours: in the small configuration, for want of data, the tokens are the last stage of the same frozen network, with
 dropout; the head starts at the mean of every gene, nearly flat.
 
-Exemplars are never of the window's own section, in training, validation and prediction alike. A section is known by its
+Exemplars are of other patients (paper, 3.1), in training, validation and prediction alike, where sections carry a group
+(`sdata.attrs["patient"]`, or `groups=` of `stp.tl.benchmark`): all training sections do, or none. Where the whole bank
+is of the window's group, or no section carries one, they are never of its own section. A section is known by its
 pixels, so this holds for parts of one too. Where the whole bank is of that one section (one training section), a window
 never has an exemplar that overlaps it. Where fewer are left than wanted there are fewer; none: a plain transformer.
+Models of versions before groups keep to the rule of sections.
 """
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +62,8 @@ from stpredict.models._scale import fit_scale, measured_expression, register_sca
 from stpredict.nn.encoders import rgb
 from stpredict.nn.losses import mse_pcc
 from stpredict.nn.transformer import TransformerBlock
+
+logger = logging.getLogger("stpredict")
 
 EXACT = "donot_use_mm_for_euclid_dist"  # a distance must not depend on the other windows of its batch
 
@@ -83,10 +96,14 @@ class EGNConfig(EncoderConfig, PatchConfig):
         A bridging block after every so many blocks.
     bridge_heads, bridge_head_width : int, optional
         Sizes of a bridging block.
+    gate_width : int, default 256
+        Hidden width of its gates.
     projector_depth : int, default 2
         Residual MLPs before the first bridging block.
     exemplars : int, default 6
         Exemplars a window.
+    exemplars_of : {"groups", "sections"}, default "groups"
+        "groups": of other groups than the window's, where sections carry one; "sections": of other sections.
     pool_weight, pool_temperature : float, optional
         See `ResidualPool`.
     pcc_weight : float, default 0.5
@@ -108,8 +125,10 @@ class EGNConfig(EncoderConfig, PatchConfig):
     bridge_every: int = 2
     bridge_heads: int = 4
     bridge_head_width: int = 64
+    gate_width: int = 256  # the code: 4 heads of 64, whatever the block has
     projector_depth: int = 2
     exemplars: int = 6
+    exemplars_of: Literal["groups", "sections"] = "groups"
     pool_weight: float = 0.5  # the code
     pool_temperature: float = 0.1  # the code
     pcc_weight: float = 0.5
@@ -117,6 +136,12 @@ class EGNConfig(EncoderConfig, PatchConfig):
         # of 4, 8, 20 and 40 on her2st C4, trained on C2 and C3: .273, .259, .236, .234; fewer were not tried
         default_factory=lambda: Recipe(max_epochs=4, batch_size=32, lr=5e-4, encoder_lr=0.0, weight_decay=1e-2)
     )
+
+    @classmethod
+    def older(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Gates were as wide as the heads together, and groups were not known."""
+        gates = int(content.get("bridge_heads", 4)) * int(content.get("bridge_head_width", 64))
+        return {"gate_width": gates, "exemplars_of": "sections"}
 
 
 PUBLISHED: Mapping[str, Any] = {
@@ -193,6 +218,7 @@ class EGN(Model):
     bank_features: Tensor
     bank_expression: Tensor
     bank_section: Tensor
+    bank_group: Tensor
     bank_corner: Tensor
     low: Tensor
     span: Tensor
@@ -223,6 +249,7 @@ class EGN(Model):
         sizes = {"heads": c.heads, "head_width": c.head_width, "mlp_width": c.mlp_width}
         self.blocks = nn.ModuleList(TransformerBlock(c.width, **sizes, dropout=c.dropout) for _ in range(c.depth))
         bridge = {"n_tokens": side**2, "heads": c.bridge_heads, "head_width": c.bridge_head_width}
+        bridge |= {"gate_width": c.gate_width}
         self.bridges = nn.ModuleList(ExemplarBridge(c.width, **bridge) for _ in range(c.depth // c.bridge_every))
         self.pool = ResidualPool(c.width, weight=c.pool_weight, temperature=c.pool_temperature)
         self.norm = nn.LayerNorm(2 * c.width)
@@ -234,12 +261,22 @@ class EGN(Model):
         self.register_buffer("bank_features", torch.zeros(0, n_features))
         self.register_buffer("bank_expression", torch.zeros(0, len(self.genes)))
         self.register_buffer("bank_section", torch.zeros(0, dtype=torch.int64))
+        if self.config.exemplars_of == "groups":
+            self.register_buffer("bank_group", torch.zeros(0, dtype=torch.int64))
         self.register_buffer("bank_corner", torch.zeros(0, 2, dtype=torch.int64))
         register_scale(self, len(self.genes), "low", "span")
 
     @torch.no_grad()
     def prepare(self, sections: Sequence[Section]) -> None:
-        """The scale of features and genes on the training sections, and the bank of their windows."""
+        """The scale of features and genes on the training sections, and the bank of their windows.
+
+        Raises
+        ------
+        ValueError
+            For a group that only some of the sections carry.
+        """
+        if self.config.exemplars_of == "groups":
+            _check_groups(sections)
         c, device = self.config, self.low.device
         self.encoder.fit(sections, patch_px=c.patch_px)
         self.bank_features = _whole(self.encoder.encode_sections(sections, patch_px=c.patch_px)).contiguous()
@@ -248,6 +285,8 @@ class EGN(Model):
         self.bank_expression = torch.from_numpy((expression - scale["low"]) / scale["span"]).to(device)
         where = _whereabouts(sections, c.patch_px)
         self.bank_section, self.bank_corner = where["section"].to(device), where["corner"].to(device)
+        if c.exemplars_of == "groups":
+            self.bank_group = where["group"].to(device)
         self.genes_head.bias.copy_(self.bank_expression.mean(0))
 
     def samples(self, sections: Sequence[Section], *, train: bool, seed: int = 0) -> Samples:
@@ -266,7 +305,7 @@ class EGN(Model):
         c = self.config
         features = self.encoder(batch.image)
         whole = _whole(features)
-        index = self.nearest(whole, batch.extra["section"], batch.extra["corner"])
+        index = self.nearest(whole, batch.extra["section"], batch.extra["corner"], batch.extra["group"])
         present = index >= 0
         views = (self.bank_features[index.clamp_min(0)], self.bank_expression[index.clamp_min(0)])
         h, r, s = self.projector(F.dropout(whole, c.feature_dropout, self.training), *views)
@@ -290,9 +329,18 @@ class EGN(Model):
 
     @torch.no_grad()
     def nearest(
-        self, features: Float[Tensor, "n f"], section: Int[Tensor, " n"], corner: Int[Tensor, "n 2"]
+        self,
+        features: Float[Tensor, "n f"],
+        section: Int[Tensor, " n"],
+        corner: Int[Tensor, "n 2"],
+        group: Int[Tensor, " n"] | None = None,
     ) -> Int[Tensor, "n k"]:
         """Bank rows of the exemplars of windows, the nearest first; -1 where there are no more.
+
+        Parameters
+        ----------
+        features, section, corner, group
+            Of the windows; without `group` the rule of sections holds.
 
         Raises
         ------
@@ -303,9 +351,13 @@ class EGN(Model):
             raise ValueError("this EGN has no bank of training windows: call tl.train, or load a trained one.")
         distance = torch.cdist(features.float(), self.bank_features, compute_mode=EXACT)
         own = section[:, None] == self.bank_section
+        related = own
+        if group is not None and self.config.exemplars_of == "groups":
+            related = own | (group[:, None] == self.bank_group)
+            related = torch.where(related.all(dim=1, keepdim=True), own, related)  # the bank is of this group alone
         overlaps = ((corner[:, None] - self.bank_corner).abs() < self.config.patch_px).all(dim=2)
         alone = own.all(dim=1, keepdim=True)  # the bank is of this section alone
-        distance = distance.masked_fill(torch.where(alone, own & overlaps, own), math.inf)
+        distance = distance.masked_fill(torch.where(alone, own & overlaps, related), math.inf)
         k = min(self.config.exemplars, len(self.bank_features))
         found, index = distance.topk(k, dim=1, largest=False)
         return index.masked_fill(found.isinf(), -1)
@@ -354,17 +406,17 @@ class ExemplarBridge(nn.Module):
     h and laid over the projected tokens: o = mask(h) * p(z); z += linear(o), h += linear(mean of o over places).
 
     Source: EGN, the exemplar bridging block. Ours: layer norm before the gates' MLP, the mask and p, none after the
-    updates; absent exemplars are left out of the mean. From the code: SiLU, hidden width heads x head_width, linear v
-    and p, no bias on the way back.
+    updates; absent exemplars are left out of the mean. From the code: SiLU, hidden width of the gates, linear v and p,
+    no bias on the way back.
     """
 
-    def __init__(self, width: int, *, n_tokens: int, heads: int, head_width: int) -> None:
+    def __init__(self, width: int, *, n_tokens: int, heads: int, head_width: int, gate_width: int) -> None:
         super().__init__()
         inner = heads * head_width
         self.heads = heads
         self.value = nn.Linear(width, width)
         self.gates = nn.Sequential(
-            nn.LayerNorm(2 * width), nn.Linear(2 * width, inner), nn.SiLU(), nn.Linear(inner, 2 * width)
+            nn.LayerNorm(2 * width), nn.Linear(2 * width, gate_width), nn.SiLU(), nn.Linear(gate_width, 2 * width)
         )
         self.mask = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, heads * n_tokens))
         self.tokens = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, inner))
@@ -416,10 +468,37 @@ class ResidualPool(nn.Module):
 
 
 def _whereabouts(sections: Sequence[Section], patch_px: int) -> dict[str, Tensor]:
-    """Of the window of every shape its section (`identity`) and its upper left corner (`corners`), int64."""
-    section = np.repeat([identity(section) for section in sections], [section.n_shapes for section in sections])
+    """Of the window of every shape its section (`identity`), group (`group_of`) and upper left corner, int64."""
+    known, lengths = [identity(section) for section in sections], [section.n_shapes for section in sections]
+    groups = [group_of(section, own) for section, own in zip(sections, known, strict=True)]
     corner = np.concatenate([corners(section, patch_px) for section in sections])
-    return {"section": torch.from_numpy(section.astype(np.int64)), "corner": torch.from_numpy(corner)}
+    rows = {"section": np.repeat(known, lengths), "group": np.repeat(groups, lengths), "corner": corner}
+    return {name: torch.from_numpy(each.astype(np.int64)) for name, each in rows.items()}
+
+
+def group_of(section: Section, identity: int) -> int:
+    """A number in [0, 2^63) that sections of one group share; that of the section itself, where it carries none.
+
+    Saved models know their groups by it, so it must never change.
+    """
+    if section.group is None:
+        return identity
+    return int.from_bytes(hashlib.sha256(f"group {section.group}".encode()).digest()[:8]) >> 1
+
+
+def _check_groups(sections: Sequence[Section]) -> None:
+    """Raise ValueError for a group that only some sections carry; log where all carry one and the same."""
+    groups = {section.name: section.group for section in sections}
+    bare = [section.name for section in sections if section.group is None]
+    if bare and len(bare) < len(sections):
+        some = next(section for section in sections if section.group is not None)
+        raise ValueError(
+            f"EGN takes exemplars from other patients, and section {some.name!r} is of {some.group!r}, but of {bare} "
+            'none is known. Give all of them one, sdata.attrs["patient"] = "...", or none; or pass a config with '
+            'exemplars_of="sections".'
+        )
+    if not bare and len(sections) > 1 and len(set(groups.values())) == 1:
+        logger.info("EGN: all sections are of %s, so exemplars come from other sections", sections[0].group)
 
 
 def identity(section: Section) -> int:

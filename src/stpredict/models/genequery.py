@@ -1,7 +1,12 @@
 """GeneQuery: text-queried transformer whose sequence is all spots of a section or all genes of a panel.
 
 Source: "GeneQuery: A General QA-based Framework for Spatial Gene Expression Predictions from Histology Images", arXiv
-2411.18391 (BIBM 2025), sections 3 and 4. Built as the paper says; its released code does otherwise in these points:
+2411.18391 (BIBM 2025), sections 3 and 4. The paper says "two projection layers", "a simple fusion layer" and "a
+regressor": "published" has those of the released code (xy-always/GeneQuery at 7d61d38): for the image a projection head
+of two layers, a residual and a layer norm, for the text one linear layer; the sum of both through ReLU (spots as
+context), or through dropout and GELU (genes as context), then dropout; a linear layer to the scalar. "small" has one
+linear layer for the image, no activation, and a layer norm before the scalar, which neither has. In both the released
+code does otherwise in these points:
 
 - padding is masked on the key axis (the code adds its mask along the query axis, where a softmax does not see it), and
   padded positions are no part of the loss;
@@ -9,7 +14,14 @@ Source: "GeneQuery: A General QA-based Framework for Spatial Gene Expression Pre
 - images are RGB, normalised as the encoder was trained, batch norm in eval mode, no augmentation at test time (the
   code: BGR in 0..255, batch statistics, flips on test sections);
 - minima and maxima per gene come from training sections alone (the code: per gene and per slide, test slides too);
-- the text model is frozen and its attention mask honoured (the code trains it and attends to padding).
+- the text model is frozen and its attention mask honoured (the code trains it with spots as context, and attends to
+  padding);
+- embeddings of texts are centred and scaled on the panel, and features of a frozen encoder standardised on the training
+  spots and cut at 5 (the code: both as they come);
+- no patch is turned or flipped, in training neither (the code: once, when it is read);
+- AdamW warms up and falls along a cosine, gradients are clipped (the code: linearly with spots as context, else a
+  constant rate);
+- image and text are added (the code also offers to lay them side by side, and forms without a transformer).
 
 Ours: the scalar is in standard units of the gene on the training sections, so that it starts at the gene's mean (the
 loss stays in min-max units); in "small" image features are means and standard deviations at every stage of a frozen
@@ -41,6 +53,7 @@ from stpredict.models._samples import Batch, PatchSamples, Samples, SectionSampl
 from stpredict.models._scale import fit_scale, measured_expression, of_panel_or_mean, register_scale
 from stpredict.models._texts import Vocabulary, as_embeddings, text_spec
 from stpredict.nn.device import free_bytes
+from stpredict.nn.projection import ProjectionHead
 from stpredict.nn.transformer import TransformerBlock
 
 TOKENS = 2**15  # tokens that go through the blocks together at inference
@@ -89,7 +102,15 @@ class GeneQueryConfig(EncoderConfig, _Question):
     width, depth, heads, head_width, mlp_width : int, optional
         Sizes of the transformer.
     dropout : float, default 0.1
-        Within the transformer.
+        Within the transformer and the projection head.
+    image_projection : {"linear", "head"}, default "linear"
+        What brings image features to `width`: a linear layer, or `ProjectionHead`.
+    fused_activation : {"none", "relu", "gelu"}, default "none"
+        Of the sum of image and text.
+    fused_dropout, token_dropout : float, optional
+        On that sum before the activation, and on what comes of it.
+    scalar_norm : bool, default True
+        Whether a layer norm stands before the scalar.
     feature_dropout : float, default 0.5
         Share of an encoder's features that is dropped in training.
     train_spots, train_genes : int, optional
@@ -108,6 +129,11 @@ class GeneQueryConfig(EncoderConfig, _Question):
     head_width: int = 64
     mlp_width: int = 512
     dropout: float = 0.1
+    image_projection: Literal["linear", "head"] = "linear"
+    fused_activation: Literal["none", "relu", "gelu"] = "none"
+    fused_dropout: float = 0.0
+    token_dropout: float = 0.0
+    scalar_norm: bool = True  # it steadies few steps on few spots
     feature_dropout: float = 0.5  # not given; hundreds of spots, a thousand features
     train_spots: int = 1024
     train_genes: int = 24
@@ -123,14 +149,15 @@ SMALL: Mapping[str, Mapping[str, Any]] = {"spot": {}, "gene": {"train_genes": 25
 _RESNET: Mapping[str, Any] = {
     "mpp": 0.69,  # full resolution of her2st, where its patches are 224 px
     "patch_px": 224, "encoder": "resnet50", "taps": (4,), "features": "averaged", "feature_dropout": 0.0,
+    "image_projection": "head", "scalar_norm": False, "token_dropout": 0.1,
 }  # fmt: skip
 PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "spot": {
-        **_RESNET, "train_spots": 2400, "train_genes": 100,
+        **_RESNET, "fused_activation": "relu", "train_spots": 2400, "train_genes": 100,
         "recipe": Recipe(max_epochs=100, batch_size=1, lr=1e-4, encoder_lr=0.0, weight_decay=1e-3),
     },
     "gene": {
-        **_RESNET, "frozen": False, "train_genes": 3467,
+        **_RESNET, "fused_activation": "gelu", "fused_dropout": 0.1, "frozen": False, "train_genes": 3467,
         "recipe": Recipe(max_epochs=100, batch_size=100, lr=1e-4, encoder_lr=1e-4, weight_decay=1e-3),
     },
 }  # fmt: skip
@@ -239,12 +266,17 @@ class GeneQuery(Model):
             folder=feature_cache,
             patch_px=c.patch_px,
         )  # fmt: skip
-        self.image_projection = nn.Linear(self.encoder.width, c.width)
+        self.image_projection = (
+            nn.Linear(self.encoder.width, c.width)
+            if c.image_projection == "linear"
+            else ProjectionHead(self.encoder.width, c.width, dropout=c.dropout)
+        )
         self.gene_projection = nn.Linear(int(c.text["width"]), c.width)
         self.name_projection = None if c.names is None else nn.Linear(int(c.names["width"]), c.width)
         sizes = {"heads": c.heads, "head_width": c.head_width, "mlp_width": c.mlp_width}
         self.blocks = nn.ModuleList(TransformerBlock(c.width, **sizes, dropout=c.dropout) for _ in range(c.depth))
-        self.scalar = nn.Sequential(nn.LayerNorm(c.width), nn.Linear(c.width, 1))
+        last = nn.Linear(c.width, 1)
+        self.scalar = nn.Sequential(nn.LayerNorm(c.width), last) if c.scalar_norm else nn.Sequential(last)
         register_scale(self, len(c.genes), "mean", "spread", "low", "span")
 
     @property
@@ -317,6 +349,14 @@ class GeneQuery(Model):
         out = self.gene_projection(texts[:, :width])
         return out if self.name_projection is None else out + self.name_projection(texts[:, width:])
 
+    def _fused(self, image: Tensor, gene: Tensor) -> Tensor:
+        """Tokens: the sum of both, as the configuration has it activated and dropped out."""
+        c = self.config
+        x = F.dropout(image + gene, c.fused_dropout, self.training and c.fused_dropout > 0)
+        if c.fused_activation != "none":
+            x = F.relu(x) if c.fused_activation == "relu" else F.gelu(x)
+        return F.dropout(x, c.token_dropout, self.training and c.token_dropout > 0)
+
     def _spot_aware(self, sections: Sequence[Tensor], query: Tensor) -> Float[Tensor, "n g"]:
         """(all spots, g): a sequence for every section and gene; shorter sections are padded, the padding masked."""
         images = pad_sequence(list(sections), batch_first=True)  # (s, n, d)
@@ -328,7 +368,7 @@ class GeneQuery(Model):
         at_once = len(genes) if torch.is_grad_enabled() else max(1, TOKENS // (n_sections * n))
         parts = []
         for some in genes.split(at_once):
-            x = (images[:, None] + some[:, None]).flatten(0, 1)  # (s k, n, d)
+            x = self._fused(images[:, None], some[:, None]).flatten(0, 1)  # (s k, n, d)
             keep = None if bool(inside.all()) else inside.repeat_interleave(len(some), dim=0)
             for block in self.blocks:
                 x = block(x, keep)
@@ -337,7 +377,7 @@ class GeneQuery(Model):
 
     def _among_themselves(self, latent: Tensor, query: Tensor) -> Float[Tensor, "n g"]:
         """The sequence of these genes for every spot, each seeing all of them."""
-        x = latent[:, None] + self._genes(query)
+        x = self._fused(latent[:, None], self._genes(query))
         for block in self.blocks:
             x = block(x)
         return self.scalar(x)[..., 0]
@@ -349,7 +389,7 @@ class GeneQuery(Model):
         context, asked = self._genes(panel), self._genes(query[place < 0])
         parts = []
         for some in latent.split(max(1, TOKENS // (len(context) + len(asked)))):
-            x, y = some[:, None] + context, some[:, None] + asked
+            x, y = self._fused(some[:, None], context), self._fused(some[:, None], asked)
             for block in self.blocks:
                 y = block.asked(y, x) if len(asked) else y
                 x = block(x)

@@ -7,7 +7,10 @@ silent the order of operations of MCADS-Decoder, which the authors credit. The o
 Where we differ, or had to choose:
 
 - the encoder pyramid: three skips and a bottom. A ViT's tokens all have one stride: the bottom is the last tap averaged
-  down by 8, the skips are earlier taps averaged by 4, 2, 1. A CNN brings its own strides.
+  down by 8, the skips are taps averaged by 4, 2, 1. A CNN brings its own strides. A ViT sees squares of its native
+  side (224 px), one by one, with no context across them.
+- the learning rate rises over a tenth of the steps and falls along a cosine, gradients are clipped at 1, and a batch
+  has 8 windows (the paper gives AdamW, rate, decay and epochs); windows, tiles, halo and augmentation are ours.
 - with six filters the rules give three depth-to-space and two bilinear steps; the two finest levels have no skip.
 - self-attention of the skip fusion is in fixed windows laid from pixel (0, 0) of the section (MCADS: image rows), so an
   answer does not depend on the tile; the residual adds the upsampled tensor U (Figure 2; the notes' formula is not
@@ -143,7 +146,9 @@ class PixNetConfig(EncoderConfig, PanelConfig):
 PUBLISHED: Mapping[str, Any] = {
     "mpp": 0.5,  # UNI2-h was trained at 0.5 um / px
     "encoder": "hf-hub:MahmoodLab/UNI2-h",
-    "taps": (6, 12, 18, 24),  # not given ("e.g. 2/4/6"): four groups of equal depth
+    # groups 2, 4 and 6 of six groups of blocks: three maps for three fusions, the last also the bottom. Another reading
+    # of "e.g. 2/4/6" is (6, 12, 18, 24), four maps of groups of equal depth
+    "taps": (8, 16, 24, 24),
     "encoder_kwargs": {
         "img_size": 224, "patch_size": 14, "depth": 24, "num_heads": 24, "init_values": 1e-5, "embed_dim": 1536,
         "mlp_ratio": 2.66667 * 2, "no_embed_class": True, "reg_tokens": 8, "mlp_layer": "SwiGLUPacked",

@@ -14,6 +14,8 @@ Source: "Spatial Transcriptomics Analysis of Zero-shot Gene Expression Predictio
   mask; queries, keys and values have no bias;
 - near shapes are neighbours on the array's grid (the code: on pixels divided by 256); of more than five within a
   distance of sqrt(2) those at distance 1 come first, then by row and column (the code: whichever it finds);
+- features are standardised on the training spots and cut at 5, for the graph's edges, too, of which 93 % are then the
+  same (the code: as they come);
 - it trains on the panel it is given (the code: on every gene but the 250 of the highest mean, on which it is tested);
   an epoch has so many steps a section that every gene is expected once (the code: one step, 64 genes);
 - AdamW warms up and falls along a cosine (the code: a constant rate); no patch is augmented, as there.
@@ -107,6 +109,10 @@ class SGNConfig(EncoderConfig, _TextPatchConfig):
         Of the "transformer".
     text_dropout : float, default 0.1
         Within either.
+    norm_eps : float, default 1e-5
+        Of the layer norms of the "transformer".
+    pretransform : bool, default False
+        Whether a linear map without bias, as wide as the features, stands before the graph's layers.
     pcc_weight : float, default 0.5
         Weight of the Pearson term of the loss.
     train_genes : int, default 64
@@ -129,6 +135,8 @@ class SGNConfig(EncoderConfig, _TextPatchConfig):
     text_depth: int = 2
     text_heads: int = 4
     text_dropout: float = 0.1
+    norm_eps: float = 1e-5  # the source: 1e-6
+    pretransform: bool = False  # the source has one: the same functions, other steps of the optimiser
     pcc_weight: float = 0.5
     train_genes: int = 64
     recipe: Recipe = field(
@@ -138,9 +146,10 @@ class SGNConfig(EncoderConfig, _TextPatchConfig):
 
 
 PUBLISHED: Mapping[str, Any] = {
-    "mpp": 0.5,  # not given: 256 px at the slides' full resolution
-    "patch_px": 256, "encoder": "resnet18", "taps": (4,), "features": "averaged", "feature_dropout": 0.0, "width": 512,
-    "text_network": "transformer", "text_dropout": 0.0,
+    "mpp": 0.5,  # not given: pixels of the slides' full resolution
+    "patch_px": 224,  # its features are of the middle 224 px of 256
+    "encoder": "resnet18", "taps": (4,), "features": "averaged", "feature_dropout": 0.0, "width": 512,
+    "text_network": "transformer", "text_dropout": 0.0, "norm_eps": 1e-6, "pretransform": True,
     "recipe": Recipe(max_epochs=300, batch_size=1, lr=5e-4, encoder_lr=0.0, weight_decay=1e-4),
 }  # fmt: skip
 
@@ -239,7 +248,9 @@ class SGN(Model):
             folder=feature_cache,
             patch_px=c.patch_px,
         )  # fmt: skip
-        widths = [self.encoder.width] + [c.width] * c.depth
+        wide = self.encoder.width
+        self.pretransform = nn.Linear(wide, wide, bias=False) if c.pretransform else nn.Identity()
+        widths = [wide] + [c.width] * c.depth
         self.layers = nn.ModuleList(GraphLayer(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.out = nn.Linear(c.width, c.out_width)
         self.text_network = _text_network(c)
@@ -297,6 +308,7 @@ class SGN(Model):
         )
         near, alike = (torch.from_numpy(each).to(latent.device) for each in both)
         x = F.dropout(features, c.feature_dropout, self.training)
+        x = self.pretransform(x)
         for layer in self.layers:
             x = layer(x, near, alike)
         gene = _Columns.of(query)
@@ -386,18 +398,18 @@ def _first(
 class TextTransformer(nn.Module):
     """A class token, a register and the text's one token through blocks whose branches start small (LayerScale .1)."""
 
-    def __init__(self, n_in: int, width: int, *, depth: int, heads: int, dropout: float) -> None:
+    def __init__(self, n_in: int, width: int, *, depth: int, heads: int, dropout: float, eps: float = 1e-5) -> None:
         super().__init__()
         self.embed = nn.Linear(n_in, width)
         self.first = nn.Parameter(torch.randn(2, width) * 0.02)  # class token and register
         self.blocks = nn.ModuleList()
         for _ in range(depth):
             block: Any = TransformerBlock(
-                width, heads=heads, head_width=width // heads, mlp_width=4 * width, dropout=dropout
+                width, heads=heads, head_width=width // heads, mlp_width=4 * width, dropout=dropout, eps=eps
             )
             block.out, block.mlp = nn.Sequential(block.out, _Scale(width)), block.mlp.append(_Scale(width))
             self.blocks.append(block)
-        self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width + 1))
+        self.out = nn.Sequential(nn.LayerNorm(width, eps=eps), nn.Linear(width, width + 1))
 
     def forward(self, rows: Float[Tensor, "g w"]) -> Float[Tensor, "g d"]:
         """Weights and a bias for every text."""
@@ -421,7 +433,8 @@ class _Scale(nn.Module):
 def _text_network(c: SGNConfig) -> nn.Module:
     n_in = int(c.text["width"])
     if c.text_network == "transformer":
-        return TextTransformer(n_in, c.out_width, depth=c.text_depth, heads=c.text_heads, dropout=c.text_dropout)
+        sizes = {"depth": c.text_depth, "heads": c.text_heads}
+        return TextTransformer(n_in, c.out_width, **sizes, dropout=c.text_dropout, eps=c.norm_eps)
     return nn.Sequential(
         nn.Linear(n_in, c.text_hidden),
         nn.GELU(),

@@ -18,6 +18,12 @@ symmetries of the square equally likely; a prediction is the mean over all 8. We
 - the small configuration keeps the encoder frozen and standardises its features on the training sections; all 8
   symmetries of a patch are encoded, once.
 
+With `loss="strank"` it learns how the spots of a section compare, by the list-wise loss of STRank (arXiv 2512.06612),
+in place of their values: on counts per 10,000, for the spots of a section in a batch, divided by the mean rate (the
+paper: on counts, with the depth of a spot in the model, which differs in how much deep spots weigh). Since the loss
+knows no unit, the predictions of a gene are brought to the target's, after training, by the line through the training
+spots.
+
 The head is linear, so the mean of the 8 features gives the mean of the 8 predictions.
 """
 
@@ -26,7 +32,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, UInt8
@@ -40,6 +46,9 @@ from stpredict.models._info import ModelInfo
 from stpredict.models._patches import PatchEncoder
 from stpredict.models._samples import Batch, PatchSamples, Samples, TurnedSamples
 from stpredict.models._scale import measured_expression
+from stpredict.nn.losses import strank
+
+ROWS = 64  # patches that are seen together after training
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,8 @@ class STNetConfig(EncoderConfig, PatchConfig):
         See `stpredict.nn.EncoderSpec`; the mean of the last tap over the patch is what a classifier would see.
     frozen : bool, default True
         Whether the encoder stays as it is; its features are then computed once for every patch and symmetry.
+    loss : {"squared", "strank"}, default "squared"
+        "squared": the paper's; "strank": of the comparison of a section's spots, for the target log1p_cp10k.
     symmetries : int, default 8
         1: the patch as it is; 4: its quarter turns; 8: flips too. Drawn from in training, averaged at prediction.
     recipe : Recipe, optional
@@ -66,6 +77,7 @@ class STNetConfig(EncoderConfig, PatchConfig):
 
     mpp: float = 2.0  # the paper: 224 px at full resolution; 256 um are better than 128 (benchmarks/README.md)
     frozen: bool = True  # hundreds of spots; the paper trains all layers, on 23 patients
+    loss: Literal["squared", "strank"] = "squared"
     symmetries: int = 8  # the paper
     recipe: Recipe = field(
         # epochs and batch: the paper
@@ -98,6 +110,8 @@ class STNet(Model):
     feature_cache : str | Path, optional
         A folder where features of a frozen encoder are kept between processes; None: in memory.
     mpp : float, optional
+        Overrides the configuration's.
+    loss : {"squared", "strank"}, optional
         Overrides the configuration's.
     config : str | STNetConfig, default "small"
         "small" (frozen MobileNetV2), "published" (DenseNet-121, all layers trained, for a GPU), or an `STNetConfig`.
@@ -138,10 +152,11 @@ class STNet(Model):
         encoder_weights: str | Path | None = None,
         feature_cache: str | Path | None = None,
         mpp: float | None = None,
+        loss: Literal["squared", "strank"] | None = None,
         config: str | STNetConfig = "small",
         seed: int | None = None,
     ) -> None:
-        super().__init__(_config(config, genes, mpp))
+        super().__init__(_config(config, genes, mpp, loss))
         c = self.config
         self.encoder = PatchEncoder(
             c.encoder_spec,
@@ -189,8 +204,49 @@ class STNet(Model):
         return latent @ query[:, :-1].T + query[:, -1]
 
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
-        """The squared error, summed over batch and genes, divided by the number of genes."""
+        """The squared error, summed over batch and genes, divided by the number of genes; or that of STRank.
+
+        Raises
+        ------
+        ValueError
+            For STRank of targets below 0, which are no log1p of a rate.
+        """
+        if self.config.loss == "strank":
+            return self._ranked(predict_batch(self, batch, query), batch)
         return (predict_batch(self, batch, query) - batch.measured).square().sum() / len(batch.genes)
+
+    def _ranked(self, pred: Tensor, batch: Batch) -> Tensor:
+        """The loss of STRank of every section's shapes in a batch, weighing by their number."""
+        if bool((batch.measured < 0).any()):
+            raise ValueError(
+                'loss="strank" compares rates, and the target has values below 0: train with target="log1p_cp10k", or '
+                'with loss="squared".'
+            )
+        rate = torch.expm1(batch.measured)
+        of = torch.from_numpy(batch.rows[:, 0]).to(pred.device)
+        parts = [(of == section).nonzero()[:, 0] for section in of.unique()]
+        each = torch.stack([len(rows) * strank(pred[rows], rate[rows]) for rows in parts])
+        return each.sum() / len(pred) / rate.mean().clamp_min(1e-6)
+
+    @torch.no_grad()
+    def finish(self, sections: Sequence[Section]) -> None:
+        """After STRank: of every gene the line that brings its scores to the target's unit on the training spots."""
+        if self.config.loss != "strank":
+            return
+        training = self.training
+        self.eval()
+        samples, device = self.samples(sections, train=False), self.linear.weight.device
+        starts = range(0, len(samples), ROWS)
+        batches = (samples.collate(samples.__getitems__(range(k, min(k + ROWS, len(samples))))) for k in starts)
+        scores = torch.cat([self.linear(self.latent(batch.to(device)).float()) for batch in batches]).double()
+        true = torch.from_numpy(measured_expression(sections)).to(device).double()
+        away = scores - scores.mean(dim=0)
+        spread = away.square().sum(dim=0)
+        slope = torch.where(spread > 0, (away * true).sum(dim=0) / spread.clamp_min(1e-12), 0.0)
+        shift = true.mean(dim=0) - slope * scores.mean(dim=0)
+        self.linear.bias.copy_(slope * self.linear.bias + shift)
+        self.linear.weight.mul_(slope[:, None])
+        self.train(training)
 
 
 def _turned(image: UInt8[Tensor, "n 3 h w"], turn: int) -> UInt8[Tensor, "n 3 h w"]:
@@ -198,8 +254,10 @@ def _turned(image: UInt8[Tensor, "n 3 h w"], turn: int) -> UInt8[Tensor, "n 3 h 
     return torch.rot90(image.flip(-1) if turn > 3 else image, turn % 4, dims=(-2, -1))
 
 
-def _config(config: str | STNetConfig, genes: Sequence[str], mpp: float | None) -> STNetConfig:
-    made = resolve_config(config, STNetConfig, PUBLISHED, genes, mpp=mpp)
+def _config(
+    config: str | STNetConfig, genes: Sequence[str], mpp: float | None, loss: Literal["squared", "strank"] | None
+) -> STNetConfig:
+    made = resolve_config(config, STNetConfig, PUBLISHED, genes, mpp=mpp, loss=loss)
     if made.symmetries not in (1, 4, 8):
         raise ValueError(
             f"symmetries={made.symmetries} is no number of symmetries of a square: use 1 (none), 4 (quarter turns) "

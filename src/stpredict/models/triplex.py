@@ -8,10 +8,16 @@ released code (NEXGEM/TRIPLEX, state of the paper). Where we differ, or do not f
   its labels (the code: the selected ones), no epoch chosen by the test fold (the code stops early by its correlation);
 - neighbouring patches that lie wholly off the image are seen neither by the neighbours' attention, nor by the fusion,
   nor by the mean from which the neighbours' branch predicts (the code: masked in attention alone);
+- nothing is dropped out in evaluation (the code's attention layers without a bias stay in training mode then, so that
+  three dropouts of its section branch are on when it is tested, and its scores carry their noise; still so in HEAD);
+- features of neighbours and section are standardised on the training spots and cut at 5 (the code: as they come);
 - the attention bias of the neighbours is learned for every pair of distances (|rows|, |columns|), as in the code's
-  first release (a later one has a fixed code of positions in its place);
+  first release and in HEAD (2b1d780 of September 2024 has a fixed code of positions in its place);
+- spots keep their token beside the positional convolution, as in the state of the paper (HEAD: the convolution alone);
 - spots that share a place of the grid enter the positional convolution by their mean, and every spot keeps its row (the
   code: by their sum, and rows come back in the order of the grid, one a place);
+- the patch of a spot is turned and flipped at random in training, as in the code, where its encoder is trained; a
+  frozen one sees it as it is;
 - AdamW warms up and falls along a cosine (the code: Adam, x .9 every 50 epochs); images are normalised as the encoder
   was trained (the code: not); "published" takes any ResNet18 weights (the paper: self-supervised on histology).
 
@@ -41,8 +47,8 @@ from stpredict.models._base import Model, Recipe, constructor
 from stpredict.models._config import resolve_config
 from stpredict.models._fields import EncoderConfig, PatchConfig
 from stpredict.models._info import ModelInfo
-from stpredict.models._patches import PatchEncoder, array_grid
-from stpredict.models._samples import Batch, Patch, PatchSamples, Samples
+from stpredict.models._patches import PatchEncoder, array_grid, on_image
+from stpredict.models._samples import Batch, Patch, PatchSamples, Samples, TurnedSamples
 from stpredict.models._scale import fit_scale, measured_expression, register_scale
 from stpredict.nn.device import free_bytes
 from stpredict.nn.transformer import TransformerBlock
@@ -212,7 +218,10 @@ class TRIPLEX(Model):
         """The patch around every shape, its neighbours' features, and those of its section."""
         c = self.config
         patches = PatchSamples(sections, patch_px=c.patch_px, seed=seed)
-        return TriplexSamples(patches, self.context_encoder, side=c.side, lattice=c.lattice, width=c.width, keep=train)
+        own = TurnedSamples(patches, seed=seed, stream=(4,)) if train and not c.frozen else patches
+        return TriplexSamples(
+            patches, self.context_encoder, own=own, side=c.side, lattice=c.lattice, width=c.width, keep=train
+        )
 
     def query(self, genes: Sequence[str]) -> Float[Tensor, "g q"]:
         """Weights and bias of each gene on the fused token; its training mean and spread."""
@@ -397,6 +406,8 @@ class TriplexSamples(Samples):
         grid places, "lengths" how many are of each section, and "row" (n,) which of them each row is; of every row
         "around" (n, side^2, f) features of the patches around it, row by row, and "present" (n, side^2): whether such a
         patch lies on the image at least in part (the shape's own always counts).
+    own : Samples
+        The patches of the spots themselves: `patches`, or these turned.
     width : int
         Of a token: a section whose tokens do not fit into memory is refused with ValueError.
     keep : bool
@@ -404,10 +415,11 @@ class TriplexSamples(Samples):
     """
 
     def __init__(
-        self, patches: PatchSamples, encoder: PatchEncoder, *, side: int, lattice: bool, width: int, keep: bool
-    ) -> None:
-        self.patches, self.encoder, self.side, self.lattice = patches, encoder, side, lattice
-        on = [_on_image(section, bounds) for section, bounds in zip(patches.sections, patches.bounds, strict=True)]
+        self, patches: PatchSamples, encoder: PatchEncoder, *, own: Samples, side: int, lattice: bool, width: int,
+        keep: bool,
+    ) -> None:  # fmt: skip
+        self.own, self.patches, self.encoder, self.side, self.lattice = own, patches, encoder, side, lattice
+        on = [on_image(section, bounds) for section, bounds in zip(patches.sections, patches.bounds, strict=True)]
         sections = [take(section, rows) for section, rows in zip(patches.sections, on, strict=True)]
         self.row = [{int(k): j for j, k in enumerate(rows)} for rows in on]
         self.place = [torch.from_numpy(array_grid(s)) if s.n_shapes else torch.zeros(0, 2).long() for s in sections]
@@ -428,7 +440,7 @@ class TriplexSamples(Samples):
         return len(self.patches)
 
     def __getitem__(self, index: int) -> Patch:
-        return self.patches[index]
+        return self.own[index]
 
     def collate(self, samples: Sequence[Patch]) -> Batch:
         """The batch of patches with its context. Raises KeyError for a shape that is not on the image."""
@@ -476,11 +488,6 @@ class TriplexSamples(Samples):
         present = np.outer(y, x).ravel()
         present[len(present) // 2] = True
         return pixels.reshape(-1, px, px, 3), present
-
-
-def _on_image(section: Section, bounds: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The shapes whose bounds reach into the image; an empty one has none."""
-    return np.flatnonzero((bounds[:, 2:] > 0).all(axis=1) & (bounds[:, :2] < section.image.window.shape).all(axis=1))
 
 
 def _check_memory(section: Section, place: Tensor, width: int, device: torch.device) -> None:

@@ -109,6 +109,11 @@ def _check_timm_name(argument: str, name: str) -> None:
         raise ValueError(f"{argument}={shown(name)}: timm has no weights of that tag. Closest: {', '.join(close)}.")
 
 
+def is_encoder_name(name: str) -> bool:
+    """Whether a text names a network of timm, perhaps with a tag of weights, or one of a hub."""
+    return bool(_HUB_NAME.fullmatch(name)) or timm.is_model(name.partition(".")[0])
+
+
 def is_determined(name: str, kwargs: Mapping[str, Any]) -> bool:
     """Whether name and keywords alone say how the network is built; else a hub has to be asked."""
     return not name.startswith(HUB) or "architecture" in kwargs or set(DETERMINED) <= set(kwargs)

@@ -29,7 +29,7 @@ class EncoderSpec:
         say; a hub is asked for weights alone, where ``weights="timm"``.
     taps : tuple[int, ...]
         CNN: indices of timm's feature stages, finest first (stage i has stride 2^(i + 1)). ViT: transformer blocks,
-        counted from 1, early to late.
+        counted from 1, early to late; one that is named twice gives two equal maps.
     kwargs : Mapping[str, Any], optional
         What shapes the network (`stpredict.nn.architecture.KEYWORDS`), for ``timm.create_model``; others are refused.
         Of a hub name: patch_size, embed_dim, depth and num_heads of a vision transformer, or its timm name as
@@ -156,11 +156,12 @@ class Encoder(nn.Module):
         p = self.block_px
         blocks = image.unflatten(2, (h // p, p)).unflatten(4, (w // p, p))  # (b, 3, rows, p, columns, p)
         blocks = blocks.permute(0, 2, 4, 1, 3, 5).reshape(-1, 3, p, p)
+        taps = sorted(set(self.spec.taps))
         maps = self.net.forward_intermediates(
-            blocks, indices=[t - 1 for t in self.spec.taps], output_fmt="NCHW", intermediates_only=True, norm=False
+            blocks, indices=[t - 1 for t in taps], output_fmt="NCHW", intermediates_only=True, norm=False
         )
         out = []
-        for tokens in maps:
+        for tokens in (maps[taps.index(tap)] for tap in sorted(self.spec.taps)):
             n = tokens.shape[-1]
             grid = tokens.reshape(b, h // p, w // p, -1, n, n).permute(0, 3, 1, 4, 2, 5)
             out.append(grid.reshape(b, -1, h // p * n, w // p * n))
@@ -203,6 +204,25 @@ def _net(spec: EncoderSpec, *, is_vit: bool, pretrained: bool) -> Any:
     if is_vit and not all(1 <= tap <= len(net.blocks) for tap in spec.taps):
         raise ValueError(f"taps={tuple(spec.taps)}: {spec.name!r} has the blocks 1 to {len(net.blocks)}.")
     return net
+
+
+def last_tap(name: str, kwargs: Mapping[str, Any]) -> int:
+    """The tap of the last map of a network of timm: its last stage, or block; nothing is drawn or fetched.
+
+    Parameters
+    ----------
+    name : str
+        Of timm, as `stpredict.nn.architecture.timm_name` has it.
+    kwargs : Mapping[str, Any]
+        What shapes the network.
+    """
+    is_vit = _is_vit(name)
+    with torch.device("meta"):
+        rest = {key: value for key, value in kwargs.items() if key != "architecture"}
+        if isinstance(rest.get("mlp_layer"), str):
+            rest["mlp_layer"] = getattr(timm.layers, rest["mlp_layer"])
+        net: Any = timm.create_model(name, **rest, **({"num_classes": 0} if is_vit else {"features_only": True}))
+    return len(net.blocks) if is_vit else int(net.feature_info.out_indices[-1])
 
 
 def _is_vit(name: str) -> bool:

@@ -38,3 +38,35 @@ def mse_pcc(pred: Float[Tensor, "n g"], true: Float[Tensor, "n g"], *, pcc_weigh
     """
     loss = torch.nn.functional.mse_loss(pred, true)
     return loss + pcc_weight * (1 - batch_pcc(pred, true).mean()) if pcc_weight else loss
+
+
+def strank(
+    scores: Float[Tensor, "n g"], counts: Float[Tensor, "n g"], depth: Float[Tensor, " n"] | None = None
+) -> Float[Tensor, ""]:
+    """Minus the mean over shapes and genes of count x log p, p being how a gene's counts fall on the shapes of a list.
+
+    p of a shape is its depth x exp(score) over the sum of these: scores say how shapes of one section compare, and
+    neither a factor nor the depth of a section's counts changes what they should be. A constant added to a gene's
+    scores does not change the loss.
+
+    Parameters
+    ----------
+    scores : Float[Tensor, "n g"]
+        Of the n shapes of one section, on the scale of a natural logarithm of a rate.
+    counts : Float[Tensor, "n g"]
+        Counts, or rates, of the same; not negative.
+    depth : Float[Tensor, " n"], optional
+        (n,) what a shape's counts are in proportion to; None: all alike, as for rates.
+
+    Returns
+    -------
+    Float[Tensor, ""]
+        A scalar.
+
+    References
+    ----------
+    STRank, list-wise ("Learning Relative Gene Expression Trends from Pathology Images in Spatial Transcriptomics",
+    NeurIPS 2025, arXiv 2512.06612); its depth is the mean count of a shape's genes.
+    """
+    logits = scores if depth is None else scores + torch.log(depth)[:, None]
+    return -(counts * torch.log_softmax(logits, dim=0)).mean()

@@ -22,16 +22,20 @@ class TransformerBlock(nn.Module):
         Width of a token; heads x head_width is the inner width of attention; hidden width of the two-layer MLP.
     dropout : float
         After the attention's output and after both layers of the MLP.
+    eps : float, default 1e-5
+        Of its layer norms.
     """
 
-    def __init__(self, width: int, *, heads: int, head_width: int, mlp_width: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, *, heads: int, head_width: int, mlp_width: int, dropout: float, eps: float = 1e-5
+    ) -> None:
         super().__init__()
         self.heads = heads
-        self.attention_norm = nn.LayerNorm(width)
+        self.attention_norm = nn.LayerNorm(width, eps=eps)
         self.qkv = nn.Linear(width, 3 * heads * head_width, bias=False)
         self.out = nn.Linear(heads * head_width, width)
         self.mlp = nn.Sequential(
-            nn.LayerNorm(width),
+            nn.LayerNorm(width, eps=eps),
             nn.Linear(width, mlp_width),
             nn.GELU(),
             nn.Dropout(dropout),

@@ -89,7 +89,7 @@ def latent(
 
     References
     ----------
-    "From Spots to Pixels" (arXiv 2503.01347), section 4.7.
+    GeneQuery (arXiv 2411.18391), section 4.7.
     """
     check_arguments(latent, locals())
     table_name = _table_name(sdata, key, table_name)

@@ -79,6 +79,12 @@ def _check_result(result: pd.DataFrame) -> None:
             f"result is no frame of stp.tl.benchmark: it lacks the columns {lacking}, and has "
             f"{[str(name) for name in result.columns[:8]]}."
         )
+    protocols = sorted(result["protocol"].dropna().unique()) if "protocol" in result else []
+    if len(protocols) > 1:
+        raise ValueError(
+            f"result mixes the protocols {protocols}, whose labels differ: scores under one say nothing of scores "
+            'under another. Make a table of each: result[result["protocol"] == ...].'
+        )
 
 
 def scores(

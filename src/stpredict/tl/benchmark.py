@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 from torch.nn import Module
 
-from stpredict import _spatialdata, metrics, pp
+from stpredict import _spatialdata, pp
 from stpredict._arguments import check_arguments
 from stpredict.tl._benchmark import _run as runs
 from stpredict.tl._benchmark._folds import (
@@ -20,10 +20,12 @@ from stpredict.tl._benchmark._folds import (
     Fold,
     block_folds,
     diameter_um,
+    groups_of,
     named_sections,
     section_folds,
     usable_spots,
 )
+from stpredict.tl._benchmark._labels import protocol_of
 from stpredict.tl._cache import count_rules, count_summary, write_json
 
 if TYPE_CHECKING:
@@ -61,6 +63,8 @@ def benchmark(
     layer: str | None = None,
     tissue_key: str | None = None,
     min_counts: float | None = None,
+    smooth_labels: bool = False,
+    panel_totals: bool = False,
     device: str = "auto",
     precision: str = "auto",
     progress: bool = True,
@@ -78,7 +82,8 @@ def benchmark(
         three folds of spatial blocks within every section; or {fold: (names to train on, names to test on)}, such as
         two data sets for transfer.
     groups : Sequence[str], optional
-        The patient of every section: a patient's sections stay together. None, with the reason in `groups_reason`:
+        The patient of every section: a patient's sections stay together, and models that keep patients apart (`EGN`'s
+        exemplars) are told them in place of ``sdata.attrs["patient"]``. None, with the reason in `groups_reason`:
         sections are told apart by nothing else. Blocks need no groups.
     groups_reason : str, optional
         Why there are no groups; the result keeps it.
@@ -104,6 +109,11 @@ def benchmark(
         proportion to a smaller median area (`stp.metrics.default_min_counts`).
     raw_counts : bool, default True
         False for counts that are integers but not raw (normalised, then rounded): they have no noise ceiling.
+    smooth_labels : bool, default False
+        True to train on and to score labels that are means over 3 x 3 spots of the array, as TRIPLEX and its successors
+        do: to approach published figures, not to judge models. The result is of another protocol.
+    panel_totals : bool, default False
+        True for counts per 10,000 of the panel's genes in place of all genes, as there; another protocol, too.
     seeds : Sequence[int] | Mapping[str, Sequence[int]], default (0,)
         Of training; for all models, or {model: seeds}.
     val : float, default 0.0
@@ -126,25 +136,24 @@ def benchmark(
     -------
     DataFrame
         A tidy DataFrame, one row per model, seed, fold, section, gene and metric: value, diameter_um (of the shapes),
-        seconds (training), peak_mb, n_parameters, error. Metrics are those of `stp.metrics.METRICS` (ssim is NaN where
-        shapes are no array of spots). Three models are none: "ceiling" and "log depth" (their pcc by protocol stp-2;
-        raw counts only), and "measured" (mean and variance of the target, by which HEG and HVG are told). A run that
-        failed has one row, which says why in `error`. ``attrs["protocol"]`` says everything that was decided, among it
-        how many counts a shape of each section needed, and which totals are those of a targeted panel (fewer than 7,000
-        genes).
-        `stp.tables` makes tables of it.
+        seconds (training), peak_mb, n_parameters, error, protocol. Metrics are those of `stp.metrics.METRICS` (ssim is
+        NaN where shapes are no array of spots). Three models are none: "ceiling" and "log depth" (their pcc by protocol
+        stp-2; raw counts only), and "measured" (mean and variance of the target, by which HEG and HVG are told). A run
+        that failed has one row, which says why in `error`. ``attrs["protocol"]`` says everything that was decided,
+        among it how many counts a shape of each section needed, and which totals are those of a targeted panel (fewer
+        than 7,000 genes). `stp.tables` makes tables of it.
 
     Raises
     ------
     ValueError
-        For names that are not unique, groups that do not cover the sections, too few sections or groups for `cv`, a
-        panel larger than the common genes, and a folder of another protocol.
+        For labels of another protocol without counts, names that are not unique, groups that do not cover the sections,
+        too few sections or groups for `cv`, a panel larger than the common genes, and a folder of another protocol.
     FileNotFoundError
         For a store that is not there.
 
     References
     ----------
-    Protocol stp-2.
+    Protocol stp-2; with `panel_totals` stp-2-panel, with `smooth_labels` stp-2-smooth, with both stp-2-panel-smooth.
     """
     check_arguments(benchmark, locals())
     spec = _spatialdata.SectionSpec(
@@ -152,17 +161,21 @@ def benchmark(
         tissue_key=tissue_key, min_counts=min_counts,
     )  # fmt: skip
     _check_models(models)
+    protocol = protocol_of(target, smooth_labels=smooth_labels, panel_totals=panel_totals)
     of_seeds = {name: list(_seeds(seeds, name)) for name in models}
     sections = named_sections(_spatialdata.all_opened(sdatas), spec)
-    grouped = _groups(sections, groups, groups_reason, cv)
+    grouped = groups_of(sections, groups, groups_reason, cv)
     folds = _folds(sections, cv, grouped, margin_um, spec)
     panels = {fold.name: _panel(fold, sections, genes, n_genes, by, spec) for fold in folds}
     plan = {"max_epochs": max_epochs, "precision": precision}
     folder = None if path is None else Path(path)
-    setting = runs.Setting(spec=spec, training=plan, val=val, device=device, path=folder, raw_counts=raw_counts)
+    setting = runs.Setting(
+        spec=spec, training=plan, val=val, device=device, path=folder, raw_counts=raw_counts, groups=grouped,
+        smooth_labels=smooth_labels, panel_totals=panel_totals,
+    )  # fmt: skip
     elements = ("image_key", "shapes_key", "table_name", "layer", "target", "tissue_key", "min_counts")
     record = {name: getattr(spec, name) for name in elements} | {
-        "protocol": metrics.PROTOCOL, "raw_counts": raw_counts, "precision": precision, "mpp": mpp, "val": val,
+        "protocol": protocol, "raw_counts": raw_counts, "precision": precision, "mpp": mpp, "val": val,
         "max_epochs": max_epochs, "cv": cv if isinstance(cv, str | int) else "explicit", "groups": grouped,
         "groups_reason": groups_reason, "margin_um": margin_um if cv == "blocks" else None,
         "panel": "published" if genes is not None else f"{n_genes} by {by}, from the training part of each fold",
@@ -171,6 +184,7 @@ def benchmark(
     } | count_rules(sections, spec)  # fmt: skip
     _check_record(record, setting.path)
     frame, made = _all(folds, panels, sections, models, of_seeds, setting, progress=progress)
+    frame["protocol"] = protocol
     frame.attrs["protocol"] = record | {"models": made, "seeds": of_seeds}
     if setting.path is not None:
         write_json(setting.path / MADE, {"models": made, "seeds": of_seeds})
@@ -203,26 +217,6 @@ def _warn_of_failed(frame: pd.DataFrame) -> None:
             "The column `error` has all of them; with path=, the next call tries these again.",
             stacklevel=3,
         )
-
-
-def _groups(
-    sections: Mapping[str, Any], groups: Sequence[str] | None, reason: str | None, cv: object
-) -> dict[str, str] | None:
-    if cv == "blocks":
-        return None
-    if groups is None:
-        if not reason:
-            raise ValueError(
-                "groups= says which patient every section is of, so that no patient is trained and tested on. If "
-                'sections cannot be told apart so, pass groups=None with groups_reason="...", which the result keeps.'
-            )
-        return None
-    if isinstance(groups, str) or len(groups) != len(sections):
-        raise ValueError(
-            f"groups names {1 if isinstance(groups, str) else len(groups)} patients for {len(sections)} sections "
-            f"({', '.join(sections)}); give one a section, in their order."
-        )
-    return dict(zip(sections, map(str, groups), strict=True))
 
 
 def _folds(

@@ -52,6 +52,27 @@ def named_sections(sdatas: Sequence[SpatialData], spec: _spatialdata.SectionSpec
     return dict(zip(names, sdatas, strict=True))
 
 
+def groups_of(
+    sections: Mapping[str, SpatialData], groups: Sequence[str] | None, reason: str | None, cv: object
+) -> dict[str, str] | None:
+    """The group of every section by its name; None where nothing tells them apart. ValueError for too few."""
+    if cv == "blocks":
+        return None
+    if groups is None:
+        if not reason:
+            raise ValueError(
+                "groups= says which patient every section is of, so that no patient is trained and tested on. If "
+                'sections cannot be told apart so, pass groups=None with groups_reason="...", which the result keeps.'
+            )
+        return None
+    if isinstance(groups, str) or len(groups) != len(sections):
+        raise ValueError(
+            f"groups names {1 if isinstance(groups, str) else len(groups)} patients for {len(sections)} sections "
+            f"({', '.join(sections)}); give one a section, in their order."
+        )
+    return dict(zip(sections, map(str, groups), strict=True))
+
+
 def section_folds(names: Sequence[str], cv: str | int | Explicit, groups: Mapping[str, str] | None) -> list[Fold]:
     """Folds over whole sections; those of a group stay together.
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,8 @@ from stpredict.models._base import weights_sha256
 from stpredict.models._patches import array_grid
 from stpredict.nn.device import resolve_device, resolve_precision
 from stpredict.tl._benchmark import _steps
-from stpredict.tl._benchmark._folds import centres_um
+from stpredict.tl._benchmark._folds import centres_um, usable_spots
+from stpredict.tl._benchmark._labels import relabelled
 from stpredict.tl._cache import environment_info, stable_hash
 from stpredict.tl.evaluate import nulls
 
@@ -39,7 +40,7 @@ logger = logging.getLogger("stpredict")
 NEAR = 1.25  # neighbours lie within this many median nearest-neighbour distances
 COLUMNS = (
     "model", "seed", "fold", "section", "gene", "metric", "value", "diameter_um", "seconds", "peak_mb", "n_parameters",
-    "error",
+    "error", "protocol",
 )  # fmt: skip
 
 
@@ -53,6 +54,15 @@ class Setting:
     device: str
     path: Path | None
     raw_counts: bool = True
+    groups: Mapping[str, str] | None = None
+    smooth_labels: bool = False
+    panel_totals: bool = False
+
+    def labelled(self, section: Section) -> Section:
+        """The section with the labels of this setting."""
+        if not (self.smooth_labels or self.panel_totals):
+            return section
+        return relabelled(section, smooth_labels=self.smooth_labels, panel_totals=self.panel_totals)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,19 +125,23 @@ def _measured(run: Run, model: Model, setting: Setting) -> dict[str, Any]:
 
 
 def _fit(run: Run, model: Model, setting: Setting) -> None:
-    sections = [
-        _spatialdata.training_section(s, setting.spec, genes=model.genes, at_mpp=model.mpp, name=name)
-        for name, s in run.train.items()
-    ]
+    sections = [_section(model, s, name, setting) for name, s in run.train.items()]
     options = _training.TrainOptions(seed=run.seed, device=setting.device, progress=False, **setting.training)
     _steps.fit(model, sections, options, val=setting.val, target=setting.spec.target)
 
 
 def _scored(model: Model, sdata: SpatialData, name: str, setting: Setting) -> dict[str, Any]:
     """Values by metric of one section, a value a gene; None where it is not defined."""
-    section = _spatialdata.training_section(sdata, setting.spec, genes=model.genes, at_mpp=model.mpp, name=name)
+    section = _section(model, sdata, name, setting)
     pred, true = _steps.predict_and_measure(model, section, list(model.genes), device=setting.device)
     return {metric: _plain(values) for metric, values in scores(pred, true, section).items()}
+
+
+def _section(model: Model, sdata: SpatialData, name: str, setting: Setting) -> Section:
+    """The section as the model sees it, of the group that the caller says, else of the one that the object says."""
+    section = _spatialdata.training_section(sdata, setting.spec, genes=model.genes, at_mpp=model.mpp, name=name)
+    section = section if setting.groups is None else replace(section, group=setting.groups[name])
+    return setting.labelled(section)
 
 
 def scores(pred: NDArray[np.float32], true: NDArray[np.float32], section: Section) -> dict[str, NDArray[np.float64]]:
@@ -213,11 +227,19 @@ def references(fold: str, panel: Sequence[str], test: Mapping[str, SpatialData],
         matrix = _spatialdata.matrix_of(table, spec.layer, what=f"table {spec.table_name!r}")[rows]
         columns, _ = _spatialdata.match_genes(panel, list(table.var_names), what=f"section {name!r}", var=table.var)
         true = _spatialdata.target(matrix, target=spec.target, columns=columns, what=name).astype(np.float64)
+        if other := setting.smooth_labels or setting.panel_totals:
+            _, section = usable_spots(sdata, spec)
+            expression = setting.labelled(
+                replace(section, expression=true.astype(np.float32), genes=tuple(panel))
+            ).expression
+            assert expression is not None
+            true = expression.astype(np.float64)
         found = {("measured", "mean"): true.mean(axis=0), ("measured", "variance"): true.var(axis=0)}
         if spec.target == "log1p_cp10k":
             depth, ceiling = nulls(matrix, columns, true, spec.target)
             found["log depth", "pcc"] = depth
-            found["ceiling", "pcc"] = ceiling if setting.raw_counts else np.full(len(panel), np.nan)
+            known = setting.raw_counts and not other  # thinned counts say nothing of a mean over spots
+            found["ceiling", "pcc"] = ceiling if known else np.full(len(panel), np.nan)
         for (model, metric), values in found.items():
             head = {"model": model, "fold": fold, "section": name, "metric": metric}
             frames.append(pd.DataFrame({"gene": list(panel), "value": values}).assign(**head))
