@@ -242,6 +242,9 @@ class Section:
         Total counts that a shape needed to be among the rows; None where counts decided nothing.
     group : str, optional
         The patient, where one is known: sections of one group are no independent samples.
+    total : ndarray of float64, optional
+        (n,) raw counts of each shape over all genes of its table, where `expression` is log1p of counts per 10,000 of
+        them: the counts of a gene follow from both. None where no counts are known.
 
     Raises
     ------
@@ -262,10 +265,11 @@ class Section:
     tissue: shapely.Geometry | None = None
     min_counts: float | None = None
     group: str | None = None
+    total: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.geometry)
-        rows = {"radius": self.radius, "ids": self.ids, "area": self.area, "expression": self.expression}
+        rows = {name: getattr(self, name) for name in ("radius", "ids", "area", "expression", "total")}
         wrong = {key: len(value) for key, value in rows.items() if value is not None and len(value) != n}
         if wrong:
             raise ValueError(f"section {self.name!r} has {n} shapes, but rows of another number: {wrong}.")
@@ -290,7 +294,7 @@ def take(section: Section, keep: NDArray) -> Section:
     """The section with only some of its shapes: `keep` is an index or a mask of rows."""
     rows = {
         key: value[keep]
-        for key in ("geometry", "radius", "ids", "area", "expression", "grid")
+        for key in ("geometry", "radius", "ids", "area", "expression", "grid", "total")
         if (value := getattr(section, key)) is not None
     }
     return replace(section, **rows)

@@ -108,9 +108,9 @@ def training_section(
     Returns
     -------
     Section
-        A Section with rows in element order, `expression` (n, g) float32, `grid` from obs["array_row"] and
-        obs["array_col"] where the table has them, the `min_counts` that were needed, and in `dropped` why shapes were
-        left out, and how many.
+        A Section with rows in element order, `expression` (n, g) float32, of counts their `total`, `grid` from
+        obs["array_row"] and obs["array_col"] where the table has them, the `min_counts` that were needed, and in
+        `dropped` why shapes were left out, and how many.
 
     Raises
     ------
@@ -131,10 +131,11 @@ def training_section(
             f"section {whole.name!r}: table {spec.table_name!r} lacks {len(missing)} of {len(genes)} genes: "
             f"{missing[:5]}. Choose a panel that all sections have, for example with pp.gene_panel."
         )
-    values = target_of(matrix_of(table, spec.layer, what=what)[rows], target=spec.target, columns=columns, what=what)
+    matrix, of_counts = matrix_of(table, spec.layer, what=what)[rows], spec.target == "log1p_cp10k"
+    values = target_of(matrix, target=spec.target, columns=columns, what=what)
     return dataclasses.replace(
         take(whole, keep), expression=values, genes=tuple(map(str, genes)), grid=_grid(table, rows), dropped=dropped,
-        min_counts=least if spec.target == "log1p_cp10k" else None,
+        min_counts=least if of_counts else None, total=totals(matrix) if of_counts else None,
     )  # fmt: skip
 
 

@@ -306,6 +306,24 @@ class Model(nn.Module, ABC):
             (g, d), in the order of `genes`.
         """
 
+    def channels(self, genes: Sequence[str]) -> list[str]:
+        """What the columns are that `head` gives for these genes: they alone, unless overridden.
+
+        A link may need more: of `PixNetConfig.link` = "counts" the last column is the rate of all RNA, `__total__`.
+        Rasters keep them all, since they are read before the link.
+
+        Parameters
+        ----------
+        genes : Sequence[str]
+            Names.
+
+        Returns
+        -------
+        list[str]
+            Names of the c columns, those of `genes` first.
+        """
+        return list(genes)
+
     @abstractmethod
     def latent(self, batch: Batch) -> Tensor:
         """All that is needed of the batch's images.
@@ -323,7 +341,7 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g q"]) -> Float[Tensor, "n g"]:
-        """Values before the link.
+        """Values before the link, a column for each of `channels`.
 
         Of a dense model they are linear in `latent`, so that pooling and head can change places. A model with
         ``context="section"`` is given all rows of a section and may compute any function of them.

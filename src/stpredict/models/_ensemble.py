@@ -160,7 +160,11 @@ class Ensemble(Model):
         self._check_dense("samples")
         return self.models[0].samples(sections, train=train, seed=seed)
 
-    def query(self, genes: Sequence[str]) -> Float[Tensor, "g d"]:
+    def channels(self, genes: Sequence[str]) -> list[str]:
+        """Those of dense members."""
+        return self.models[0].channels(genes) if self.output == "raster" else list(genes)
+
+    def query(self, genes: Sequence[str]) -> Float[Tensor, "c d"]:
         """What the heads of the members need to know of these genes, so that `head` is the average of theirs."""
         rows = [each.query(genes) for each in self.models]
         if self.output != "raster":
@@ -172,7 +176,7 @@ class Ensemble(Model):
         self._check_dense("latent")
         return _constants_last([each.latent(batch) for each in self.models])
 
-    def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g d"]) -> Float[Tensor, "n g"]:
+    def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "c d"]) -> Float[Tensor, "n c"]:
         """The average over members before the link."""
         return latent @ query.T
 
@@ -190,7 +194,7 @@ class Ensemble(Model):
         """
         raise TypeError("an Ensemble has no loss of its own; stp.tl.train trains one member after the other.")
 
-    def spread(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g d"]) -> Float[Tensor, "n g"]:
+    def spread(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "c d"]) -> Float[Tensor, "n g"]:
         """Standard deviation (n - 1) over dense members of their values in units of the target.
 
         Parameters
@@ -283,7 +287,7 @@ def _common(model: Model) -> dict[str, Any]:
         "texts of genes": texts,
     }
     if model.output == "raster":
-        values = model.link(PROBE[:, None].expand(-1, len(model.genes)))
+        values = model.link(PROBE[:, None].expand(-1, len(model.channels(model.genes))))
         found["link"] = getattr(model.config, "link", "identity"), values.tolist()
         found["stride"] = model.stride
         found["tiling"] = model.tiling

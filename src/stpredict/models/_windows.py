@@ -60,6 +60,11 @@ class WindowSamples(Samples):
     ------
     ValueError
         For a section with a shape that no window holds.
+
+    Notes
+    -----
+    Of sections with counts, `Batch.extra` has "total" (n,), the counts over all genes of each shape, and "area" (n,),
+    in square micrometres.
     """
 
     def __init__(
@@ -77,6 +82,9 @@ class WindowSamples(Samples):
         self.sections, self.window_px, self.stride = sections, window_px, stride
         self.reduction, self.stain_jitter, self.train, self.seed = reduction, stain_jitter, train, seed
         self.n_genes = n_genes
+        self.first = np.cumsum([0, *(section.n_shapes for section in sections)])
+        known = [section.total for section in sections if section.total is not None]
+        self.total = np.concatenate(known) if len(known) == len(sections) else None
         self.bounds = [_coverage.bounds(s.shapes) for s in sections]
         self.cells = [_coverage.transform(s.shapes, to_cells(stride)) for s in sections]
         self._check_extent()
@@ -112,8 +120,17 @@ class WindowSamples(Samples):
         into = pooling(covered, reduction=self.reduction, mpp=section.mpp)
         target = None if expression[0] is None else torch.from_numpy(np.concatenate(expression))
         image = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-        batch = Batch(image, into, target, section.genes or (), np.concatenate(rows))
+        every = np.concatenate(rows)
+        batch = Batch(image, into, target, section.genes or (), every, self._measure(every, covered))
         return batch if self.n_genes is None else some_genes(batch, self.n_genes, draw=(self.seed, draws[0]))
+
+    def _measure(self, rows: NDArray[np.int64], covered: Sequence[sp.csr_array]) -> dict[str, torch.Tensor]:
+        """Of the shapes `rows` (n, 2): counts over all genes, and covered areas; nothing where no counts are known."""
+        if self.total is None:
+            return {}
+        total = self.total[self.first[rows[:, 0]] + rows[:, 1]]
+        area = np.concatenate([part.sum(axis=1) for part in covered]) * self.sections[0].mpp ** 2
+        return {"total": torch.from_numpy(total.astype(np.float32)), "area": torch.from_numpy(area.astype(np.float32))}
 
     def _check_extent(self) -> None:
         for section, bounds in zip(self.sections, self.bounds, strict=True):

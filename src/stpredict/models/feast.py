@@ -243,7 +243,7 @@ class FEAST(Model):
         n, m, f = len(latent), len(HALVES), self.encoder.width
         features, there, place = latent[:, : f * (m + 1)], latent[:, -m - 2 : -2] > 0.5, latent[:, -2:]
         features = torch.cat([features[:, :f], features[:, f:].reshape(n, m, f)[there]])
-        halves = latent.new_tensor(HALVES)
+        halves = torch.tensor(HALVES, dtype=latent.dtype).to(latent.device)
         where = torch.cat([place, (place[:, None] + halves)[there]])
         self._check_memory(n, len(where))
         near, far = (torch.from_numpy(each).to(latent.device) for each in _nearest(where, self.config.near))

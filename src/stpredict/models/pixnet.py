@@ -19,7 +19,9 @@ Where we differ, or had to choose:
 - the small configuration has a second branch, the context: a closed-form ridge regression on statistics over 256 um
   of the same CNN with its pretrained weights, as some more linear channels of the map. Fine-tuning on a few hundred
   spots forgets part of what the pretrained maps know; the average of both is better than either, and than several
-  seeds (benchmarks/README.md). It needs a CNN, a panel head, `reduction="mean"` and `link="identity"`.
+  seeds (benchmarks/README.md). It needs a CNN, a panel head, `reduction="mean"` and `link="identity"`:
+  the average of two maps in log units is no map of rates.
+- with `link="counts"` the map holds rates and the loss is the likelihood of raw counts (`_counts.py`); ours.
 - the last features are pooled first and the 1x1 head is applied after: the same algebra, without 250 full maps.
 """
 
@@ -35,25 +37,27 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stpredict._card import WEIGHTS, find_model, read_card
 from stpredict._embeddings import GeneEmbeddings
+from stpredict._link import TOTAL, Link
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, constructor, predict_batch
 from stpredict.models._config import resolve_config
 from stpredict.models._context import ContextBranch, fit_context
+from stpredict.models._counts import GAIN, CountRates, log_share
 from stpredict.models._fields import EncoderConfig, PanelConfig
 from stpredict.models._folder import checked
+from stpredict.models._heads import PanelHead, TextHead
 from stpredict.models._info import ModelInfo
 from stpredict.models._samples import Batch, Samples
-from stpredict.models._scale import of_panel_or_mean
 from stpredict.models._texts import Vocabulary, as_embeddings
 from stpredict.models._windows import WindowSamples
 from stpredict.nn.architecture import IMAGENET
 from stpredict.nn.encoders import Encoder, EncoderSpec, rgb
 from stpredict.nn.losses import mse_pcc
+from stpredict.nn.pool import pool
 from stpredict.nn.state import read_tensors
 
 
@@ -77,10 +81,12 @@ class PixNetConfig(EncoderConfig, PanelConfig):
         Side, in cells of its level, of the squares within which the skip fusion attends.
     reduction : {"mean", "sum"}, default "mean"
         How the map is pooled inside a shape: the area-weighted mean, or the sum.
-    link : {"identity", "log1p"}, default "identity"
-        "identity": the map is in log units; "log1p": it is the rate per 10,000 counts.
+    link : {"identity", "log1p", "counts"}, default "identity"
+        "identity": the map is in log units; "log1p": it is the rate per 10,000 counts; "counts": it holds the rate of
+        each gene and, last, of all RNA (`__total__`), which add up over area and are fitted to raw counts: a shape has
+        log1p of 10,000 times the one over the other.
     pcc_weight : float, default 0.5
-        Weight of the Pearson term of the loss.
+        Weight of the Pearson term of the loss; "counts" has none.
     window_px : int, default 384
         Side of a training window in pixels.
     stain_jitter : float, default 0.12
@@ -119,7 +125,7 @@ class PixNetConfig(EncoderConfig, PanelConfig):
     n_bilinear: int = 1  # the paper has 2 of 5; a CNN pyramid needs 3 steps, the finest of which is bilinear
     attention_window: int = 8  # not given; 64 tokens cost little, and the window of a level stays below a 100 um spot
     reduction: Literal["mean", "sum"] = "mean"  # the paper sums; log expression is intensive (docs: concepts)
-    link: Literal["identity", "log1p"] = "identity"  # the paper: the map is in log units
+    link: Link = "identity"  # the paper: the map is in log units
     pcc_weight: float = 0.5  # the paper
     window_px: int = 384  # training window, not given: about ten 100 um spots, and a step of 8 windows fits a laptop
     stain_jitter: float = 0.12  # not given: stain strength and hue vary by +- 24 % each
@@ -240,6 +246,9 @@ class PixNet(Model):
         self.encoder = Encoder(spec, weights=None if home is not None else encoder_weights)
         self.decoder = Decoder(self.encoder.channels, c.filters, n_bilinear=c.n_bilinear, window=c.attention_window)
         self.genes_head = _genes_head(c, embeddings)
+        self.count_rates = CountRates(len(c.genes), c.filters[0]) if c.link == "counts" else None
+        if self.count_rates is not None and isinstance(self.genes_head, PanelHead):
+            self.genes_head.weight.data /= GAIN
         weights = None if home is not None or self.encoder.is_vit else encoder_weights
         self.context_map = None if self.encoder.is_vit else _context(c, spec, weights)
         self.stride = self.encoder.strides[0] / 2 ** (len(c.filters) - len(c.taps))
@@ -256,6 +265,9 @@ class PixNet(Model):
 
     def prepare(self, sections: Sequence[Section]) -> None:
         """Start the head at the mean (and spread) of the training target, each section weighing the same."""
+        if self.count_rates is not None:
+            self.genes_head.start(*self.count_rates.start(sections))
+            return
         measured = [s.expression for s in sections if s.expression is not None]
         means = np.mean([rows.mean(axis=0) for rows in measured], axis=0)
         spread = np.maximum(np.mean([rows.std(axis=0) for rows in measured], axis=0), 1e-3)
@@ -280,9 +292,15 @@ class PixNet(Model):
             n_genes=self.config.train_genes if train and self.config.head == "text" else None,
         )
 
-    def query(self, genes: Sequence[str]) -> Float[Tensor, "g d"]:
-        """The rows of the 1x1 head for these genes, the bias last."""
+    def channels(self, genes: Sequence[str]) -> list[str]:
+        """These genes and, with `link="counts"`, all RNA."""
+        return [*genes, TOTAL] if self.config.link == "counts" else list(genes)
+
+    def query(self, genes: Sequence[str]) -> Float[Tensor, "c d"]:
+        """The rows of the 1x1 head for these genes (and, of counts, for all RNA), the bias last."""
         rows = self.genes_head(genes)
+        if self.count_rates is not None:
+            return self.count_rates.rows(rows, self.gene_index_or_unseen(genes, rows.device))
         if self.context_map is not None and isinstance(self.genes_head, PanelHead):
             rows = self.context_map.mixed(rows, self.genes_head.positions(genes))
         return F.softplus(rows) if self.config.link == "log1p" else rows
@@ -293,26 +311,53 @@ class PixNet(Model):
         if self.encoder.is_vit:
             pyramid = [F.avg_pool2d(x, 2**i) if i else x for i, x in enumerate(pyramid)]
         x = self.decoder(pyramid)
-        if self.config.link == "log1p":
+        one = torch.ones_like(x[:, :1])
+        if self.count_rates is not None:
+            x = self.count_rates.amounts(x)
+        elif self.config.link == "log1p":
             x = F.softplus(x)  # with non-negative weights the map is a non-negative rate
         parts = [x] if self.context_map is None else [x, self.context_map(rgb(batch.image), size=x.shape[2:])]
-        return torch.cat([*parts, torch.ones_like(x[:, :1])], dim=1)
+        return torch.cat([*parts, one], dim=1)
 
-    def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "g d"]) -> Float[Tensor, "n g"]:
+    def head(self, latent: Float[Tensor, "n d"], query: Float[Tensor, "c d"]) -> Float[Tensor, "n c"]:
         """The 1x1 convolution, on rows."""
         return latent @ query.T
 
-    def link(self, values: Tensor) -> Tensor:
-        """Log units: as they are, or log1p of a rate per 10,000 counts."""
+    def link(self, values: Float[Tensor, "n c"]) -> Float[Tensor, "n g"]:
+        """Log units: as they are, log1p of a rate per 10,000 counts, or that of a gene's rate in that of all RNA."""
+        if self.config.link == "counts":
+            return log_share(values)
         return torch.log1p(values) if self.config.link == "log1p" else values
 
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
-        """MSE + 0.5 (1 - batch-wise Pearson), inside the measured shapes only."""
+        """MSE + 0.5 (1 - batch-wise Pearson), or the likelihood of counts; inside the measured shapes only."""
+        if self.count_rates is not None:
+            return self._counts_loss(self.count_rates, batch, query)
         values = predict_batch(self, batch, query)
         return mse_pcc(values, batch.measured, pcc_weight=self.config.pcc_weight)
 
+    def _counts_loss(self, rates: CountRates, batch: Batch, query: Tensor) -> Tensor:
+        assert batch.pooling is not None
+        latent, query = self.latent(batch).float(), query.float()
+        at = self.gene_index_or_unseen(batch.genes, query.device)
+        with torch.autocast(query.device.type, enabled=False):
+            values = self.head(pool(latent, batch.pooling), query)
+            return rates.loss(values, self._rna(latent, query[-1], batch), batch, at)
+
+    def _rna(self, latent: Tensor, row: Tensor, batch: Batch) -> Tensor:
+        """Mean rate of all RNA (n,) inside the shapes of a batch."""
+        assert batch.pooling is not None and self.count_rates is not None
+        pooled = pool(self.count_rates.rna(latent, row), batch.pooling)[:, 0]
+        return pooled if self.config.reduction == "mean" else pooled / batch.extra["area"]
+
     def finish(self, sections: Sequence[Section]) -> None:
-        """Fit the context, if there is one."""
+        """Fit the context, if there is one; or set the level of all RNA."""
+        if self.count_rates is not None:
+            self.eval()
+            row = self.query(self.genes[:1])[-1].detach()
+            self.count_rates.set_level(
+                lambda batch: self._rna(self.latent(batch).float(), row, batch), self.samples(sections, train=False)
+            )
         if self.context_map is not None:
             fitted = fit_context(self.context_map, sections, window_px=2 * self.config.window_px, stride=self.stride)
             self.context_map.fitted(*fitted, share=self.config.context_share)
@@ -427,83 +472,6 @@ class Decoder(nn.Module):
         return self.last(x)
 
 
-class PanelHead(nn.Module):
-    """A free row for every gene of a fixed panel."""
-
-    def __init__(self, genes: Sequence[str], n_features: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(len(genes), n_features) * 0.02)
-        self.bias = nn.Parameter(torch.zeros(len(genes)))
-        self._position = {gene: i for i, gene in enumerate(genes)}
-
-    def start(self, mean: NDArray[np.float32], spread: NDArray[np.float32]) -> None:
-        """Set the bias to the training mean of each gene; `spread` is not needed."""
-        with torch.no_grad():
-            self.bias.copy_(torch.from_numpy(mean))
-
-    def forward(self, genes: Sequence[str]) -> Float[Tensor, "g d"]:
-        """The rows of these genes, the bias last."""
-        return torch.cat([self.weight, self.bias[:, None]], dim=1)[self.positions(genes)]
-
-    def positions(self, genes: Sequence[str]) -> list[int]:
-        """Where these genes are in the panel."""
-        return [self._position[gene] for gene in genes]
-
-
-class TextHead(nn.Module):
-    """Rows made from the embedding of a gene's text by a small network, so that a gene never seen has one too.
-
-    The network answers in standard units: a seen gene's row is scaled by its training spread and shifted by its
-    training mean, an unseen gene's by the means of both over the panel, since nothing of its counts is known.
-
-    Source: SGN's weights from text (256 L2-normalised weights and a bias from a text transformer; 64 genes a step),
-    here two linear layers on a frozen embedding; and the 1x1 head of PixNet, whose rows they replace.
-    """
-
-    network: Any  # layers share no interface that a type checker could see
-    mean: Tensor
-    spread: Tensor
-
-    def __init__(
-        self,
-        genes: Sequence[str],
-        n_features: int,
-        *,
-        vocabulary: Sequence[str],
-        text: Mapping[str, Any],
-        embeddings: GeneEmbeddings | None,
-        hidden: int,
-        dropout: float,
-    ) -> None:
-        super().__init__()
-        self.texts = Vocabulary(vocabulary, text, embeddings)
-        self.network = nn.Sequential(
-            nn.Linear(int(text["width"]), hidden),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, n_features + 1),
-        )
-        with torch.no_grad():
-            self.network[-1].weight.mul_(0.1)
-            self.network[-1].bias.zero_()
-        self.register_buffer("mean", torch.zeros(len(genes)))
-        self.register_buffer("spread", torch.ones(len(genes)))
-        self._panel, self._position = tuple(genes), {gene: i for i, gene in enumerate(genes)}
-
-    def start(self, mean: NDArray[np.float32], spread: NDArray[np.float32]) -> None:
-        """Keep each panel gene's training mean and spread, and fit the scale of the embeddings."""
-        self.mean, self.spread = torch.from_numpy(mean).to(self.mean), torch.from_numpy(spread).to(self.mean)
-        self.texts.fit(self._panel)
-
-    def forward(self, genes: Sequence[str]) -> Float[Tensor, "g d"]:
-        """The rows of these genes, the bias last."""
-        rows = self.network(self.texts.rows(genes))
-        at = torch.tensor([self._position.get(gene, -1) for gene in genes], device=rows.device)
-        mean, spread = of_panel_or_mean(self.mean, at), of_panel_or_mean(self.spread, at)
-        rows = rows * spread[:, None]
-        return torch.cat([rows[:, :-1], rows[:, -1:] + mean[:, None]], dim=1)
-
-
 def _home_of(encoder_weights: str | Path | None) -> Path | None:
     """The folder of the saved PixNet that gives its weights; None for a file, for timm's weights and for none."""
     if encoder_weights is None or encoder_weights == "timm" or Path(encoder_weights).is_file():
@@ -542,6 +510,8 @@ def _config(
         raise ValueError("head='text' answers by text: pass embeddings=stp.tl.embed_genes(texts, encoder=...).")
     if made.head == "panel" and embeddings is not None:
         raise ValueError("embeddings= are for head='text'; a panel head does not look at them.")
+    if TOTAL in made.genes:
+        raise ValueError(f"no gene can be called {TOTAL!r}: it is the channel of all RNA in a map of rates.")
     return replace(made, **(donor or {}))
 
 

@@ -67,18 +67,18 @@ class STNetConfig(EncoderConfig, PatchConfig):
         See `stpredict.nn.EncoderSpec`; the mean of the last tap over the patch is what a classifier would see.
     frozen : bool, default True
         Whether the encoder stays as it is; its features are then computed once for every patch and symmetry.
-    loss : {"squared", "strank"}, default "squared"
-        "squared": the paper's; "strank": of the comparison of a section's spots, for the target log1p_cp10k.
     symmetries : int, default 8
         1: the patch as it is; 4: its quarter turns; 8: flips too. Drawn from in training, averaged at prediction.
+    loss : {"squared", "strank"}, default "squared"
+        "squared": the paper's; "strank": of the comparison of a section's spots, for the target log1p_cp10k.
     recipe : Recipe, optional
         See `Recipe`.
     """
 
     mpp: float = 2.0  # the paper: 224 px at full resolution; 256 um are better than 128 (benchmarks/README.md)
     frozen: bool = True  # hundreds of spots; the paper trains all layers, on 23 patients
-    loss: Literal["squared", "strank"] = "squared"
     symmetries: int = 8  # the paper
+    loss: Literal["squared", "strank"] = "squared"
     recipe: Recipe = field(
         # epochs and batch: the paper
         default_factory=lambda: Recipe(

@@ -13,13 +13,14 @@ from spatialdata.transformations import get_transformation
 
 from stpredict import _spatialdata
 from stpredict._arguments import check_arguments
+from stpredict._link import with_total
 from stpredict._record import fields_of
 from stpredict._section import array_of
 from stpredict.models import Ensemble, load
 from stpredict.models._base import weights_sha256
 from stpredict.tl._predict._destination import resolve_destination, table_change
 from stpredict.tl._predict._provenance import gene_evidence, gene_reliability, model_record
-from stpredict.tl._predict._request import Output, RasterDtype, add_embeddings, resolve_genes
+from stpredict.tl._predict._request import Output, RasterDtype, add_embeddings, raster_channels, resolve_genes
 from stpredict.tl._readout import find_raster, read_inside, warn_of_empty
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def query(
             names, wanted, key=key, shapes_key=shapes_key, table_name=table_name, table_added=table_added,
             tissue_key=None, spread=isinstance(model, Ensemble),
         )  # fmt: skip
-        target = None if not results.raster else _target(names, latent_key, key, wanted, dtype)
+        target = None if not results.raster else _target(names, latent_key, key, raster_channels(model, wanted), dtype)
         names.check()
         if target is not None:
             stack.enter_context(target)
@@ -245,7 +246,8 @@ class _Reader:
                 latent = array_of(self.raster.data[:, rows, columns], what)
                 with torch.inference_mode():
                     values = self._head(latent.reshape(len(latent), -1).T).T.cpu().numpy()
-                target.write(rows, columns, values.reshape(-1, *latent.shape[1:]))
+                values = values.reshape(-1, *latent.shape[1:])
+                target.write(rows, columns, with_total(values, len(target.genes)))
 
     def _head(self, latent: NDArray[Any]) -> Tensor:
         """(n, g) values before the link, of latent rows (n, d)."""

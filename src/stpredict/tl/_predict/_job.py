@@ -14,6 +14,7 @@ import numpy as np
 import shapely
 
 from stpredict import _inference, _spatialdata
+from stpredict._link import with_total
 from stpredict._section import Section, fingerprint, image_digest
 from stpredict.models import Ensemble
 from stpredict.tl._domain import mismatch, percentiles, sampled
@@ -192,6 +193,7 @@ class RasterWriter:
             g, h, w = values.shape
             values = np.pad(values, ((0, 0), (0, -h % k), (0, -w % k)), mode="edge")
             values = values.reshape(g, -(-h // k), k, -(-w // k), k).mean(axis=(2, 4))
+        values = with_total(values, len(self.target.genes))
         y0, x0 = y.start // k, x.start // k
         y, x = slice(y0, y0 + values.shape[1]), slice(x0, x0 + values.shape[2])
         self.target.write(y, x, self._cut(y, x, values))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from stpredict import _inference, _spatialdata
 from stpredict._embeddings import GeneEmbeddings, closest
+from stpredict._link import TOTAL
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -77,8 +78,9 @@ class PredictRequest:
     @property
     def raster_channels(self) -> list[str]:
         """Names of the channels of the raster: the genes, or the columns of the latent."""
-        n_latent = self.model.query(self.genes[:1]).shape[1]
-        return self.inferred_genes or [f"latent{i}" for i in range(n_latent)]
+        if self.output.latent:
+            return [f"latent{i}" for i in range(self.model.query(self.genes[:1]).shape[1])]
+        return raster_channels(self.model, self.genes)
 
     def section(self, sdata: SpatialData, shapes_key: str | None) -> Section:
         """The section that is predicted; without shapes, its image alone."""
@@ -108,6 +110,12 @@ class PredictRequest:
                 f"factor of {allowed[1:8]} ... . Use raster_mpp={close * step:g}."
             )
         return close
+
+
+def raster_channels(model: Model, genes: Sequence[str]) -> list[str]:
+    """What a raster of these genes is made of: a map of rates ends with that of all RNA."""
+    channels = model.channels(genes)
+    return [*channels, TOTAL] if getattr(model.config, "link", "identity") == "log1p" else channels
 
 
 def add_embeddings(model: Model, embeddings: GeneEmbeddings | str | Path | None) -> None:
