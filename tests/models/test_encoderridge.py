@@ -91,6 +91,13 @@ def test_of_one_image_blocks_are_left_out_however_many_sections_show_it(colour_s
     assert 2 < len(seen[1]) <= 16 and sum(seen[1]) == 24
 
 
+@pytest.mark.parametrize("sizes", [(24, 32, 64, 128, 256), (25, 30, 35, 40), (40, 41, 42, 43)])
+def test_more_components_than_spots_tie_and_the_fewest_are_taken(colour_section, sizes):
+    """Of 24 spots 23 components vary: the errors of all these sizes differ by rounding alone."""
+    model = fitted(fresh(components=sizes, penalties=(1.0, 10.0)), [colour_section(0), colour_section(1)])
+    assert int(model.n_components) == sizes[0]
+
+
 def test_components_beyond_those_that_are_used_are_zero(colour_section):
     model = fitted(fresh(components=(2, 4), penalties=(1e-3,)), [colour_section(0), colour_section(1)])
     k = int(model.n_components)

@@ -28,6 +28,8 @@ from stpredict.models._patches import PatchEncoder
 from stpredict.models._samples import Batch, PatchSamples, Samples
 from stpredict.models._scale import measured_expression
 
+TIE = 1e-7  # relative: errors that differ by less are equal but for rounding
+
 
 @dataclass(frozen=True)
 class EncoderRidgeConfig(EncoderConfig, PatchConfig):
@@ -240,7 +242,10 @@ class _Fit(NamedTuple):
 def _choose(
     parts: Sequence[_Moments], components: Sequence[int], penalties: Sequence[float], rank: int
 ) -> tuple[int, float]:
-    """The number of components and the penalty of the least squared error over parts that are left out in turn."""
+    """The number of components and the penalty of the least squared error over parts that are left out in turn.
+
+    Of several that are equal but for rounding, the fewest components: more than there are spots add nothing.
+    """
     total, sizes = _Moments.total(parts), sorted({min(k, rank) for k in components})
     error = np.zeros((len(sizes), len(penalties)))
     for part in parts if len(parts) > 1 else []:
@@ -251,5 +256,6 @@ def _choose(
             c = fitted.coefficients(penalty)
             for i, k in enumerate(sizes):
                 error[i, j] += held.yy - 2 * (c[:k] * xy[:k]).sum() + (c[:k] * (xx[:k, :k] @ c[:k])).sum()
-    best = np.unravel_index(int(error.argmin()), error.shape)
-    return sizes[int(best[0])], penalties[int(best[1])]
+    least = error <= error.min() + TIE * abs(error.min())
+    i, j = np.unravel_index(int(least.argmax()), error.shape)  # the first: the fewest components
+    return sizes[int(i)], penalties[int(j)]
