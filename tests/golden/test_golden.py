@@ -2,8 +2,8 @@
 
 `values.npz` is of the last commit that meant to change a value; write it anew with STPREDICT_GOLDEN=write, and say why
 in the changelog. On the processor that wrote it the values are equal to the bit (STPREDICT_GOLDEN=exact); elsewhere
-they may differ by rounding, which Adam magnifies: a parameter whose gradient is zero but for rounding (a bias before a batch
-norm) moves by the whole learning rate. Of models that have such parameters (`MAGNIFY`) the maps need only be alike there.
+they may differ by rounding, which Adam magnifies: a parameter whose gradient is zero but for rounding (a bias before a
+batch norm) moves by the whole learning rate. Of models with such parameters (`MAGNIFY`) the maps need only be alike.
 """
 
 from __future__ import annotations

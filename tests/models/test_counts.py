@@ -379,7 +379,7 @@ def test_bins_of_fifteen_counts_train(colour_section):
 
     sections = [_measured(bins(seed), total=15, seed=seed)[0] for seed in (0, 1)]
     assert np.median(sections[0].total) < 16
-    model, history = _trained(sections, "counts", max_epochs=8, lr=0.01)
+    model, history = _trained(sections, "counts", max_epochs=16, lr=0.01)
     truth = bins(2)
     values = _infer(model, truth).values
     r = [np.corrcoef(values[:, j], truth.expression[:, j])[0, 1] for j in range(3)]
