@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+import sys
 from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,12 @@ nb_merge_streams = True
 html_theme = "sphinx_book_theme"
 html_title = "stpredict"
 html_theme_options = {"navigation_with_keys": False}
+
+# Two parts of the page on models are what the package says of itself.
+sys.path.insert(0, str(HERE))
+import _pages  # noqa: E402
+
+_pages.write(HERE / "generated")
 
 # Sphinx reads nothing outside its own folder, and the tutorials stand at the top of the repository.
 shutil.copytree(HERE.parent / "tutorials", HERE / "tutorials", dirs_exist_ok=True)

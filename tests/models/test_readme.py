@@ -35,9 +35,9 @@ def test_it_says_what_is_asked_of_a_card(card):
     for part in (
         "## Data", "| species | human |", "| organ | breast |", "| stain | H&E |", "| patient | P1 |", "Version 1.0.0",
         "## Scores, beside nulls", "| this model | 0.290 | 30 |", r"| Ridge on colour (a null) | 0.125 | 30 |",
-        "| ceiling of the measurement | 0.500 | 30 |", "| B1 | stnet |  |  | 0.29 |  |  | 0.4 |  | 0.5 |",
+        "| ceiling of the measurement | 0.500 | 30 |", "| B1 | stnet |  |  | 0.290 |  |  | 0.400 |  | 0.500 |",
         "## Limits", "It saw one patient", "5 of 30 genes were not predicted", "## Licence", "@misc{stnet2020",
-        "<summary>all 30</summary>", "stp.tl.predict(sdata, 'hf://owner/name')",
+        "<summary>all 30</summary>", 'stp.tl.predict(sdata, "hf://owner/name")',
     ):  # fmt: skip
         assert part in text, part
 

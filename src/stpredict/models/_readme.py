@@ -79,7 +79,7 @@ def _head(card: Card) -> str:
 
 
 def _use(name: str | None) -> str:
-    model = repr(name or "path/of/this/folder")
+    model = f'"{name or "path/of/this/folder"}"'
     return (
         "## Use\n\n```python\nimport stpredict as stp\n\n"
         'sdata = stp.io.read_visium("slide/")  # or any SpatialData with an H&E image\n'
@@ -190,7 +190,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _number(value: object) -> str:
     if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) < 1 else f"{value:g}"
+        return f"{value:.3f}" if abs(value) < 1 else f"{value:g}"
     return "" if value is None else str(value)
 
 
