@@ -35,7 +35,7 @@ def shipped() -> str:
             f"{card.licence} |"
         )
         text = body(card, info=getattr(stp.models, card.model).info, name=name)
-        lower = re.sub(r"^(#+) ", r"##\1 ", text, flags=re.MULTILINE).replace("\n### ", f"\n#### {name}: ")
+        lower = re.sub(r"^(#+) ", r"##\1 ", text, flags=re.MULTILINE).replace("\n#### ", f"\n#### {name}: ")
         cards.append(re.sub(r"^### .*$", f"### The card of {name}", lower, count=1, flags=re.MULTILINE))
     return "\n".join(rows) + "\n\n" + "\n\n".join(cards) + "\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import re
 import shutil
 import sys
@@ -92,12 +93,6 @@ html_theme = "sphinx_book_theme"
 html_title = "stpredict"
 html_theme_options = {"navigation_with_keys": False}
 
-# Two parts of the page on models are what the package says of itself.
-sys.path.insert(0, str(HERE))
-import _pages  # noqa: E402
-
-_pages.write(HERE / "generated")
-
 # Sphinx reads nothing outside its own folder, and the tutorials stand at the top of the repository.
 shutil.copytree(HERE.parent / "tutorials", HERE / "tutorials", dirs_exist_ok=True)
 
@@ -109,5 +104,12 @@ def say_not_executed(app: Any, name: str, source: list[str]) -> None:
         source[0] = re.sub(r"^# .+\n", lambda title: title[0] + note, source[0], count=1, flags=re.MULTILINE)
 
 
+def write_pages(app: Any) -> None:
+    """Two parts of the page on models are what the package says of itself."""
+    sys.path.insert(0, str(HERE))
+    importlib.import_module("_pages").write(HERE / "generated")
+
+
 def setup(app: Any) -> None:
+    app.connect("builder-inited", write_pages)
     app.connect("source-read", say_not_executed)

@@ -175,6 +175,19 @@ def test_one_bar_a_section_which_it_names(monkeypatch):
     assert out.getvalue() == shown
 
 
+def test_one_bar_a_training(monkeypatch, build):
+    import stpredict as stp
+    from stpredict._training import _bar
+
+    out = io.StringIO()
+    monkeypatch.setattr(_bar, "tqdm", partial(_bar.tqdm, file=out))
+    model = build("STNet")
+    stp.tl.train([colour_sdata(0), colour_sdata(1)], model, max_epochs=3, val=0.3)
+    assert done(out) == ["training, epoch 3/3"]
+    assert out.getvalue().count("\n") == 1  # one line, which is left
+    assert "val_loss=" in out.getvalue()
+
+
 def test_the_bar_of_a_map_comes_to_its_end(monkeypatch):
     import stpredict as stp
     from stpredict._inference import _chunks
