@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import re
 import shutil
+import sys
 from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
@@ -105,5 +107,12 @@ def say_not_executed(app: Any, name: str, source: list[str]) -> None:
         source[0] = re.sub(r"^# .+\n", lambda title: title[0] + note, source[0], count=1, flags=re.MULTILINE)
 
 
+def write_pages(app: Any) -> None:
+    """Two parts of the page on models are what the package says of itself."""
+    sys.path.insert(0, str(HERE))
+    importlib.import_module("_pages").write(HERE / "generated")
+
+
 def setup(app: Any) -> None:
+    app.connect("builder-inited", write_pages)
     app.connect("source-read", say_not_executed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ STEPS = {
     "floors": "lint-imports",
     "sizes": "sizes.py",
     "private imports": "private_imports.py",
+    "version": "version.py",
     "types": "mypy",
     "docs and tutorials": "sphinx-build",
 }
@@ -117,6 +119,42 @@ def test_what_is_private_to_a_package_is_told_apart(private_imports, tmp_path, s
         assert list(private_imports(root, {("stpredict.tl", private)})) == []
     unused = list(private_imports(root, {("stpredict.pl", "stpredict.io._grid")}))
     assert unused[-1].endswith("take the entry out")
+
+
+@pytest.fixture
+def versions(tmp_path):
+    """A function of texts for the files that name the version, and of a tag: what does not agree."""
+    problems = runpy.run_path(str(ROOT / ".ci" / "version.py"))["problems"]
+
+    def compare(tag, *, package="1.2.3", citation="1.2.3", heading="## [1.2.3] - 2026-12-01"):
+        (tmp_path / "pyproject.toml").write_text(f'[project]\nversion = "{package}"\n')
+        (tmp_path / "CITATION.cff").write_text(f"cff-version: 1.2.0\nversion: {citation}\n")
+        (tmp_path / "CHANGELOG.md").write_text(f"# Changelog\n\n## [Unreleased]\n\n{heading}\n")
+        return list(problems(tmp_path, tag))
+
+    return compare
+
+
+def test_a_version_is_the_same_everywhere(versions):
+    assert versions("v1.2.3") == []
+    assert versions(None, heading="## [1.2.3]") == []
+    assert versions(None, citation="1.2.2") == ["CITATION.cff has version 1.2.2, pyproject.toml has 1.2.3"]
+    assert versions("v1.2.4") == ["the tag is v1.2.4, pyproject.toml has 1.2.3: it must be v1.2.3"]
+    assert "has no date" in versions("v1.2.3", heading="## [1.2.3]")[0]
+    assert "has no section [1.2.3]" in versions(None, heading="## [1.2.2]")[0]
+
+
+def test_the_version_of_this_repository_agrees():
+    assert list(runpy.run_path(str(ROOT / ".ci" / "version.py"))["problems"](ROOT, None)) == []
+
+
+def test_workflows_pin_every_action_by_its_commit():
+    files = sorted((ROOT / ".github" / "workflows").glob("*.yaml"))
+    uses = [
+        line.split("uses:")[1].strip() for file in files for line in file.read_text().splitlines() if "uses:" in line
+    ]
+    assert len(uses) > 10
+    assert [each for each in uses if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v[\d.]+", each)] == []
 
 
 @pytest.fixture

@@ -5,17 +5,23 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from stpredict import _html
 from stpredict._domain import Domain
 from stpredict._schema import LARGEST_JSON, Range, check_fields, parse_json, shown
 
 FORMAT = "stpredict-card/1"
-WEIGHTS, CARD = "model.safetensors", "card.json"
-NEW_WEIGHTS, NEW_CARD = ".model.safetensors.new", ".card.json.new"  # while a model is saved over an older one
+WEIGHTS, CARD, README = "model.safetensors", "card.json", "README.md"
+NEW_WEIGHTS, NEW_CARD, NEW_README = (
+    ".model.safetensors.new",
+    ".card.json.new",
+    ".README.md.new",
+)  # while a model is saved over an older one
 ERROR_LEVELS: Mapping[str, float] = {"error_80": 0.8, "error_90": 0.9}  # shares of absolute errors that are kept
 HELD_OUT = ("rmse", *ERROR_LEVELS, "ridge_pcc", "ceiling")  # what a card may say of every gene beside its correlation
 LIMITS: Mapping[str, Range] = {
@@ -24,7 +30,11 @@ LIMITS: Mapping[str, Range] = {
     "n_target_genes": (1, 10**7),
     "min_counts": (0.0, 1e12),
 }
+FIRST_VERSION = "0.1.0"  # of a model that was trained and not given another
+_VERSION = re.compile(r"\d+(\.\d+){0,3}([.+-]?[A-Za-z0-9]+){0,4}")
+_FORMAT = re.compile(r"stpredict-card/(\d{1,6})")
 _SHIPPED = Path(__file__).parent / "models" / "weights"
+HUB_SCHEME = "hf://"
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,8 @@ class Card:
         Versions of the packages that made it.
     protocol : str, default "stp-1"
         The numeric protocol of its scores.
+    version : str, default ""
+        Of the model itself, such as "1.2.0" (`Model.save` sets it); "" in older cards.
     weights_sha256 : str, optional
         Hash of `model.safetensors`; None before the model was saved.
     """
@@ -105,7 +117,32 @@ class Card:
     licence: str = "not stated"
     versions: Mapping[str, str] = field(default_factory=dict)
     protocol: str = "stp-1"
+    version: str = ""
     weights_sha256: str | None = None
+
+    def _repr_html_(self) -> str:
+        """The card in a notebook: facts, what is known of its genes, and the rest folded."""
+        known = sorted(((v, k) for k, v in self.val_pcc.items() if v is not None), reverse=True)
+        target = self.target + (f" over {self.n_target_genes:,} genes" if self.n_target_genes else "")
+        rows = [
+            ("model", self.model), ("version", self.version), ("encoder", self.encoder),
+            ("sees", f"{self.mpp:g} um per pixel"), ("maps", self.cell_um and f"cells of {self.cell_um:g} um"),
+            ("predicts", target), ("trained on", ", ".join(self.sections)),
+            *((name, ", ".join(values)) for name, values in self.about.items()),
+            ("held out", self.val_source or "nothing"), ("licence", self.licence),
+            ("weights, sha256", "not saved yet" if self.weights_sha256 is None else self.weights_sha256[:12]),
+        ]  # fmt: skip
+        parts = [_html.facts(rows), _html.genes(self.genes)]
+        if known:
+            mean = sum(v for v, _ in known) / len(known)
+            title = f"correlation on held-out shapes: {mean:.3f}, mean over {len(known)} genes"
+            parts.append(_html.folded(title, _html.table(("gene", "PCC"), [(k, f"{v:.3f}") for v, k in known])))
+        for name in ("scores", "versions"):
+            if of := getattr(self, name):
+                parts.append(_html.folded(name, _html.facts((key, json.dumps(value)) for key, value in of.items())))
+        config = {key: value for key, value in self.config.items() if key not in ("genes", "vocabulary")}
+        parts.append(_html.folded("config", _html.facts((key, shown(value)) for key, value in config.items())))
+        return _html.block(f"{self.model}, card", *parts)
 
     def write(self, path: Path) -> None:
         """Write the card as JSON.
@@ -154,12 +191,18 @@ class Card:
         content = parse_json(path.read_bytes(), str(path))
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             found = content.get("format") if isinstance(content, dict) else type(content).__name__
+            if isinstance(found, str) and (number := _FORMAT.fullmatch(found)) and int(number[1]) > 1:
+                raise ValueError(
+                    f"{path} is a card of a newer format, {found!r}; this version reads {FORMAT!r}.{_made_by(content)} "
+                    "Install a newer stpredict, or take a revision of the model from before."
+                )
             raise ValueError(f"{path} is not a card of stpredict: its format is {shown(found)}, expected {FORMAT!r}.")
         content.pop("format")
         known = {f.name for f in fields(cls)}
         missing, unknown = sorted({"model", "config", "genes", "mpp"} - set(content)), sorted(set(content) - known)
         if missing or unknown:
-            raise ValueError(f"{path}: missing fields {shown(missing)}, unknown fields {shown(unknown)}.")
+            newer = _made_by(content) if unknown else ""
+            raise ValueError(f"{path}: missing fields {shown(missing)}, unknown fields {shown(unknown)}.{newer}")
         content = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
         try:
             check_card(card := cls(**content))
@@ -168,9 +211,24 @@ class Card:
         return card
 
 
+def _made_by(content: Mapping[str, Any]) -> str:
+    """Which version a card says that made it, as a sentence after a space; "" where it does not say."""
+    versions = content.get("versions")
+    made = versions.get("stpredict") if isinstance(versions, dict) else None
+    return f" It says that stpredict {shown(made)[1:-1]} made it." if isinstance(made, str) else ""
+
+
+def check_version(version: str) -> None:
+    """Raise ValueError for what is no version of a model."""
+    if not (isinstance(version, str) and len(version) <= 40 and _VERSION.fullmatch(version)):
+        raise ValueError(f"version={shown(version)} is no version; write numbers with points, such as '1.2.0'.")
+
+
 def check_card(card: Card) -> None:
     """Raise ValueError, naming the field, for a wrong type or range, and where card and config disagree."""
     check_fields(vars(card), Card, LIMITS)
+    if card.version:
+        check_version(card.version)
     for gene, value in card.val_pcc.items():
         if value is not None and abs(value) > 1.001:  # a correlation, and what rounding adds to it
             raise ValueError(f"val_pcc of {shown(gene)} is {value:g}; a correlation lies in [-1, 1].")
@@ -229,6 +287,11 @@ def shipped() -> dict[str, Path]:
     return {folder.name: folder for folder in folders if card_file(folder).is_file()}
 
 
+def is_hub_name(name_or_path: str | Path) -> bool:
+    """Whether a text names a model on a hub."""
+    return isinstance(name_or_path, str) and name_or_path.startswith(HUB_SCHEME)
+
+
 def find_model(name_or_path: str | Path) -> Path:
     """The folder of a saved model: the name of one that comes with the package, or a path.
 
@@ -242,6 +305,7 @@ def find_model(name_or_path: str | Path) -> Path:
         close = difflib.get_close_matches(str(name_or_path), known, n=1)
         raise FileNotFoundError(
             f"no model {str(name_or_path)!r}: it is neither a folder with a {CARD} nor one of the models that come "
-            f"with the package, {sorted(known)}." + (f" Did you mean {close[0]!r}?" if close else "")
+            f"with the package, {sorted(known)}; a model of a hub is named 'hf://owner/name'."
+            + (f" Did you mean {close[0]!r}?" if close else "")
         )
     return folder

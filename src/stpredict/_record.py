@@ -61,6 +61,7 @@ FIELDS: Mapping[str, Field] = {
     "device": Field(of="sample"),
     "versions": Field(of="sample"),
     "model_path": Field(of="sample"),
+    "revision": Field(of="sample"),
     # the form
     "stat": Field(),
     "raster_mpp": Field("raster_mpp", only="raster"),

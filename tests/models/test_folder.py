@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 GENES = ("red", "green", "blue")
+FILES = ["README.md", "card.json", "model.safetensors"]
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
 
 
@@ -253,7 +254,7 @@ def test_a_model_is_not_saved_over_another_unasked(saved):
     model.weight = model.weight + 1
     model.save(folder, overwrite=True)
     assert (folder / "model.safetensors").read_bytes() != before
-    assert sorted(path.name for path in folder.iterdir()) == ["card.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == FILES
     models.load(folder)
 
 
@@ -312,7 +313,7 @@ def test_a_save_that_is_killed_leaves_the_old_model_or_the_new(saved, tmp_path, 
             assert sum(same) == 1 and (there or same[1])
         new.save(folder, overwrite=True)  # and the next save is whole, whatever was left
         assert bool((models.load(folder).weight == new.weight).all())
-        assert sorted(path.name for path in folder.iterdir()) == ["card.json", "model.safetensors"]
+        assert sorted(path.name for path in folder.iterdir()) == FILES
 
 
 @pytest.mark.parametrize(("name", "fields"), [
@@ -379,7 +380,7 @@ def test_a_full_disk_leaves_the_old_model_and_nothing_else(saved, monkeypatch):
     monkeypatch.setattr(_folder, "save_file", full)
     with pytest.raises(OSError, match="disk is full"):
         model.save(folder, overwrite=True)
-    assert sorted(path.name for path in folder.iterdir()) == ["card.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == FILES
     models.load(folder)
 
 

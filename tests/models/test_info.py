@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -9,6 +10,15 @@ import pandas as pd
 import pytest
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+
+
+@pytest.fixture(scope="module")
+def pages():
+    """docs/_pages.py, which makes parts of the documentation from the package."""
+    spec = importlib.util.spec_from_file_location("_pages", DOCS.with_name("_pages.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_every_class_says_where_it_comes_from(model_name):
@@ -20,14 +30,29 @@ def test_every_class_says_where_it_comes_from(model_name):
     assert (info.title is None) == (model_name in ("Mean", "Ridge", "EncoderRidge"))
 
 
-def test_docs_have_the_row_of_every_class(model_name):
+def test_docs_have_the_row_of_every_class(model_name, pages):
     from stpredict import models
 
     info = getattr(models, model_name).info
     paper = info.paper or "none: a null"
     code = "" if info.code is None else f"[code]({info.code})" + (f", {info.code_licence}" if info.code_licence else "")
     row = f"| `{model_name}` | {paper} | {code} | {info.task} |"
-    assert row in DOCS.read_text(encoding="utf-8").splitlines(), row
+    assert row in pages.classes().splitlines(), row
+
+
+def test_docs_have_the_card_of_every_trained_model(pages, tmp_path):
+    from stpredict import models
+
+    pages.write(tmp_path)
+    text = DOCS.read_text(encoding="utf-8")
+    for name in ("classes.inc", "shipped.inc"):
+        assert (tmp_path / name).stat().st_size > 1000
+        assert f"```{{include}} generated/{name}" in text
+    shipped = (tmp_path / "shipped.inc").read_text(encoding="utf-8")
+    for name in models.list_models()["name"]:
+        assert f"| `{name}` |" in shipped
+        assert f"### The card of {name}" in shipped
+        assert f"#### {name}: Limits" in shipped
 
 
 def test_whether_it_is_text_queried_is_what_models_answer(build, model_name):

@@ -9,7 +9,7 @@ import pytest
 from stpredict._record import FIELDS, differences, fields_of, of_one_result
 
 # what of a call decides where a result goes, or how it is watched, but not what it is
-OF_THE_PLACE = {"key", "table_name", "table_added", "overwrite", "resume", "progress"}
+OF_THE_PLACE = {"key", "table_name", "table_added", "overwrite", "resume", "progress", "label"}
 BY_DIGEST = {"spec"}  # image, shapes, mpp and tissue: their digests are in the record
 
 
@@ -69,7 +69,7 @@ def test_every_field_that_is_written_is_declared(make, pixnet, request_of):
     for name, record in records.items():
         assert set(record) <= set(FIELDS), name
     written = {field for record in records.values() for field in record}
-    of_some_models = {"n_models", "unseen_genes", "texts_digest", "held_out", "held_out_um2"}
+    of_some_models = {"revision", "n_models", "unseen_genes", "texts_digest", "held_out", "held_out_um2"}
     assert set(FIELDS) - written <= of_some_models
 
 

@@ -43,6 +43,8 @@ class Runtime:
         Tiles or patches a forward pass.
     progress, compile : bool
         Progress bars; `torch.compile` of dense models.
+    label : str, default ""
+        What a bar says after the name of the section, such as which of several it is.
     """
 
     device: torch.device
@@ -50,6 +52,7 @@ class Runtime:
     batch_size: int
     progress: bool = True
     compile: bool = False
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,11 @@ class ChunkedInference(ABC):
         self.model, self.section = model, section
         self.device, self.batch_size, self.progress = runtime.device, runtime.batch_size, runtime.progress
         self._at_once = runtime.batch_size
+        self._bar_name = f"{section.name}{runtime.label}"
+
+    def bar(self, n: int) -> tqdm[Any]:
+        """The one progress bar of a pass over a section, which it names and which stays; it is to be told of each."""
+        return tqdm(desc=self._bar_name, total=n, disable=not self.progress)
 
     def in_batches[Done](self, n: int, forward: Callable[[slice], Done]) -> list[Done]:
         """`forward` on n images, as many at a time as fit into memory: half as many whenever it runs out.
@@ -154,16 +162,13 @@ class PatchInference(ChunkedInference):
                 patches = samples.__getitems__(rows.tolist())
                 return patches, samples.collate(patches)
 
-        with (
-            closing(prefetch(cut, batches, depth=1)) as made,
-            tqdm(made, desc="patches", total=len(batches), disable=not self.progress, leave=False) as shown,
-        ):
-            patches = iter(shown)
+        with closing(prefetch(cut, batches, depth=1)) as patches, self.bar(len(batches)) as bar:
             for group in groups:
                 found = []
                 for _ in range(0, len(group), size):
                     cut_patches, batch = next(patches)
                     found += self.in_batches(len(cut_patches), partial(self._latent, samples, cut_patches, batch))
+                    bar.update()
                 yield PartialSum(
                     np.concatenate([of for _, of in found]), np.concatenate([latent for latent, _ in found])
                 )

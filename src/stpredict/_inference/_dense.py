@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from shapely import STRtree
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from stpredict import _coverage
 from stpredict._inference._chunks import ChunkedInference, Runtime
@@ -123,11 +122,11 @@ class DenseInference(ChunkedInference):
         buffers = [
             torch.empty(shape, dtype=torch.float32, device=self.device) for _ in range(min(POOL_DEPTH + 1, len(which)))
         ]
-        with closing(images):
-            shown = tqdm(images, desc="tiles", total=len(which), disable=not self.progress, leave=False)
-            for k, (chunk, read) in enumerate(zip(which, shown, strict=True)):
+        with closing(images), self.bar(len(which)) as bar:
+            for k, (chunk, read) in enumerate(zip(which, images, strict=True)):
                 maps = buffers[k % len(buffers)][: len(read)]
                 self.in_batches(len(read), partial(self._forward, read, maps))
+                bar.update()
                 yield chunk, maps
 
     @torch.inference_mode()

@@ -120,7 +120,8 @@ def _predict_members(
     share = np.zeros(section.n_shapes)
     for k, (member, first) in enumerate(zip(model.models, _first_chunks(model, section, runtime), strict=False)):
         own = None if parts is None else _PartsFrom(parts, first)
-        values, share = predict(member, section, genes, runtime=runtime, parts=own)
+        named = replace(runtime, label=f"{runtime.label}, member {k + 1}/{len(model.models)}")
+        values, share = predict(member, section, genes, runtime=named, parts=own)
         step = values - mean
         mean = mean + step / np.float32(k + 1)
         square = square + step * (values - mean)

@@ -19,6 +19,7 @@ from stpredict._spatialdata._elements import (
     resolve_image,
     resolve_shapes,
 )
+from stpredict._spatialdata._said import say_once
 from stpredict._spatialdata._scale import image_mpp
 from stpredict._spatialdata._shapes import check_some_inside, shapes_element, shapes_in_pixels, tissue
 from stpredict._spatialdata._spec import SectionSpec, image_view
@@ -244,7 +245,7 @@ def _usable_rows(
         check_counts(counts, what=_what(spec))
         total = totals(counts)
         if n_genes := n_targeted_genes(table):
-            logger.info(TARGETED, _what(spec), n_genes)
+            say_once(sdata, TARGETED, _what(spec), n_genes)
     keep, dropped = usable(
         total=total,
         on_image=on_image[positions],
@@ -259,8 +260,10 @@ def _usable_rows(
             f"no usable spot in shapes {spec.shapes_key!r} with table {spec.table_name!r}: of {len(on_image)}, dropped "
             f"{dropped}. Check min_counts=, layer= and tissue_key=, and that the spots lie on the image."
         )
-    logger.info(
-        "shapes %r: %d of %d are used; dropped: %s", spec.shapes_key, keep.sum(), len(on_image), dropped or "none"
+    reasons = ", ".join(f"{n} {why}" for why, n in dropped.items()) or "none"
+    name = section_name(sdata, spec.image)
+    say_once(
+        sdata, "%s: %d of %d shapes %r are used; dropped: %s", name, keep.sum(), len(on_image), spec.shapes_key, reasons
     )
     return rows[keep], positions[keep], dropped
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 
     from stpredict._section import Section
 
-logger = logging.getLogger("stpredict")
 
 Key = str | Sequence[str] | None
 
@@ -73,6 +71,5 @@ def training_sections(
                     f"section {name!r}, one of {len(sdatas) * len(specs)}, has {error} Or leave it out, and go on with "
                     "the others."
                 ) from error
-            logger.info("section %s: %d shapes; dropped: %s", section.name, section.n_shapes, dict(section.dropped))
             sections.append(section)
     return sections

@@ -17,13 +17,14 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from stpredict._arguments import LIMITS
 from stpredict._malloc import keep_freed_memory
 from stpredict._schema import check_fields
 from stpredict._section import ImageView, Section
+from stpredict._training._bar import TrainingBar
 from stpredict._training._held_out import HeldOut, held_out
 from stpredict._training._module import FitModule, RestoreBest
 from stpredict.models._base import Model, Recipe
@@ -180,7 +181,7 @@ def _trainer(
         logger=_csv_log(folder) if folder is not None else False,
         enable_checkpointing=folder is not None,
         enable_model_summary=False,
-        enable_progress_bar=plan.progress,
+        enable_progress_bar=False,  # ours is a callback
         num_sanity_val_steps=0,
         limit_val_batches=1.0 if has_val else 0,
         log_every_n_steps=1,
@@ -246,7 +247,7 @@ def _callbacks(recipe: Recipe, folder: Path | None, *, has_val: bool, progress: 
     if folder is not None:
         callbacks.append(_checkpoints(folder))
     if progress:
-        callbacks.append(TQDMProgressBar(leave=True))
+        callbacks.append(TrainingBar())
     return callbacks
 
 

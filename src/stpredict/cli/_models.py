@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 import stpredict as stp
-from stpredict._card import Card, find_model, read_card
+from stpredict._card import Card
 from stpredict.cli._options import shown
 
 if TYPE_CHECKING:
@@ -18,11 +18,14 @@ WIDTH = 100
 
 
 def models(
-    model: Annotated[str | None, Parameter(help="Name or folder of a model, to read its card.")] = None, /
+    model: Annotated[
+        str | None, Parameter(help="Name or folder of a model, or hf://owner/name, to read its card.")
+    ] = None,
+    /,
 ) -> None:
     """List the trained models that come with the package, or print the card of one."""
     if model is not None:
-        print(card_text(read_card(find_model(model))))
+        print(card_text(stp.models.read_card(model)))
         return
     table = stp.models.list_models()
     if table.empty:
@@ -47,7 +50,8 @@ def card_text(card: Card) -> str:
         "model": card.model, "encoder": card.encoder, "mpp": f"{card.mpp:g} um per pixel",
         "cell": cell, "target": target,
         "sections": ", ".join(card.sections), "licence": card.licence, "seed": card.seed, "protocol": card.protocol,
-        "versions": ", ".join(f"{k} {v}" for k, v in card.versions.items()), "sha256": card.weights_sha256,
+        "version": card.version,
+        "made with": ", ".join(f"{k} {v}" for k, v in card.versions.items()), "sha256": card.weights_sha256,
     }  # fmt: skip
     hidden = {"genes", "mpp", "encoder"}
     config = {k: v for k, v in card.config.items() if k not in hidden}

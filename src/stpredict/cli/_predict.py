@@ -32,7 +32,13 @@ def predict(
     stores: Stores,
     /,
     *,
-    model: Annotated[str, Parameter(help="A model that comes with the package (`stpredict models`), or a folder.")],
+    model: Annotated[
+        str,
+        Parameter(
+            help="A model that comes with the package (`stpredict models`), a folder, or hf://owner/name@revision of a "
+            "hub."
+        ),
+    ],
     genes: Genes = None,
     output: Annotated[
         Literal["layer", "raster", "both", "latent"], of_verb("tl.predict", "output", group=RESULT)

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stpredict._arguments import check_arguments
-from stpredict._card import card_file, find_model, read_card, shipped
+from stpredict._card import card_file, find_model, is_hub_name, shipped
+from stpredict._card import read_card as card_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from stpredict._card import Card
     from stpredict.models._base import Model as Model
     from stpredict.models._base import predict_batch as predict_batch
     from stpredict.models._ensemble import Ensemble as Ensemble
@@ -64,7 +66,7 @@ _SHARED = {
     "Recipe": "_fields", "Samples": "_samples", "WindowSamples": "_windows", "predict_batch": "_base",
     "register": "_registry",
 }  # fmt: skip
-_HERE = ("cite", "list_models", "load")
+_HERE = ("cite", "list_models", "load", "read_card")
 _WITHOUT_CHOICES = ("MeanConfig", "RidgeConfig")  # beside the panel and mpp, which the constructors take
 
 
@@ -110,8 +112,8 @@ def list_models(*, trained: bool = True) -> pd.DataFrame:
     -------
     DataFrame
         Of trained models: name (for `load`), model (class), n_genes, mpp (um per pixel), cell_um (side of a cell of the
-        map; NaN for models of spots), encoder, sections (training), licence. Of classes: the fields of `ModelInfo`;
-        None where something is not known.
+        map; NaN for models of spots), encoder, sections (training), licence, version. Of classes: the fields of
+        `ModelInfo`; None where something is not known.
 
     Raises
     ------
@@ -123,7 +125,7 @@ def list_models(*, trained: bool = True) -> pd.DataFrame:
     check_arguments(list_models, locals())
     if not trained:
         return _class_table()
-    cards = {name: read_card(folder) for name, folder in shipped().items()}
+    cards = {name: card_of(folder) for name, folder in shipped().items()}
     rows = [
         {
             "name": name,
@@ -134,10 +136,11 @@ def list_models(*, trained: bool = True) -> pd.DataFrame:
             "encoder": card.encoder,
             "sections": ", ".join(card.sections),
             "licence": card.licence,
+            "version": card.version,
         }
         for name, card in cards.items()
     ]
-    columns = ["name", "model", "n_genes", "mpp", "cell_um", "encoder", "sections", "licence"]
+    columns = ["name", "model", "n_genes", "mpp", "cell_um", "encoder", "sections", "licence", "version"]
     return pd.DataFrame(rows, columns=columns).astype({"cell_um": float})
 
 
@@ -183,19 +186,56 @@ def cite(name: str) -> str:
     return info.bibtex()
 
 
+def read_card(name_or_path: str | Path) -> Card:
+    """The card of a trained model, without its weights; nothing is built or run.
+
+    Parameters
+    ----------
+    name_or_path : str | Path
+        As for `load`; of a model on a hub its card alone is fetched.
+
+    Returns
+    -------
+    Card
+        The card.
+
+    Raises
+    ------
+    FileNotFoundError
+        For a model that is not there.
+    ValueError
+        For what is no card of this version.
+    PermissionError
+        For a gated or private repository.
+    ConnectionError
+        Where a hub cannot be reached and its cache does not have the card.
+    OSError
+        For whatever else a hub refuses.
+    """
+    check_arguments(read_card, locals())
+    if not is_hub_name(name_or_path):
+        return card_of(find_model(name_or_path))
+    from stpredict.models._hub import find
+
+    return card_of(find(name_or_path, weights=False)[0])
+
+
 def load(name_or_path: str | Path, *, model_class: type | None = None) -> Model:
-    """A trained model, ready to predict: a shipped name (`list_models`) or a folder of `model.save`.
+    """A trained model, ready to predict: a shipped name (`list_models`), a folder of `model.save`, or one of a hub.
 
     A folder is read as data, whoever made it: nothing is unpickled or downloaded, no file outside it is opened, and its
     network is compared with the weights (hash, names, shapes, types, finite values) before memory is taken for it. Its
     card names a class and never says where code lies: the class is one of this package, one that you registered
     (`register`), one that an installed package offers as an entry point of the group "stpredict.models", or
-    `model_class`.
+    `model_class`. What comes from a hub is read in the same way.
 
     Parameters
     ----------
     name_or_path : str | Path
-        Name of a shipped model, or folder of a saved one.
+        Name of a shipped model, folder of a saved one, or "hf://owner/name" of one on a hub, with "@revision" (branch,
+        tag or commit) after it where it is not the newest. Card and weights are fetched through huggingface_hub into
+        its cache, from where HF_ENDPOINT says. Where the hub cannot be reached, or with HF_HUB_OFFLINE=1, the cache
+        serves alone; `loaded_from` of the model says which commit it is.
     model_class : type, optional
         The class of the model, for one of your own that is not registered; None: the class that the card names.
 
@@ -207,26 +247,46 @@ def load(name_or_path: str | Path, *, model_class: type | None = None) -> Model:
     Raises
     ------
     FileNotFoundError
-        For an unknown name, and for a folder that lacks a file.
+        For an unknown name, a folder that lacks a file, and a repository or revision that a hub does not have.
     ValueError
         For a damaged or foreign folder, and for a class that is not known or not the one of the card. Both name the
-        file.
+        file. For a repository that holds something else, it says what.
+    PermissionError
+        For a gated repository, and for a private one without leave.
+    ConnectionError
+        Where a hub cannot be reached and its cache does not have the model.
+    OSError
+        For whatever else a hub refuses.
     """
+    check_arguments(load, locals())
+    return _loaded(name_or_path, model_class, ask_hub=True)
+
+
+def load_recorded(name_or_path: str) -> Model:
+    """The model that the record of a result names; a stranger may have written it, so no hub is asked, only its cache.
+
+    Raises as `load` does, FileNotFoundError for a model of a hub that is not in the cache.
+    """
+    return _loaded(name_or_path, None, ask_hub=False)
+
+
+def _loaded(name_or_path: str | Path, model_class: type | None, *, ask_hub: bool) -> Model:
     from stpredict.models._ensemble import Ensemble
     from stpredict.models._folder import read_model
+    from stpredict.models._hub import find, said_of_hub
     from stpredict.models._registry import class_named
 
-    check_arguments(load, locals())
-    folder = find_model(name_or_path)
-    card = read_card(folder)
-    if model_class is not None:
-        kind = _checked_class(model_class, folder)
-    else:
-        kind = Ensemble if card.model == "Ensemble" else class_named(card.model, card_file(folder))
-    model: Model = read_model(folder, kind)
+    folder, loaded_from = find(name_or_path, ask_hub=ask_hub)
+    with said_of_hub(loaded_from, folder):
+        card = card_of(folder)
+        if model_class is not None:
+            kind = _checked_class(model_class, folder)
+        else:
+            kind = Ensemble if card.model == "Ensemble" else class_named(card.model, card_file(folder))
+        model: Model = read_model(folder, kind)
     if isinstance(model, Ensemble):
         model.take_card(card)
-    model.loaded_from = str(name_or_path) if str(name_or_path) in shipped() else str(folder.resolve())
+    model.loaded_from = loaded_from
     return model
 
 
@@ -236,7 +296,7 @@ def _checked_class(model_class: type, folder: Path) -> type[Model]:
 
     if not issubclass(model_class, Model):
         raise ValueError(f"model_class={model_class!r} must be a subclass of stp.models.Model.")
-    saved = read_card(folder).model
+    saved = card_of(folder).model
     if saved != model_class.__name__:
         raise ValueError(f"{card_file(folder)}: model is {saved!r}; model_class is {model_class.__name__!r}.")
     return model_class

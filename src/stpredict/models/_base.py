@@ -7,7 +7,7 @@ import importlib.metadata
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,13 +18,16 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from stpredict._card import Card
+from stpredict import _html
+from stpredict._arguments import check_arguments
+from stpredict._card import FIRST_VERSION, Card, check_version
 from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
 from stpredict.models._constructor import constructor, first_seed
 from stpredict.models._declaration import Tiling, check_declaration
 from stpredict.models._fields import Config, Recipe
 from stpredict.models._folder import write_model
+from stpredict.models._hub import push, revision_of
 from stpredict.models._info import ModelInfo
 from stpredict.models._samples import Batch, Samples, sections_of
 from stpredict.models._texts import Vocabulary
@@ -74,7 +77,7 @@ class Model(nn.Module, ABC):
     stride
         Of the latent map, in pixels; dense models only.
     card, loaded_from
-        Card once trained or loaded; name or folder once saved or loaded.
+        Card once trained or loaded; name or folder once saved or loaded. Of a model of a hub the name says the commit.
 
     Raises
     ------
@@ -118,6 +121,10 @@ class Model(nn.Module, ABC):
         with_encoder = f", encoder={encoder!r}" if encoder else ""
         with_cell = "" if self.cell_um is None else f", cell_um={self.cell_um:g}"
         return f"{type(self).__name__}({len(self.genes)} genes, mpp={self.mpp:g}{with_cell}{with_encoder}, {made})"
+
+    def _repr_html_(self) -> str:
+        """The line of `repr`, and the card once there is one; else the genes, folded where they are many."""
+        return _html.block(repr(self), _html.genes(self.genes) if self.card is None else self.card._repr_html_())
 
     @property
     def cell_um(self) -> float | None:
@@ -400,8 +407,13 @@ class Model(nn.Module, ABC):
             Training sections.
         """
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write the model to a folder: `model.safetensors` and `card.json`.
+    @property
+    def revision(self) -> str | None:
+        """Commit of the hub that it was loaded from or pushed as; None for a model of no hub."""
+        return revision_of(self.loaded_from)
+
+    def save(self, path: str | Path, *, overwrite: bool = False, version: str | None = None) -> None:
+        """Write the model to a folder: `model.safetensors`, `card.json`, and `README.md`, the card for reading.
 
         Parameters
         ----------
@@ -409,19 +421,71 @@ class Model(nn.Module, ABC):
             The folder.
         overwrite : bool, default False
             Replace a model that is there already; whoever is killed meanwhile leaves the old one or the new one.
+        version : str, optional
+            Version of the model, such as "1.2.0"; None: that of its card, which is "0.1.0" after training.
 
         Raises
         ------
         ValueError
-            For a model that was never trained (it has no card).
+            For a model that was never trained (it has no card), and for what is no version.
         FileExistsError
             Where there is a model already and `overwrite` is not given.
         """
+        folder = Path(path)
+        card = self._card_to_save(version)
+        self.card = write_model(folder, _state(self), card, overwrite=overwrite, info=self.info)
+        self.loaded_from = str(folder.resolve())
+
+    def push_to_hub(
+        self, repo_id: str, *, revision: str | None = None, private: bool = True, version: str | None = None
+    ) -> str:
+        """Put the model on a hub, with its card: one commit of what `save` writes.
+
+        The hub is that of huggingface_hub, or where the environment variable HF_ENDPOINT says. The account is that of
+        `hf auth login`, or of HF_TOKEN.
+
+        Parameters
+        ----------
+        repo_id : str
+            "owner/name" of the repository; it is made where it does not exist.
+        revision : str, optional
+            Branch that gets the commit, made where it does not exist; None: "main".
+        private : bool, default True
+            Whether a repository that is made is private; one that exists stays as it is. A model may hold what it was
+            trained on (the reference bank of `BLEEP`, say), and what was public once cannot be called back.
+        version : str, optional
+            As for `save`.
+
+        Returns
+        -------
+        str
+            Name of exactly this model, "hf://owner/name@commit", for `stp.models.load`, `stp.tl.predict` and so on.
+
+        Raises
+        ------
+        ValueError
+            For a model that was never trained, and for what is no name, branch or version.
+        PermissionError
+            Where nobody is logged in, and where the account may not write there.
+        ConnectionError
+            Where the hub cannot be reached, or HF_HUB_OFFLINE is set.
+        OSError
+            For whatever else the hub refuses.
+        """
+        check_arguments(Model.push_to_hub, locals())
+        card = self._card_to_save(version)
+        self.card, self.loaded_from = push(
+            repo_id, _state(self), card, revision=revision, private=private, info=self.info
+        )
+        return self.loaded_from
+
+    def _card_to_save(self, version: str | None) -> Card:
         if self.card is None:
             raise ValueError(f"this {type(self).__name__} was never trained, so it has no card. Call tl.train first.")
-        folder = Path(path)
-        self.card = write_model(folder, _state(self), self.card, overwrite=overwrite)
-        self.loaded_from = str(folder.resolve())
+        if version is None:
+            return self.card
+        check_version(version)
+        return replace(self.card, version=version)
 
 
 def _warn_renamed(old: str, new: str) -> None:
@@ -492,5 +556,6 @@ def new_card(model: Model, **content: Any) -> Card:
         cell_um=model.cell_um,
         encoder=getattr(model.config, "encoder", None),
         versions={name: importlib.metadata.version(name) for name in ("stpredict", "torch", "timm")},
+        version=FIRST_VERSION,
         **content,
     )

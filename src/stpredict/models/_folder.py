@@ -12,9 +12,23 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stpredict._card import CARD, NEW_CARD, NEW_WEIGHTS, WEIGHTS, Card, card_file, check_card, read_card, sha256
+from stpredict._card import (
+    CARD,
+    NEW_CARD,
+    NEW_README,
+    NEW_WEIGHTS,
+    README,
+    WEIGHTS,
+    Card,
+    card_file,
+    check_card,
+    read_card,
+    sha256,
+)
 from stpredict._schema import shown
 from stpredict.models._fields import Config, Recipe
+from stpredict.models._info import ModelInfo
+from stpredict.models._readme import readme
 from stpredict.nn.architecture import HUB, IMAGENET, is_determined
 from stpredict.nn.state import Undrawn, check_values, differences, read_header, read_tensors
 
@@ -24,11 +38,15 @@ if TYPE_CHECKING:
 SPARE_BYTES = 2**26  # what a network may hold beside the tensors of its file: tables of positions and the like
 
 
-def write_model(folder: Path, state: Mapping[str, Tensor], card: Card, *, overwrite: bool) -> Card:
-    """Write weights and card, and return the card with the hash of the weights.
+def write_model(
+    folder: Path, state: Mapping[str, Tensor], card: Card, *, overwrite: bool, info: ModelInfo | None = None,
+    name: str | None = None,
+) -> Card:  # fmt: skip
+    """Write weights, card and README, and return the card with the hash of the weights.
 
-    Both files are put beside those of an older model, and moved: first the weights, then the card. Whoever is killed in
-    between leaves the old model or the new one, see `stpredict._card.card_file`.
+    Weights and card are put beside those of an older model, and moved: first the weights, then the card. Whoever is
+    killed in between leaves the old model or the new one, see `stpredict._card.card_file`. The README is for reading,
+    and nothing looks at it: it is moved last, and made from the card, `info` and the `name` to load the model by.
 
     Raises
     ------
@@ -45,23 +63,29 @@ def write_model(folder: Path, state: Mapping[str, Tensor], card: Card, *, overwr
         raise FileExistsError(f"{folder} holds a model already. Pass another path, or overwrite=True to replace it.")
     if card_file(folder).name == NEW_CARD:  # an earlier save was killed between its two moves
         os.replace(folder / NEW_CARD, folder / CARD)
-    for left in (NEW_CARD, NEW_WEIGHTS):  # the card first: without weights beside it, it would be taken for the model's
+    for left in (
+        NEW_CARD,
+        NEW_WEIGHTS,
+        NEW_README,
+    ):  # the card first: without weights beside it, it would be taken for the model's
         (folder / left).unlink(missing_ok=True)
     aside = folder / f"{NEW_CARD}.part"
     try:
         save_file(dict(state), folder / NEW_WEIGHTS)
         card = replace(card, weights_sha256=sha256(folder / NEW_WEIGHTS))
         card.write(aside)
+        (folder / NEW_README).write_text(readme(card, info=info, name=name), encoding="utf-8")
         for path in (folder / NEW_WEIGHTS, aside):
             _sync(path)
     except Exception:  # a full disk
-        for path in (folder / NEW_WEIGHTS, aside):
+        for path in (folder / NEW_WEIGHTS, aside, folder / NEW_README):
             path.unlink(missing_ok=True)
         raise
     os.replace(aside, folder / NEW_CARD)
     os.replace(folder / NEW_WEIGHTS, folder / WEIGHTS)
     _sync(folder)
     os.replace(folder / NEW_CARD, folder / CARD)
+    os.replace(folder / NEW_README, folder / README)
     return card
 
 

@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stpredict._card import WEIGHTS, find_model, read_card
+from stpredict._card import WEIGHTS, read_card
 from stpredict._embeddings import GeneEmbeddings
 from stpredict._link import TOTAL, Link
 from stpredict._section import Section
@@ -50,6 +50,7 @@ from stpredict.models._counts import GAIN, CountRates, log_share
 from stpredict.models._fields import EncoderConfig, PanelConfig
 from stpredict.models._folder import checked
 from stpredict.models._heads import PanelHead, TextHead
+from stpredict.models._hub import find
 from stpredict.models._info import ModelInfo
 from stpredict.models._samples import Batch, Samples
 from stpredict.models._texts import Vocabulary, as_embeddings
@@ -184,8 +185,8 @@ class PixNet(Model):
     mpp : float, optional
         Overrides the configuration's.
     encoder_weights : str | Path, optional
-        A local .safetensors state dict of timm; the name or folder of a saved PixNet, whose encoder and decoder are
-        taken over; "timm" for the weights timm fetches for the name; None: random.
+        A local .safetensors state dict of timm; name (of a hub, too) or folder of a saved PixNet, whose encoder and
+        decoder are taken over; "timm" for the weights timm fetches for the name; None: random.
     head : {"panel", "text"}, optional
         "panel": a free row of weights for every gene; "text": rows made from the embeddings of the genes' texts, so
         that any gene with a text can be asked for. None: as the configuration says.
@@ -476,7 +477,7 @@ def _home_of(encoder_weights: str | Path | None) -> Path | None:
     """The folder of the saved PixNet that gives its weights; None for a file, for timm's weights and for none."""
     if encoder_weights is None or encoder_weights == "timm" or Path(encoder_weights).is_file():
         return None
-    return find_model(encoder_weights)
+    return find(encoder_weights)[0]
 
 
 def _donor(home: Path, encoder: str | None) -> dict[str, Any]:

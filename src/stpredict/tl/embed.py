@@ -11,7 +11,7 @@ import numpy as np
 
 from stpredict import _inference, _spatialdata
 from stpredict._arguments import check_arguments
-from stpredict._card import find_model
+from stpredict._card import find_model, is_hub_name
 from stpredict.models import load
 from stpredict.nn.architecture import is_encoder_name
 from stpredict.tl._predict._provenance import model_record
@@ -146,6 +146,8 @@ def _seer(model: Model | str | Path, settings: Mapping[str, Any]) -> tuple[Model
 
 
 def _is_saved(name: str) -> bool:
+    if is_hub_name(name):
+        return True
     try:
         find_model(name)
     except FileNotFoundError:

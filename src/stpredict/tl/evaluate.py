@@ -13,6 +13,7 @@ import pandas as pd
 
 from stpredict import _spatialdata, metrics
 from stpredict._arguments import check_arguments
+from stpredict._frames import ScoresFrame, named
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -140,7 +141,7 @@ def evaluate(
         if of:
             result.attrs[kind] = SummaryFrame(pd.DataFrame(of).T.rename_axis("section"))
     result.attrs |= {"protocol": metrics.PROTOCOL} | record
-    return result
+    return named(result, ScoresFrame)
 
 
 def _own(sdata: SpatialData, key: str, spec: _spatialdata.SectionSpec) -> _spatialdata.SectionSpec:

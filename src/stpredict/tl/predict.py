@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-
-from tqdm.auto import tqdm
 
 from stpredict import _inference, _spatialdata
 from stpredict._arguments import check_arguments
@@ -73,7 +72,8 @@ def predict(
     sdata : SpatialData | str | Path | Sequence[SpatialData | str | Path]
         A SpatialData object, the path of a .zarr store, or a list of either.
     model : Model | str | Path
-        A trained model, the name of a shipped one, or the folder of a saved one.
+        A trained model, the name of a shipped one, the folder of a saved one, or "hf://owner/name@revision" of one on a
+        hub (see `stp.models.load`).
     image_key : str, optional
         Which image; None: the only one.
     shapes_key : str, optional
@@ -139,6 +139,10 @@ def predict(
         changed under the run.
     FileNotFoundError
         For an unknown model or store.
+    PermissionError
+        For a gated model of a hub.
+    ConnectionError
+        Where a hub cannot be reached and its cache does not have the model.
     OSError
         Where a chunk of the image cannot be read, the disk is full or the store is read-only.
     MemoryError
@@ -183,11 +187,12 @@ def predict(
     if client is not None:
         predict_distributed(client, many, request, embeddings)
         return
-    for k, each in enumerate(tqdm(many, desc="sections", disable=not progress or len(many) == 1)):
+    for k, each in enumerate(many):
         try:
             opened = _spatialdata.opened(each)
+            runtime = replace(request.runtime, label=f", {k + 1}/{len(many)}" if len(many) > 1 else "")
             if not has_finished_result(opened, request):
-                with PredictionJob(opened, request) as job:
+                with PredictionJob(opened, replace(request, runtime=runtime)) as job:
                     job.finish()
         except BaseException as error:
             if len(many) > 1:

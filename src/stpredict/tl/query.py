@@ -16,7 +16,7 @@ from stpredict._arguments import check_arguments
 from stpredict._link import with_total
 from stpredict._record import fields_of
 from stpredict._section import array_of
-from stpredict.models import Ensemble, load
+from stpredict.models import Ensemble, load, load_recorded
 from stpredict.models._base import weights_sha256
 from stpredict.tl._predict._destination import resolve_destination, table_change
 from stpredict.tl._predict._provenance import gene_evidence, gene_reliability, model_record
@@ -66,8 +66,9 @@ def query(
     genes : str | Sequence[str]
         Which genes, in this order: of the model's panel or, where it answers by text, any gene that it has a text of.
     model : Model | str | Path, optional
-        The model that made the latent raster: trained, a shipped name, or the folder of a saved one. None: the one that
-        the raster's provenance names. Either way its weights must have the hash that the provenance says.
+        The model that made the latent raster: trained, or a name or folder as for `stp.models.load`. None: the one that
+        the raster's provenance names; if that is one of a hub, from the cache, for no hub is asked for a name that you
+        did not pass. Either way its weights must have the hash that the provenance says.
     shapes_key, table_name, table_added : str, optional
         As for `stp.tl.predict`.
     output : {"layer", "raster", "both"}, default "layer"
@@ -162,7 +163,7 @@ def _model(model: Model | str | Path | None, made: Mapping[str, Any], latent_key
                 f"that was in memory only). Pass model=, the {made['model']} with the weights {wanted[:12]}... ."
             )
         try:
-            model = load(path)
+            model = load_recorded(path)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"the model that made {latent_key!r} is not where it was, {path!r}. Pass model=, the {made['model']} "

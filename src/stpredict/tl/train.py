@@ -10,6 +10,7 @@ import numpy as np
 
 from stpredict import _spatialdata, _training
 from stpredict._arguments import check_arguments
+from stpredict._frames import HistoryFrame, named
 from stpredict._places import lies_on, tissues
 from stpredict._section import Section
 from stpredict._spatialdata import Target
@@ -176,7 +177,7 @@ def train(
         history = _training.fit_leaving_out(ensemble, sections, plan, **card)
     measured = sources if others is None else [(sdata, each.resolved(sdata)) for sdata in others for each in specs]
     add_references(model, folds, measured, plan)
-    return history
+    return named(history, HistoryFrame)
 
 
 def _to_leave_out(model: Model, sections: Sequence[Section]) -> Ensemble:

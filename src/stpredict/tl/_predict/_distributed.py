@@ -17,7 +17,7 @@ import torch
 from stpredict import _caches, _inference, _spatialdata
 from stpredict._partial import PartialFiles
 from stpredict._section import Fingerprint, Section, fingerprint
-from stpredict.models import load, shipped
+from stpredict.models import is_hub_name, load, shipped
 from stpredict.models._base import weights_sha256
 from stpredict.tl._predict._job import PredictionJob, open_raster_writer
 from stpredict.tl._predict._provenance import has_finished_result, texts_digest
@@ -164,7 +164,7 @@ def _load_inputs(item: WorkItem) -> tuple[Model, SpatialData, Section]:
     from spatialdata import read_zarr
 
     for what, path in (("model", item.model), ("store", item.store), ("folder of the run", item.folder)):
-        if path not in shipped() and not Path(path).exists():
+        if path not in shipped() and not is_hub_name(path) and not Path(path).exists():
             raise FileNotFoundError(
                 f"the worker on {platform.node()} does not see the {what} {path!r}. Workers need the same paths as the "
                 "client: put stores and models on a file system that all machines share."

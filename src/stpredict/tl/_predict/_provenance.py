@@ -71,6 +71,7 @@ def model_record(model: Model, genes: Sequence[str], *, device: torch.device, pr
         "model": type(model).__name__,
         "weights_sha256": weights_sha256(model),
         "model_path": model.loaded_from,
+        **({} if model.revision is None else {"revision": model.revision}),
         "encoder": card.encoder,
         "mpp": float(model.mpp),
         "target": card.target,

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 UNITS = {"log1p_cp10k": "log1p of counts per 10,000", "as_is": "units of the training layer"}
 SHORT_UNITS = {"log1p_cp10k": "log1p cp10k", "as_is": "training units"}
 RECORD = {  # what of the record is shown, and what it is called
-    "model": "model", "model_path": "loaded from", "weights_sha256": "weights, sha256", "encoder": "encoder",
+    "model": "model", "model_path": "loaded from", "revision": "commit of the hub",
+    "weights_sha256": "weights, sha256", "encoder": "encoder",
     "mpp": "the model sees at, µm per pixel", "raster_mpp": "step of the map, µm", "target": "target", "link": "link",
     "reduction": "reduction", "n_models": "models of the ensemble", "training_sections": "trained on",
     "held_out": "held out", "held_out_um2": "area of held-out shapes, µm²", "seed": "seed", "device": "device",

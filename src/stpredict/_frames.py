@@ -1,0 +1,60 @@
+"""Frames that say in a notebook what they are of: a training history, and scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from stpredict import _html
+
+FEW = 12  # rows that are shown without unfolding
+
+
+class HistoryFrame(pd.DataFrame):
+    """A training history, one row an epoch; a part of it is a plain DataFrame."""
+
+    def _repr_html_(self) -> str | None:
+        """How long it trained and how well that went, above the epochs."""
+        if "epoch" not in self:
+            return _plain(self)
+        said = f"{len(self)} epoch{'' if len(self) == 1 else 's'}"
+        if "member" in self:
+            said += f" of {self['member'].nunique()} members"
+        elif "val_loss" in self and self["val_loss"].notna().any():
+            best = self.loc[self["val_loss"].idxmin()]
+            said += f"; lowest validation loss {best['val_loss']:.4g}, in epoch {int(best['epoch'])}"
+        elif list(self.columns) == ["epoch"]:
+            said = "a closed form: there are no epochs"
+        return _html.block("Training history", _html.line(said), _rows(self, "epochs"))
+
+
+class ScoresFrame(pd.DataFrame):
+    """Scores, one row a gene and section; a part of it is a plain DataFrame."""
+
+    def _repr_html_(self) -> str | None:
+        """The summary of each section, above the genes."""
+        summary = self.attrs.get("summary")
+        if not isinstance(summary, pd.DataFrame):
+            return _plain(self)
+        said = f"protocol {self.attrs.get('protocol', 'not stated')}"
+        return _html.block("Scores", _html.line(said), _plain(pd.DataFrame(summary).round(3)), _rows(self, "genes"))
+
+
+def named[F: pd.DataFrame](frame: pd.DataFrame, kind: type[F]) -> F:
+    """The frame as one of this kind, with its attrs."""
+    made = kind(frame)
+    made.attrs = dict(frame.attrs)
+    return made
+
+
+def _rows(frame: pd.DataFrame, what: str) -> str:
+    plain = _plain(frame)
+    return plain if len(frame) <= FEW else _html.folded(f"{len(frame)} rows ({what})", plain)
+
+
+def _plain(frame: pd.DataFrame) -> str:
+    """What pandas shows of a frame, without attrs, which it compares where it cuts one."""
+    plain: Any = pd.DataFrame(frame)
+    plain.attrs = {}
+    return str(plain._repr_html_() or "")
