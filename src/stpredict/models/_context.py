@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -18,7 +19,7 @@ from stpredict.models._reduced_rank import reduced_rank_ridge
 from stpredict.models._scale import measured_expression
 from stpredict.models._windows import WindowSamples
 from stpredict.nn.encoders import Encoder, EncoderSpec, folded_encoder, rgb
-from stpredict.nn.pool import pool
+from stpredict.nn.pool import Pooling
 
 PENALTIES = tuple(10 ** (k / 2) for k in range(4, 11))  # 10^2 .. 10^5
 WINDOWS = 2  # a forward pass
@@ -160,15 +161,30 @@ def _statistics(
     samples = WindowSamples(
         sections, window_px=window_px, stride=stride, reduction="mean", stain_jitter=0.0, train=False, seed=0
     )
-    side = round(window_px / stride)
+    n = round(window_px / stride)
+    fine = _interpolation(window_px // context.cell_px, n)
     device, encoder = context.projection.device, folded_encoder(context.encoder)
     found: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
     with torch.no_grad():
         for k in range(0, len(samples), WINDOWS):
-            batch = samples.collate([samples[i] for i in range(k, min(k + WINDOWS, len(samples)))]).to(device)
+            batch = samples.collate([samples[i] for i in range(k, min(k + WINDOWS, len(samples)))])
             assert batch.pooling is not None
-            fine = context.fine(context.statistics(rgb(batch.image), encoder), size=(side, side))
-            found.append((batch.rows, pool(fine, batch.pooling).cpu().numpy()))
+            coarse = context.statistics(rgb(batch.image.to(device)), encoder)
+            found.append((batch.rows, _inside(coarse, batch.pooling, fine)))
     rows, values = np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
-    order = np.lexsort((rows[:, 1], rows[:, 0]))
-    return values[order]
+    return values[np.lexsort((rows[:, 1], rows[:, 0]))]
+
+
+def _interpolation(coarse: int, fine: int) -> sp.csr_array:
+    """(fine^2, coarse^2) what `ContextBranch.fine` does to square maps, as a matrix."""
+    along = F.interpolate(torch.eye(coarse)[None], size=fine, mode="linear", align_corners=False)[0].T.numpy()
+    rows = sp.csr_array(along)
+    return sp.csr_array(sp.kron(rows, rows, format="csr"))
+
+
+def _inside(coarse: Tensor, into: Pooling, fine: sp.csr_array) -> NDArray[np.float32]:
+    """(n, f) what `pool` says of the interpolated map; the fine map of a thousand channels is never made."""
+    shape = (into.n_shapes, len(coarse) * fine.shape[0])
+    weight = sp.csr_array((into.weight.numpy(), (into.shape.numpy(), into.cell.numpy())), shape=shape)
+    cells = weight @ sp.csr_array(sp.block_diag([fine] * len(coarse), format="csr"))
+    return np.asarray(cells @ coarse.movedim(1, -1).flatten(0, 2).cpu().numpy(), dtype=np.float32)
