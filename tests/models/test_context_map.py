@@ -70,6 +70,20 @@ def test_the_map_is_the_projection_of_standardised_statistics(context, image):
     torch.testing.assert_close(fine[:, 35, 44].double(), value, atol=1e-4 * float(expected.abs().max()), rtol=0)
 
 
+def test_statistics_inside_shapes_are_those_of_the_interpolated_map():
+    import scipy.sparse as sp
+
+    from stpredict.models._context import ContextBranch, _inside, _interpolation
+    from stpredict.nn.pool import pool, pooling
+
+    generator = torch.Generator().manual_seed(3)
+    coarse = torch.rand(2, 5, 6, 6, generator=generator)
+    covered = [sp.random_array((n, 48 * 48), density=0.02, rng=n, format="csr") for n in (4, 7)]
+    into = pooling(covered, reduction="mean")
+    expected = pool(ContextBranch.fine(coarse, size=(48, 48)), into).numpy()
+    np.testing.assert_allclose(_inside(coarse, into, _interpolation(6, 48)), expected, atol=1e-6)
+
+
 def test_it_stays_as_it_is_in_training(context):
     context.train()
     assert not any(module.training for module in context.modules())

@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from numpy.typing import NDArray
-from sklearn.linear_model import Ridge
-from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
 from torch import Tensor, nn
 
 from stpredict._places import inner_groups
 from stpredict._section import Section
+from stpredict.models._reduced_rank import reduced_rank_ridge
 from stpredict.models._scale import measured_expression
 from stpredict.models._windows import WindowSamples
 from stpredict.nn.encoders import Encoder, EncoderSpec, folded_encoder, rgb
-from stpredict.nn.pool import pool
+from stpredict.nn.pool import Pooling
 
 PENALTIES = tuple(10 ** (k / 2) for k in range(4, 11))  # 10^2 .. 10^5
 WINDOWS = 2  # a forward pass
@@ -127,47 +127,64 @@ def fit_context(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Standardise and project the statistics so that they predict expression, and say how.
 
-    One ridge penalty for all genes, by leaving out one image at a time with all of its sections (of a single image, one
-    of four by four blocks: the squares around neighbours overlap), on the squared error; its coefficients are cut to
-    the rank of the projection by singular values.
+    A ridge of reduced rank for all genes (`reduced_rank_ridge`), within sections. Its penalty and its rank, at most
+    that of the projection, are chosen by leaving out one image at a time with all of its sections (of a single image,
+    one of four by four blocks: the squares around neighbours overlap).
 
     Returns
     -------
-    The weights (g, rank) of the projected channels and the intercepts (g,).
+    The weights (g, rank) of the projected channels, 0 beyond the rank that was chosen, and the intercepts (g,).
     """
     x = _statistics(context, sections, window_px=window_px, stride=stride)
     y = measured_expression(sections).astype(np.float64)
-    centre, spread = x.mean(axis=0), x.std(axis=0)
+    centre, spread = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
     spread[spread < 1e-6] = 1.0
-    search = GridSearchCV(Ridge(), {"alpha": PENALTIES}, scoring="neg_mean_squared_error", cv=LeaveOneGroupOut())
-    best = search.fit((x - centre) / spread, y, groups=inner_groups(sections)).best_estimator_
-    u, s, v = np.linalg.svd(np.atleast_2d(best.coef_), full_matrices=False)
+    x -= centre.astype(np.float32)
+    x /= spread.astype(np.float32)
     rank = context.projection.shape[0]
+    fitted = reduced_rank_ridge(
+        x, y, sections=np.repeat(np.arange(len(sections)), [s.n_shapes for s in sections]),
+        folds=inner_groups(sections), penalties=PENALTIES, max_rank=rank,
+    )  # fmt: skip
     weights, projection = np.zeros((y.shape[1], rank)), np.zeros((rank, x.shape[1]))
-    k = min(rank, len(s))
-    weights[:, :k], projection[:k] = u[:, :k] * s[:k], v[:k]
+    weights[:, : len(fitted.projection)], projection[: len(fitted.projection)] = fitted.weight, fitted.projection
     device = context.projection.device
     for name, value in (("centre", centre), ("spread", spread), ("projection", projection)):
         setattr(context, name, torch.from_numpy(value.astype(np.float32)).to(device))
-    return weights.astype(np.float32), np.broadcast_to(best.intercept_, y.shape[1]).astype(np.float32)
+    return weights.astype(np.float32), y.mean(axis=0).astype(np.float32)
 
 
 def _statistics(
     context: ContextBranch, sections: Sequence[Section], *, window_px: int, stride: float
-) -> NDArray[np.float64]:
+) -> NDArray[np.float32]:
     """The statistics (n, f) pooled inside every shape of the sections, as a map of the projected ones will be."""
     samples = WindowSamples(
         sections, window_px=window_px, stride=stride, reduction="mean", stain_jitter=0.0, train=False, seed=0
     )
-    side = round(window_px / stride)
+    n = round(window_px / stride)
+    fine = _interpolation(window_px // context.cell_px, n)
     device, encoder = context.projection.device, folded_encoder(context.encoder)
     found: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
     with torch.no_grad():
         for k in range(0, len(samples), WINDOWS):
-            batch = samples.collate([samples[i] for i in range(k, min(k + WINDOWS, len(samples)))]).to(device)
+            batch = samples.collate([samples[i] for i in range(k, min(k + WINDOWS, len(samples)))])
             assert batch.pooling is not None
-            fine = context.fine(context.statistics(rgb(batch.image), encoder), size=(side, side))
-            found.append((batch.rows, pool(fine, batch.pooling).cpu().numpy()))
+            coarse = context.statistics(rgb(batch.image.to(device)), encoder)
+            found.append((batch.rows, _inside(coarse, batch.pooling, fine)))
     rows, values = np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
-    order = np.lexsort((rows[:, 1], rows[:, 0]))
-    return values[order].astype(np.float64)
+    return values[np.lexsort((rows[:, 1], rows[:, 0]))]
+
+
+def _interpolation(coarse: int, fine: int) -> sp.csr_array:
+    """(fine^2, coarse^2) what `ContextBranch.fine` does to square maps, as a matrix."""
+    along = F.interpolate(torch.eye(coarse)[None], size=fine, mode="linear", align_corners=False)[0].T.numpy()
+    rows = sp.csr_array(along)
+    return sp.csr_array(sp.kron(rows, rows, format="csr"))
+
+
+def _inside(coarse: Tensor, into: Pooling, fine: sp.csr_array) -> NDArray[np.float32]:
+    """(n, f) what `pool` says of the interpolated map; the fine map of a thousand channels is never made."""
+    shape = (into.n_shapes, len(coarse) * fine.shape[0])
+    weight = sp.csr_array((into.weight.numpy(), (into.shape.numpy(), into.cell.numpy())), shape=shape)
+    cells = weight @ sp.csr_array(sp.block_diag([fine] * len(coarse), format="csr"))
+    return np.asarray(cells @ coarse.movedim(1, -1).flatten(0, 2).cpu().numpy(), dtype=np.float32)
