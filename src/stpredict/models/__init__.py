@@ -117,6 +117,13 @@ def list_models(*, trained: bool = True) -> pd.DataFrame:
     ------
     ValueError
         For `trained` that is not a bool.
+
+    Examples
+    --------
+    >>> "pixnet-her2st" in stp.models.list_models()["name"].tolist()
+    True
+    >>> "PixNet" in stp.models.list_models(trained=False)["name"].tolist()
+    True
     """
     import pandas as pd
 
@@ -170,6 +177,11 @@ def cite(name: str) -> str:
     ------
     ValueError
         For a name that no class has, and for a class without a paper.
+
+    Examples
+    --------
+    >>> print(stp.models.cite("PixNet").splitlines()[0])
+    @misc{pixnet2026,
     """
     from stpredict.models._registry import known_classes
 
@@ -211,6 +223,12 @@ def load(name_or_path: str | Path, *, model_class: type | None = None) -> Model:
     ValueError
         For a damaged or foreign folder, and for a class that is not known or not the one of the card. Both name the
         file.
+
+    Examples
+    --------
+    >>> ridge.save("my-ridge")
+    >>> stp.models.load("my-ridge").genes == ridge.genes
+    True
     """
     from stpredict.models._ensemble import Ensemble
     from stpredict.models._folder import read_model

@@ -14,7 +14,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut
 from torch import Tensor, nn
 
-from stpredict._places import inner_groups
+from stpredict._places import check_inner_validation, inner_groups
 from stpredict._section import Section
 from stpredict.models._scale import measured_expression
 from stpredict.models._windows import WindowSamples
@@ -135,6 +135,7 @@ def fit_context(
     -------
     The weights (g, rank) of the projected channels and the intercepts (g,).
     """
+    check_inner_validation(sections, "the context of PixNet")
     x = _statistics(context, sections, window_px=window_px, stride=stride)
     y = measured_expression(sections).astype(np.float64)
     centre, spread = x.mean(axis=0), x.std(axis=0)
