@@ -43,6 +43,12 @@ def clear_caches() -> dict[str, int | None]:
     dict of str to int or None
         The bytes that each cache held by its name; None where they are not known. Caches of modules that were not used
         are not among them.
+
+    Examples
+    --------
+    >>> held = stp.clear_caches()
+    >>> isinstance(held, dict)
+    True
     """
     return clear_all()
 

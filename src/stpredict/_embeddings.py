@@ -56,6 +56,13 @@ class GeneEmbeddings:
     ------
     ValueError
         For genes that occur twice, another number of vectors than genes, and values that are not finite.
+
+    Examples
+    --------
+    >>> vectors = np.eye(2, dtype=np.float32)
+    >>> made = stp.tl.GeneEmbeddings(genes=("GNAS", "SCD"), vectors=vectors, encoder="one-hot")
+    >>> made.vectors.shape
+    (2, 2)
     """
 
     genes: tuple[str, ...]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 LEVELS = 1025  # quantiles of a section, by which sections of many and of few shapes count alike
 TOUCHING = 1e-9  # of the image's side: shapes that only touch share no place
+LEAST = 5  # shapes of which one part after the other is left out to choose a penalty
 
 
 def blocks(section: Section, n_side: int = 4) -> NDArray[np.int64]:
@@ -100,6 +101,24 @@ def inner_groups(sections: Sequence[Section]) -> NDArray[np.int64]:
         return np.concatenate(common_blocks(sections))
     of = {i: number for number, group in enumerate(images) for i in group}
     return np.repeat([of[i] for i in range(len(sections))], [s.n_shapes for s in sections])
+
+
+def check_inner_validation(sections: Sequence[Section], what: str) -> None:
+    """Raise ValueError where sections have too few shapes to choose a penalty by leaving parts of them out.
+
+    Parameters
+    ----------
+    what : str
+        Whose penalty it is, for the message.
+    """
+    n = sum(section.n_shapes for section in sections)
+    if n < LEAST:
+        names = ", ".join(repr(section.name) for section in sections)
+        raise ValueError(
+            f"{what} chooses its penalty by leaving out one part of the training shapes after the other: that takes "
+            f"{LEAST} shapes, and sections {names} have {n} usable ones in all. Add sections; or see why so few are "
+            "usable: min_counts=, tissue_key=, and shapes that do not lie wholly on the image."
+        )
 
 
 def lies_on(section: Section, other: Section) -> NDArray[np.bool_]:

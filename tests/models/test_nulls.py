@@ -44,6 +44,19 @@ def test_ridge_reads_colour(colour_section):
     assert metrics.pcc(values, section.expression).min() > 0.95
 
 
+@pytest.mark.parametrize("name", ["Ridge", "EncoderRidge"])
+@pytest.mark.parametrize("n", [1, 4])
+def test_too_few_spots_to_choose_a_penalty_are_refused_before_an_encoder_looks_at_them(
+    colour_section, build, monkeypatch, name, n
+):
+    from stpredict._section import take
+    from stpredict.models._patches import PatchEncoder
+
+    monkeypatch.setattr(PatchEncoder, "fit", lambda *_, **__: pytest.fail("the encoder was fitted"))
+    with pytest.raises(ValueError, match=rf"{name} chooses.*takes 5 shapes.*'colour0' have {n} usable.*min_counts="):
+        build(name).prepare([take(colour_section(0), np.arange(n))])
+
+
 def test_ridge_of_one_gene_is_that_of_the_same_gene_twice(colour_section):
     from dataclasses import replace
 

@@ -93,6 +93,12 @@ def toy(
     -----
     Deterministic: section i depends on `seed` and i alone, not on `n_sections`; profiles on `seed` and `n_genes` alone.
     Depth, efficiency and pitch change neither tissue nor image.
+
+    Examples
+    --------
+    >>> (section,) = stp.datasets.toy(1, size_um=600, n_genes=20)
+    >>> sorted(section.shapes), section.tables["table"].n_vars
+    (['spots', 'tissue'], 20)
     """
     check_arguments(toy, locals())
     check_number("n_sections", n_sections, low=1, whole=True)
@@ -140,6 +146,11 @@ def toy_truth(sdata: SpatialData, *, genes: Iterable[str] | None = None, mpp: fl
     ------
     ValueError
         For an object that is no toy section, genes that it lacks, and an mpp that is not positive.
+
+    Examples
+    --------
+    >>> stp.datasets.toy_truth(slide, genes=genes, mpp=20.0).sizes["c"]
+    4
     """
     check_arguments(toy_truth, locals())
     check_number("mpp", mpp, above=0.0)
@@ -181,6 +192,12 @@ def toy_truth_shapes(
     ValueError
         For an object that is no toy section, shapes or genes that it lacks, and shapes that cannot be placed on the
         field.
+
+    Examples
+    --------
+    >>> truth = stp.datasets.toy_truth_shapes(slide, "spots", genes=genes)
+    >>> truth.shape == (len(slide.shapes["spots"]), 4)
+    True
     """
     check_arguments(toy_truth_shapes, locals())
     field, profile, names = _truth(sdata, genes)
@@ -211,6 +228,12 @@ def toy_oracle(sdata: SpatialData, *, genes: Iterable[str] | None = None) -> pd.
     ------
     ValueError
         Where `toy_truth_shapes` raises it, and where no spot is usable.
+
+    Examples
+    --------
+    >>> best = stp.datasets.toy_oracle(slide, genes=genes)
+    >>> bool(best["pcc_m"] < 1)  # counts are noisy
+    True
     """
     check_arguments(toy_oracle, locals())
     truth = toy_truth_shapes(sdata, "spots", genes=genes)

@@ -53,6 +53,12 @@ def toy_bins(
     ------
     ValueError
         For an object that is no toy section, sides that are not even or larger than the image, and bins that are there.
+
+    Examples
+    --------
+    >>> stp.datasets.toy_bins(slide, bin_um=(16,))
+    >>> sorted(slide.tables)
+    ['square_016um', 'table']
     """
     check_arguments(toy_bins, locals())
     check_number("umi_per_8um", umi_per_8um, above=0.0)

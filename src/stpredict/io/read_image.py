@@ -51,6 +51,14 @@ def read_image(path: str | Path, *, mpp: float | None = None, name: str = "slide
     ValueError
         For an unknown format, pixels that are not 8-bit RGB or not square, a file too large to be decoded whole, and an
         mpp that is not positive.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> Image.new("RGB", (640, 480), "pink").save("slide.png")
+    >>> sdata = stp.io.read_image("slide.png", mpp=0.5)
+    >>> sorted(sdata.coordinate_systems)
+    ['global', 'micrometers']
     """
     check_arguments(read_image, locals())
     pixels = open_pixels(Path(path))

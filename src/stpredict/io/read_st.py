@@ -65,6 +65,23 @@ def read_st(
     ValueError
         For duplicate ids or genes, values that are not counts, no common spot, spots all off the image, a pitch that
         cannot be measured, and an image that is not 8-bit RGB.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> Image.new("RGB", (640, 480), "pink").save("section.png")
+    >>> names = ["1x1", "2x1", "1x2", "2x2"]
+    >>> pd.DataFrame({"GNAS": [3, 0, 2, 9], "SCD": [1, 1, 0, 4]}, index=names).to_csv("counts.csv")
+    >>> places = {
+    ...     "x": [1, 2, 1, 2],
+    ...     "y": [1, 1, 2, 2],
+    ...     "pixel_x": [200, 400, 200, 400],
+    ...     "pixel_y": [150, 150, 350, 350],
+    ... }
+    >>> pd.DataFrame(places).to_csv("spots.csv", index=False)
+    >>> section = stp.io.read_st("counts.csv", "section.png", "spots.csv")
+    >>> section.tables["table"].shape
+    (4, 2)
     """
     check_arguments(read_st, locals())
     pitch = pitch_um if isinstance(pitch_um, tuple | list) else (pitch_um, pitch_um)

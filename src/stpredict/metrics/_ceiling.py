@@ -51,6 +51,12 @@ def ceiling(counts: Any, columns: ArrayLike, *, n_splits: int = 1, seed: int = 0
     References
     ----------
     Protocol stp-2, "Ceiling".
+
+    Examples
+    --------
+    >>> counts = np.random.default_rng(0).poisson([[5.0, 500.0], [9.0, 100.0]] * 50)
+    >>> stp.metrics.ceiling(counts, [0, 1]).shape
+    (2,)
     """
     check_arguments(ceiling, locals())
     matrix = _raw(counts)

@@ -42,6 +42,14 @@ def morans_i_gap(pred: ArrayLike, true: ArrayLike, graph: Any) -> NDArray[np.flo
     References
     ----------
     Both terms equal ``squidpy.gr.spatial_autocorr(mode="moran", transformation=True)``.
+
+    Examples
+    --------
+    >>> from scipy import sparse
+    >>> line = sparse.diags_array([np.ones(8), np.ones(8)], offsets=[-1, 1])
+    >>> true = np.arange(9.0)[:, None]
+    >>> stp.metrics.morans_i_gap(true, true, line.tocsr())
+    array([0.])
     """
     check_arguments(morans_i_gap, locals())
     weights = _row_normalised(graph)

@@ -38,6 +38,12 @@ def pooled_pcc(preds: Sequence[ArrayLike], trues: Sequence[ArrayLike]) -> NDArra
     A gene that merely differs between sections correlates here, so this is no substitute for the mean over sections of
     `pcc`: protocol stp-2 prints it beside that, labelled, where a paper used it. A gene that is constant in one section
     but not over all has a value here, and none there.
+
+    Examples
+    --------
+    >>> one, other = np.array([[0.0], [1.0]]), np.array([[5.0], [6.0]])
+    >>> stp.metrics.pooled_pcc([one, other], [one, other])
+    array([1.])
     """
     check_arguments(pooled_pcc, locals())
     if len(preds) != len(trues) or not len(preds):

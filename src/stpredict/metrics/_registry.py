@@ -37,6 +37,11 @@ class Metric:
         0 means the same for every gene.
     in_evaluate : bool, default True
         False: `stp.tl.evaluate` leaves it out although it needs values alone. `stp.tl.benchmark` gives all.
+
+    Examples
+    --------
+    >>> stp.metrics.METRICS["mae"].better
+    'lower'
     """
 
     function: Callable[..., NDArray[Any]]

@@ -41,6 +41,12 @@ def pcc(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
     References
     ----------
     Protocol stp-2, "Correlation"; equals ``scipy.stats.pearsonr`` column by column.
+
+    Examples
+    --------
+    >>> true = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
+    >>> stp.metrics.pcc(2 * true + 1, true)  # the second gene is constant
+    array([ 1., nan])
     """
     check_arguments(pcc, locals())
     return per_gene(_pearson, pred, true, min_spots=2)
@@ -67,6 +73,12 @@ def spearman(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
     References
     ----------
     Equals ``scipy.stats.spearmanr`` column by column.
+
+    Examples
+    --------
+    >>> true = np.array([[0.0], [1.0], [2.0]])
+    >>> stp.metrics.spearman(np.exp(true), true)
+    array([1.])
     """
     check_arguments(spearman, locals())
     return per_gene(_spearman, pred, true, min_spots=2)
@@ -89,6 +101,11 @@ def mse(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
     ------
     ValueError
         For arrays of unequal shape, not 2-D, without spots, or with values that are not finite.
+
+    Examples
+    --------
+    >>> stp.metrics.mse(np.array([[1.0], [3.0]]), np.array([[1.0], [1.0]]))
+    array([2.])
     """
     check_arguments(mse, locals())
     return per_gene(lambda p, t: np.square(p - t).mean(axis=0), pred, true, min_spots=1)
@@ -111,6 +128,11 @@ def mae(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
     ------
     ValueError
         Where `mse` raises it.
+
+    Examples
+    --------
+    >>> stp.metrics.mae(np.array([[1.0], [3.0]]), np.array([[1.0], [1.0]]))
+    array([1.])
     """
     check_arguments(mae, locals())
     return per_gene(lambda p, t: np.abs(p - t).mean(axis=0), pred, true, min_spots=1)

@@ -53,6 +53,13 @@ def ssim(pred: ArrayLike, true: ArrayLike, grid: ArrayLike, *, win_size: int = 7
     ----------
     Wang et al., IEEE Transactions on Image Processing 13 (2004), 600; on a full grid it equals
     ``skimage.metrics.structural_similarity(true, pred, win_size=win_size, data_range=np.ptp(true))``.
+
+    Examples
+    --------
+    >>> grid = np.argwhere(np.ones((9, 9)))
+    >>> true = np.sin(grid[:, :1] / 2.0)
+    >>> stp.metrics.ssim(true, true, grid)
+    array([1.])
     """
     check_arguments(ssim, locals())
     if win_size < 3 or win_size % 2 == 0:

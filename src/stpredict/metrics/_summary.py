@@ -49,6 +49,12 @@ def summary(pred: ArrayLike, true: ArrayLike, *, n_top: int = 50) -> pd.Series:
     References
     ----------
     Protocol stp-2, "Correlation".
+
+    Examples
+    --------
+    >>> true = np.random.default_rng(0).normal(size=(50, 4))
+    >>> round(float(stp.metrics.summary(true, true)["pcc_m"]), 3)
+    1.0
     """
     check_arguments(summary, locals())
     r = pcc(pred, true)
@@ -91,6 +97,12 @@ def correlation_summary(r: NDArray[np.float64], true: ArrayLike, *, n_top: int =
     ------
     ValueError
         For `n_top` below 1.
+
+    Examples
+    --------
+    >>> true = np.arange(6.0).reshape(3, 2)
+    >>> round(float(stp.metrics.correlation_summary(np.array([0.2, 0.4]), true)["pcc_m"]), 2)
+    0.3
     """
     check_arguments(correlation_summary, locals())
     measured = np.asarray(true)

@@ -37,6 +37,11 @@ def default_min_counts(area_um2: float) -> float:
     References
     ----------
     Protocol stp-2, "Spots".
+
+    Examples
+    --------
+    >>> round(stp.metrics.default_min_counts(8.0 * 8.0), 1)  # of a bin of 8 um
+    13.5
     """
     check_arguments(default_min_counts, locals())
     return max(1.0, MIN_COUNTS * min(1.0, float(area_um2) / FULL_SPOT_UM2))
@@ -61,6 +66,11 @@ def log1p_cp10k(counts: ArrayLike, totals: ArrayLike) -> NDArray[np.float64]:
     ------
     ValueError
         Where a spot has no counts at all, or where the two disagree on the number of spots.
+
+    Examples
+    --------
+    >>> stp.metrics.log1p_cp10k(np.array([[1, 3]]), np.array([4])).round(2)
+    array([[7.82, 8.92]])
     """
     check_arguments(log1p_cp10k, locals())
     counts, totals = np.asarray(counts, dtype=np.float64), np.asarray(totals, dtype=np.float64)

@@ -42,6 +42,12 @@ def rvd(pred: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
     References
     ----------
     The evaluation of TRIPLEX (Chung et al., CVPR 2024), as released.
+
+    Examples
+    --------
+    >>> true = np.array([[0.0], [2.0]])
+    >>> stp.metrics.rvd(true, true)
+    array([0.])
     """
     check_arguments(rvd, locals())
     return per_gene(_rvd, pred, true, min_spots=1)

@@ -119,6 +119,13 @@ def list_models(*, trained: bool = True) -> pd.DataFrame:
     ------
     ValueError
         For `trained` that is not a bool.
+
+    Examples
+    --------
+    >>> "pixnet-her2st" in stp.models.list_models()["name"].tolist()
+    True
+    >>> "PixNet" in stp.models.list_models(trained=False)["name"].tolist()
+    True
     """
     import pandas as pd
 
@@ -173,6 +180,11 @@ def cite(name: str) -> str:
     ------
     ValueError
         For a name that no class has, and for a class without a paper.
+
+    Examples
+    --------
+    >>> print(stp.models.cite("PixNet").splitlines()[0])
+    @misc{pixnet2026,
     """
     from stpredict.models._registry import known_classes
 
@@ -257,6 +269,12 @@ def load(name_or_path: str | Path, *, model_class: type | None = None) -> Model:
         Where a hub cannot be reached and its cache does not have the model.
     OSError
         For whatever else a hub refuses.
+
+    Examples
+    --------
+    >>> ridge.save("my-ridge")
+    >>> stp.models.load("my-ridge").genes == ridge.genes
+    True
     """
     check_arguments(load, locals())
     return _loaded(name_or_path, model_class, ask_hub=True)

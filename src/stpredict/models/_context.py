@@ -13,7 +13,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stpredict._places import inner_groups
+from stpredict._places import check_inner_validation, inner_groups
 from stpredict._section import Section
 from stpredict.models._reduced_rank import reduced_rank_ridge
 from stpredict.models._scale import measured_expression
@@ -135,6 +135,7 @@ def fit_context(
     -------
     The weights (g, rank) of the projected channels, 0 beyond the rank that was chosen, and the intercepts (g,).
     """
+    check_inner_validation(sections, "the context of PixNet")
     x = _statistics(context, sections, window_px=window_px, stride=stride)
     y = measured_expression(sections).astype(np.float64)
     centre, spread = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)

@@ -92,6 +92,13 @@ class Ensemble(Model):
     ----------
     Lakshminarayanan et al., "Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles", NeurIPS 2017:
     the same network from several first weights. Its members also predict a variance of their own; ours do not.
+
+    Examples
+    --------
+    >>> members = [stp.models.STNet(genes, mpp=2.0, seed=k) for k in range(2)]
+    >>> model = stp.models.Ensemble(members)
+    >>> len(model.models)
+    2
     """
 
     context = "shape"

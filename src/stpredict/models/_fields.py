@@ -93,6 +93,11 @@ class Recipe(Checked):
     ------
     ValueError
         For a value of another type or out of its range; it names the field.
+
+    Examples
+    --------
+    >>> stp.models.Recipe(max_epochs=5, batch_size=2).lr
+    0.0005
     """
 
     max_epochs: int = 30

@@ -36,6 +36,12 @@ class ModelInfo:
         Image encoder that it is published with, by its timm or hub name.
     encoder_licence : str, optional
         The conditions of its weights.
+
+    Examples
+    --------
+    >>> info = stp.models.ModelInfo(name="Mine", task="a network on the patch", authors="A. Author", year=2026)
+    >>> info.paper
+    'A. Author, 2026'
     """
 
     name: str

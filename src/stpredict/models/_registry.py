@@ -52,6 +52,14 @@ def register[M: type](model_class: M) -> M:
     ------
     ValueError
         For what is no model class, and for a name that a model of this package or another class of yours has.
+
+    Examples
+    --------
+    >>> @stp.models.register
+    ... class MyRidge(stp.models.Ridge):
+    ...     pass
+    >>> issubclass(MyRidge, stp.models.Model)
+    True
     """
     if not (isinstance(model_class, type) and issubclass(model_class, Model)):
         raise ValueError(f"model_class={model_class!r} must be a subclass of stp.models.Model.")

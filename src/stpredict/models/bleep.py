@@ -84,6 +84,12 @@ class BLEEPConfig(EncoderConfig, PatchConfig):
         How many bank spots `matching` takes.
     recipe : Recipe, optional
         See `Recipe`.
+
+    Examples
+    --------
+    >>> config = stp.models.BLEEPConfig(genes=tuple(genes), mpp=2.0)
+    >>> stp.models.BLEEP(config=config).mpp
+    2.0
     """
 
     mpp: float = 2.0  # 256 um are better than 128 for GeneQuery (benchmarks/README.md); not tuned for this model
@@ -144,6 +150,11 @@ class BLEEP(Model):
     References
     ----------
     The head of the module; `stpredict.models.cite` gives the entry of the paper.
+
+    Examples
+    --------
+    >>> stp.models.BLEEP(genes, mpp=2.0).output
+    'spots'
     """
 
     output: ClassVar = "spots"

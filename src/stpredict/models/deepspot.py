@@ -82,6 +82,12 @@ class DeepSpotConfig(EncoderConfig, PatchConfig):
         After the linear layer of rho.
     recipe : Recipe, optional
         See `Recipe`.
+
+    Examples
+    --------
+    >>> config = stp.models.DeepSpotConfig(genes=tuple(genes), mpp=2.0)
+    >>> stp.models.DeepSpot(config=config).mpp
+    2.0
     """
 
     patch_px: int = 96
@@ -140,6 +146,11 @@ class DeepSpot(Model):
     References
     ----------
     The head of the module; `stpredict.models.cite` gives the entry of the paper.
+
+    Examples
+    --------
+    >>> stp.models.DeepSpot(genes, mpp=2.0).context
+    'neighbours'
     """
 
     output: ClassVar = "spots"

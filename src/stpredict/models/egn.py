@@ -110,6 +110,12 @@ class EGNConfig(EncoderConfig, PatchConfig):
         Weight of the Pearson term of the loss.
     recipe : Recipe, optional
         See `Recipe`.
+
+    Examples
+    --------
+    >>> config = stp.models.EGNConfig(genes=tuple(genes), mpp=2.0)
+    >>> stp.models.EGN(config=config).mpp
+    2.0
     """
 
     mpp: float = 2.0  # 256 um are better than 128 for GeneQuery (benchmarks/README.md); not tuned for this model
@@ -194,6 +200,11 @@ class EGN(Model):
     References
     ----------
     The head of the module; `stpredict.models.cite` gives the entry of the paper.
+
+    Examples
+    --------
+    >>> stp.models.EGN(genes, mpp=2.0).output
+    'spots'
     """
 
     output: ClassVar = "spots"

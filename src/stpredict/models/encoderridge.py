@@ -18,7 +18,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stpredict._places import inner_groups
+from stpredict._places import check_inner_validation, inner_groups
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, constructor, predict_batch
 from stpredict.models._config import resolve_config
@@ -56,6 +56,12 @@ class EncoderRidgeConfig(EncoderConfig, PatchConfig):
     ------
     ValueError
         For no number of components, or no penalty, to try.
+
+    Examples
+    --------
+    >>> config = stp.models.EncoderRidgeConfig(genes=tuple(genes), mpp=2.0)
+    >>> stp.models.EncoderRidge(config=config).mpp
+    2.0
     """
 
     components: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
@@ -100,6 +106,12 @@ class EncoderRidge(Model):
     References
     ----------
     The numeric protocol stp-2, Nulls.
+
+    Examples
+    --------
+    >>> model = stp.models.EncoderRidge(genes, mpp=2.0)
+    >>> model.config.patch_px
+    128
     """
 
     output: ClassVar = "spots"
@@ -143,6 +155,7 @@ class EncoderRidge(Model):
     @torch.no_grad()
     def prepare(self, sections: Sequence[Section]) -> None:
         """The closed form, with both choices by inner cross-validation on these sections."""
+        check_inner_validation(sections, "EncoderRidge")  # before the encoder looks at them
         c, device = self.config, self.projection.device
         self.encoder.fit(sections, patch_px=c.patch_px)
         x = self.encoder.encode_sections(sections, patch_px=c.patch_px).double().cpu().numpy()

@@ -85,6 +85,12 @@ class FEASTConfig(EncoderConfig, PatchConfig):
         Genes a training step.
     recipe : Recipe, optional
         See `Recipe`.
+
+    Examples
+    --------
+    >>> config = stp.models.FEASTConfig(genes=tuple(genes), mpp=2.0)
+    >>> stp.models.FEAST(config=config).mpp
+    2.0
     """
 
     features: Literal["pooled", "averaged"] = "pooled"
@@ -147,6 +153,11 @@ class FEAST(Model):
     References
     ----------
     The head of the module; `stpredict.models.cite` gives the entry of the paper.
+
+    Examples
+    --------
+    >>> stp.models.FEAST(genes, mpp=2.0).context
+    'section'
     """
 
     output: ClassVar = "spots"

@@ -211,6 +211,13 @@ class GeneQuery(Model):
     References
     ----------
     The head of the module; `stpredict.models.cite` gives the entry of the paper.
+
+    Examples
+    --------
+    >>> vectors = np.eye(4, dtype=np.float32)
+    >>> texts = stp.tl.GeneEmbeddings(genes=tuple(genes), vectors=vectors, encoder="one-hot")
+    >>> stp.models.GeneQuery(genes, embeddings=texts).context
+    'section'
     """
 
     output: ClassVar = "spots"

@@ -83,6 +83,12 @@ class HE2RNAConfig(EncoderConfig, PatchConfig):
     ------
     ValueError
         For no k.
+
+    Examples
+    --------
+    >>> config = stp.models.HE2RNAConfig(genes=tuple(genes), mpp=2.0)
+    >>> stp.models.HE2RNA(config=config).mpp
+    2.0
     """
 
     features: Literal["pooled", "averaged"] = "pooled"
@@ -141,6 +147,11 @@ class HE2RNA(Model):
     References
     ----------
     The head of the module; `stpredict.models.cite` gives the entry of the paper.
+
+    Examples
+    --------
+    >>> stp.models.HE2RNA(genes, mpp=2.0).output
+    'spots'
     """
 
     output: ClassVar = "spots"

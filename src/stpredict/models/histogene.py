@@ -82,6 +82,12 @@ class HisToGeneConfig(EncoderConfig, _EmbeddedPatch):
         Share of an encoder's features that is dropped in training.
     recipe : Recipe, optional
         See `Recipe`.
+
+    Examples
+    --------
+    >>> config = stp.models.HisToGeneConfig(genes=tuple(genes), mpp=2.0)
+    >>> stp.models.HisToGene(config=config).mpp
+    2.0
     """
 
     mpp: float = 2.0  # the paper: 112 px at full resolution; 256 um are better than 128 (benchmarks/README.md)
@@ -145,6 +151,11 @@ class HisToGene(Model):
     References
     ----------
     The head of the module; `stpredict.models.cite` gives the entry of the paper.
+
+    Examples
+    --------
+    >>> stp.models.HisToGene(genes, mpp=2.0).context
+    'section'
     """
 
     output: ClassVar = "spots"

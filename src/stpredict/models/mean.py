@@ -57,6 +57,12 @@ class Mean(Model):
     References
     ----------
     The numeric protocol stp-2, Nulls. Every training section weighs the same.
+
+    Examples
+    --------
+    >>> model = stp.models.Mean(genes)
+    >>> model.output, len(model.genes)
+    ('spots', 4)
     """
 
     output: ClassVar = "spots"

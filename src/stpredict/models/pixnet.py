@@ -118,6 +118,12 @@ class PixNetConfig(EncoderConfig, PanelConfig):
         4 or 8: the mean over quarter turns (and flips) at prediction, at that many times the cost; 1: none.
     recipe : Recipe, optional
         See `Recipe`.
+
+    Examples
+    --------
+    >>> config = stp.models.PixNetConfig(genes=tuple(genes), mpp=2.0, link="counts")
+    >>> stp.models.PixNet(config=config).config.link
+    'counts'
     """
 
     mpp: float = 2.0  # not given; of 1 and 2 um the better on a held-out training section (benchmarks/README.md)
@@ -205,6 +211,12 @@ class PixNet(Model):
     References
     ----------
     The head of the module; `stpredict.models.cite` gives the entry of the paper.
+
+    Examples
+    --------
+    >>> model = stp.models.PixNet(genes, mpp=1.0)
+    >>> model.output, model.cell_um
+    ('raster', 4.0)
     """
 
     output: ClassVar = "raster"

@@ -14,7 +14,7 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from sklearn.model_selection import GridSearchCV, KFold, LeaveOneGroupOut
 from torch import Tensor
 
-from stpredict._places import inner_groups, tissues
+from stpredict._places import check_inner_validation, inner_groups, tissues
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, as_panel, constructor, predict_batch
 from stpredict.models._fields import LIMITS, Config
@@ -90,6 +90,14 @@ class Ridge(Model):
     References
     ----------
     The numeric protocol stp-2, Nulls.
+
+    Examples
+    --------
+    >>> model = stp.models.Ridge(genes)
+    >>> history = stp.tl.train(train, model, shapes_key="spots", progress=False)
+    >>> stp.tl.predict(slide, model, shapes_key="spots", key_added="colours", progress=False)
+    >>> "colours" in slide.tables["table"].layers
+    True
     """
 
     output: ClassVar = "spots"
@@ -116,6 +124,7 @@ class Ridge(Model):
 
     def prepare(self, sections: Sequence[Section]) -> None:
         """The closed form, with the penalty chosen by inner cross-validation on these sections."""
+        check_inner_validation(sections, "Ridge")
         x = self._statistics(sections)
         y = measured_expression(sections).astype(np.float64)
         centre, spread = x.mean(axis=0), x.std(axis=0)

@@ -73,6 +73,12 @@ class STNetConfig(EncoderConfig, PatchConfig):
         "squared": the paper's; "strank": of the comparison of a section's spots, for the target log1p_cp10k.
     recipe : Recipe, optional
         See `Recipe`.
+
+    Examples
+    --------
+    >>> config = stp.models.STNetConfig(genes=tuple(genes), mpp=2.0)
+    >>> stp.models.STNet(config=config).mpp
+    2.0
     """
 
     mpp: float = 2.0  # the paper: 224 px at full resolution; 256 um are better than 128 (benchmarks/README.md)
@@ -127,6 +133,12 @@ class STNet(Model):
     References
     ----------
     The head of the module; `stpredict.models.cite` gives the entry of the paper.
+
+    Examples
+    --------
+    >>> model = stp.models.STNet(genes, mpp=2.0)
+    >>> model.context
+    'shape'
     """
 
     output: ClassVar = "spots"

@@ -90,6 +90,12 @@ class TRIPLEXConfig(EncoderConfig, PatchConfig):
         Share of a branch's loss that compares it with the fused prediction.
     recipe : Recipe, optional
         See `Recipe`.
+
+    Examples
+    --------
+    >>> config = stp.models.TRIPLEXConfig(genes=tuple(genes), mpp=2.0)
+    >>> stp.models.TRIPLEX(config=config).mpp
+    2.0
     """
 
     mpp: float = 2.0  # 256 um around a spot, as for GeneQuery (benchmarks/README.md)
@@ -160,6 +166,11 @@ class TRIPLEX(Model):
     References
     ----------
     The head of the module; `stpredict.models.cite` gives the entry of the paper.
+
+    Examples
+    --------
+    >>> stp.models.TRIPLEX(genes, mpp=2.0).context
+    'neighbours'
     """
 
     output: ClassVar = "spots"

@@ -77,6 +77,12 @@ def compare(
     ValueError
         Where `pl.expression` raises it; for an X that is not raw counts; for a prediction in another target than the
         measurement; for `axes` that are not two.
+
+    Examples
+    --------
+    >>> axes = stp.pl.compare(slide, "ridge", gene=genes[0], shapes_key="spots", image_key="image")
+    >>> axes.shape
+    (2,)
     """
     check_arguments(compare, locals())
     table_name = find_table(sdata, table_name, shapes_key)

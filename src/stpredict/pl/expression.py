@@ -69,6 +69,12 @@ def expression(
     ValueError
         For a table, layer, gene, shapes, image or coordinate system that is not there (with the closest names), for
         several and no key, and for a gene that is NaN throughout.
+
+    Examples
+    --------
+    >>> ax = stp.pl.expression(slide, "ridge", gene=genes[0], shapes_key="spots", image_key="image")
+    >>> ax.get_title() == genes[0]
+    True
     """
     check_arguments(expression, locals())
     table_name = find_table(sdata, table_name, shapes_key)

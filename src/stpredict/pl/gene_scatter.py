@@ -65,6 +65,12 @@ def gene_scatter(
     ------
     ValueError
         Where `pl.compare` raises it, and where no spot has both values.
+
+    Examples
+    --------
+    >>> ax = stp.pl.gene_scatter(slide, "ridge", gene=genes[0], shapes_key="spots")
+    >>> ax.get_xlabel()
+    'measured (log1p cp10k)'
     """
     check_arguments(gene_scatter, locals())
     table_name = find_table(sdata, table_name, shapes_key)

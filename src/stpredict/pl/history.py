@@ -38,6 +38,12 @@ def history(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ------
     ValueError
         Where `epoch` or both losses are missing.
+
+    Examples
+    --------
+    >>> history = pd.DataFrame({"epoch": [0, 1, 2], "train_loss": [1.0, 0.6, 0.5]})
+    >>> stp.pl.history(history).get_ylabel()
+    'loss'
     """
     check_arguments(globals()["history"], locals())  # the argument has the name of the function
     losses = [column for column in LOSSES if _logged(history, column)]

@@ -81,6 +81,12 @@ def raster(
     ValueError
         For a raster, gene, image or coordinate system that is not there (with the closest names), for several images
         and no key, and for a raster that is NaN throughout.
+
+    Examples
+    --------
+    >>> ax = stp.pl.raster(slide, "pixnet", gene=genes[0], image_key="image")
+    >>> ax.get_title() == genes[0]
+    True
     """
     check_arguments(raster, locals())
     if raster_key not in sdata.images:

@@ -40,6 +40,12 @@ def reliability(frame: pd.DataFrame, *, n_top: int | None = 40, ax: Axes | None 
     ------
     ValueError
         For a frame that lacks a column, or is empty.
+
+    Examples
+    --------
+    >>> ax = stp.pl.reliability(stp.tl.reliability(slide, "ridge"))
+    >>> ax.get_xlabel()
+    'correlation on held-out data'
     """
     check_arguments(reliability, locals())
     lacking = [name for name in COLUMNS if name not in frame]

@@ -57,6 +57,11 @@ def scores(
     ------
     ValueError
         For a metric, model or section that the result does not have.
+
+    Examples
+    --------
+    >>> stp.pl.scores(result, metric="mse").get_title()
+    '4 genes, mean over sections'
     """
     check_arguments(scores, locals())
     table = _by_gene(result, metric, models, section)

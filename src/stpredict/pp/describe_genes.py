@@ -80,6 +80,12 @@ def describe_genes(
     References
     ----------
     The template is that of GeneQuery (arXiv 2411.18391).
+
+    Examples
+    --------
+    >>> known = pd.DataFrame({"gene": ["GNAS"], "definition": ["stimulatory G protein"]})
+    >>> stp.pp.describe_genes(["GNAS"], source=known)["definition"].tolist()
+    ['stimulatory G protein']
     """
     check_arguments(describe_genes, locals())
     genes = _checked(genes, template)

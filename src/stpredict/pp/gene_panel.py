@@ -89,6 +89,11 @@ def gene_panel(
         refuse.
     FileNotFoundError
         For a store that is not there.
+
+    Examples
+    --------
+    >>> stp.pp.gene_panel([train], n_genes=3)
+    ['RPS18', 'RPL13', 'MT-CO3']
     """
     check_arguments(gene_panel, locals())
     _check(by, min_spots)

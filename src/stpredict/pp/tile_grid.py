@@ -77,6 +77,12 @@ def tile_grid(
     The first shape touches the upper left corner of the image; only shapes that lie wholly on it are written, row by
     row, numbered from 0 without gaps. They carry the image's transformation to every one of its coordinate systems. A
     backed object is changed in its store as well.
+
+    Examples
+    --------
+    >>> stp.pp.tile_grid(slide, diameter_um=50, shape="square", image_key="image")
+    >>> len(slide.shapes["tiles"])
+    256
     """
     check_arguments(tile_grid, locals())
     pitch_um = diameter_um if pitch_um is None else pitch_um

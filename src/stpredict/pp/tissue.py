@@ -50,6 +50,12 @@ def tissue(
     dust and fiducial marks are thinner than 32 um or smaller than .04 mm2, and are left out; holes below .01 mm2
     (lumina, fat cells) are tissue. Where tissue fills the picture, the outline is that of the picture.
     ``docs/tissue.md`` compares it with squidpy's detection.
+
+    Examples
+    --------
+    >>> stp.pp.tissue(slide, image_key="image", key_added="outline")
+    >>> bool(slide.shapes["outline"]["tissue_mm2"].sum() > 0.1)
+    True
     """
     check_arguments(tissue, locals())
     names = NewNames(sdata, overwrite=False)

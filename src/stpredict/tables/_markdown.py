@@ -28,6 +28,13 @@ def markdown(table: pd.DataFrame, *, digits: int = 3) -> str:
     ------
     ValueError
         For `digits` that are negative or more than 20.
+
+    Examples
+    --------
+    >>> print(stp.tables.markdown(pd.DataFrame({"PCC": [0.31234]}, index=["PixNet"])))
+    |  | PCC |
+    |---|---|
+    | PixNet | 0.312 |
     """
     check_arguments(markdown, locals())
     cells = pd.DataFrame(index=table.index)

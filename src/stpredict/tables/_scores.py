@@ -44,6 +44,11 @@ def sections(result: pd.DataFrame, *, n_top: int = 50) -> pd.DataFrame:
     References
     ----------
     Protocol stp-2, Correlation.
+
+    Examples
+    --------
+    >>> len(stp.tables.sections(result))
+    8
     """
     check_arguments(sections, locals())
     _check_result(result)
@@ -114,6 +119,11 @@ def scores(
     ------
     ValueError
         For scores that there are not, and where `sections` raises it.
+
+    Examples
+    --------
+    >>> stp.tables.scores(result).index.tolist()
+    ['Ridge', 'Mean', 'log depth', 'ceiling']
     """
     check_arguments(scores, locals())
     frame, titles = sections(result, n_top=n_top), _titles()
@@ -154,6 +164,11 @@ def pooled(result: pd.DataFrame) -> pd.DataFrame:
     ValueError
         For a frame that `stp.tl.benchmark` did not return, and for one of an earlier version, which has no moments to
         pool.
+
+    Examples
+    --------
+    >>> sorted(stp.tables.pooled(result).index)
+    ['Mean', 'Ridge']
     """
     check_arguments(pooled, locals())
     _check_result(result)
@@ -211,6 +226,11 @@ def cost(result: pd.DataFrame) -> pd.DataFrame:
     ------
     ValueError
         For a frame that `stp.tl.benchmark` did not return.
+
+    Examples
+    --------
+    >>> int(stp.tables.cost(result).loc["Mean", "parameters"])
+    0
     """
     check_arguments(cost, locals())
     _check_result(result)

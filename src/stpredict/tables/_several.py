@@ -48,6 +48,11 @@ def differences(
     References
     ----------
     Protocol stp-2, "Differences between models".
+
+    Examples
+    --------
+    >>> stp.tables.differences(result, first="Ridge").shape[0]
+    1
     """
     check_arguments(differences, locals())
     frame = sections(result)
@@ -150,6 +155,11 @@ def text(results: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     ------
     ValueError
         Where `scores` raises it.
+
+    Examples
+    --------
+    >>> stp.tables.text({"symbols": result}).shape[0]
+    2
     """
     check_arguments(text, locals())
     frames = {kind: scores(result, columns=MAIN) for kind, result in results.items()}

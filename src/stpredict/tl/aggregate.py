@@ -67,6 +67,13 @@ def aggregate(
         and shapes that all lie off the raster.
     FileNotFoundError
         For a store that is not there.
+
+    Examples
+    --------
+    >>> stp.pp.tile_grid(slide, diameter_um=50, shape="square", image_key="image")
+    >>> stp.tl.aggregate(slide, "pixnet", shapes_key="tiles")
+    >>> slide.tables["tiles_pixnet"].shape
+    (256, 4)
     """
     check_arguments(aggregate, locals())
     sdata = _spatialdata.opened(sdata)

@@ -154,6 +154,11 @@ def benchmark(
     References
     ----------
     Protocol stp-2; with `panel_totals` stp-2-panel, with `smooth_labels` stp-2-smooth, with both stp-2-panel-smooth.
+
+    Examples
+    --------
+    >>> result["fold"].nunique(), sorted(result["model"].unique())
+    (2, ['Mean', 'Ridge', 'ceiling', 'log depth', 'measured'])
     """
     check_arguments(benchmark, locals())
     spec = _spatialdata.SectionSpec(

@@ -96,6 +96,12 @@ def embed(
     Notes
     -----
     When it raises, nothing has changed.
+
+    Examples
+    --------
+    >>> stp.tl.embed(slide, dense, shapes_key="spots", progress=False)
+    >>> slide.tables["table"].obsm["X_pixnet"].shape[0] == slide.tables["table"].n_obs
+    True
     """
     check_arguments(embed, locals())
     sdata = _spatialdata.opened(sdata)

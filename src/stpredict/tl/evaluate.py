@@ -107,6 +107,12 @@ def evaluate(
     References
     ----------
     Protocol stp-2; for genes never seen its section "Unseen genes".
+
+    Examples
+    --------
+    >>> scores = stp.tl.evaluate(slide, "ridge", shapes_key="spots")
+    >>> sorted(scores["gene"]) == sorted(genes), "pcc" in scores
+    (True, True)
     """
     check_arguments(evaluate, locals())
     sections = _spatialdata.all_opened(sdatas)

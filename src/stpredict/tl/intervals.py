@@ -81,6 +81,12 @@ def intervals(
     References
     ----------
     Lei et al., "Distribution-Free Predictive Inference for Regression", JASA 2018.
+
+    Examples
+    --------
+    >>> low, high = stp.tl.intervals(slide, "ridge", genes=genes[0])
+    >>> bool((low < high).all(axis=None))
+    True
     """
     check_arguments(intervals, locals())
     names = {share: name for name, share in ERROR_LEVELS.items()}

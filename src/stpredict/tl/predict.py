@@ -154,6 +154,13 @@ def predict(
     -----
     When it raises, nothing of that object has changed; the objects of a list are done one after the other. For an
     object in a store, finished chunks are kept beside it after an interrupt or a fault, and the message says where.
+
+    Examples
+    --------
+    >>> stp.tl.predict(slide, ridge, shapes_key="spots", key_added="again", progress=False)
+    >>> table = slide.tables["table"]
+    >>> "again" in table.layers, int(table.var["again"].sum())
+    (True, 4)
     """
     check_arguments(predict, locals())
     model = load(model) if isinstance(model, str | Path) else model

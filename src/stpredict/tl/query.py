@@ -93,6 +93,13 @@ def query(
     Notes
     -----
     When it raises, nothing has changed.
+
+    Examples
+    --------
+    >>> stp.tl.predict(slide, dense, output="latent", key_added="latent", progress=False)
+    >>> stp.tl.query(slide, "latent", genes[0], model=dense, shapes_key="spots", key_added="later")
+    >>> int(slide.tables["table"].var["later"].sum())
+    1
     """
     check_arguments(query, locals())
     sdata = _spatialdata.opened(sdata)

@@ -70,6 +70,12 @@ def reliability(sdata: SpatialData | str | Path, key: str, *, table_name: str | 
     0.1); "no better than Ridge on held-out data"; "weak on held-out data" (below 0.3); else "predicted on held-out
     data". The limits are of thumb. None of this is a measurement on the tissue at hand: a gene that was predicted on
     held-out data may fail on another patient's.
+
+    Examples
+    --------
+    >>> known = stp.tl.reliability(slide, "ridge")
+    >>> known.columns[:4].tolist()
+    ['gene', 'val_pcc', 'ridge_pcc', 'ceiling']
     """
     check_arguments(reliability, locals())
     sdata = _spatialdata.opened(sdata)

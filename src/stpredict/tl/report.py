@@ -104,6 +104,11 @@ def report(
     Maps are reduced so that all of them have room, and hold 255 steps between the smallest and largest value of a gene.
     A map is shown after the model's link. Shapes beyond some thousands are drawn as a grid of their means. What is
     missing (no layer, no counts, no scale) is said on top of the report.
+
+    Examples
+    --------
+    >>> stp.tl.report(slide, "ridge", path="report.html", shapes_key="spots").name
+    'report.html'
     """
     check_arguments(report, locals())
     path = Path(path)

@@ -137,6 +137,13 @@ def train(
     that 80 and 90 % of the held-out shapes do not exceed; the correlation that Ridge reaches with the same training and
     held-out shapes (of at most 2,000 each; not for models that are a closed form themselves); and, of raw counts, the
     ceiling of the measurement (`stp.metrics.ceiling`). `stp.tl.predict` hands them on, see `stp.tl.reliability`.
+
+    Examples
+    --------
+    >>> model = stp.models.Mean(genes)
+    >>> history = stp.tl.train(train, model, shapes_key="spots", progress=False)
+    >>> model.card.n_target_genes
+    20
     """
     check_arguments(train, locals())
     plan = _training.TrainOptions(
