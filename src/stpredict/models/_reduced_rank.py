@@ -92,7 +92,8 @@ def reduced_rank_ridge(
             truth, found = held_y @ directions, components @ full @ directions
             gain = (found * (found - 2 * truth)).sum(axis=0)[:ranks]
             error[i] += np.cumsum(np.pad(gain, (0, ranks - len(gain))))
-    best = np.unravel_index(int(error.argmin()), error.shape) if len(parts) > 1 else (len(penalties) - 1, ranks - 1)
+    flat = int(error.argmin()) if len(parts) > 1 else error.size - 1
+    best = divmod(flat, ranks)
     every = np.ones(len(x), dtype=bool)
     fitted = _Ridge.of(*_around(x, y, sections, _means(x, y, sections, every), every))
     full, directions = fitted.coefficients(penalties[best[0]])

@@ -270,5 +270,5 @@ def _choose(
             for i, k in enumerate(sizes):
                 error[i, j] += held.yy - 2 * (c[:k] * xy[:k]).sum() + (c[:k] * (xx[:k, :k] @ c[:k])).sum()
     least = error <= error.min() + TIE * abs(error.min())
-    i, j = np.unravel_index(int(least.argmax()), error.shape)  # the first: the fewest components
-    return sizes[int(i)], penalties[int(j)]
+    size, which = divmod(int(least.argmax()), len(penalties))  # the first: the fewest components
+    return sizes[size], penalties[which]
