@@ -111,6 +111,27 @@ def test_revisions_are_branches_tags_and_commits(hub, model, tmp_path):
     assert stp.models.load(second).card.seed == 7
 
 
+def test_a_commit_in_the_cache_asks_nobody(hub, model):
+    import stpredict as stp
+
+    name = model.push_to_hub(NAME)
+    stp.models.load(name)
+    hub.asked.clear()
+    assert stp.models.load(name).loaded_from == name
+    assert hub.asked == []
+
+
+def test_a_download_that_breaks_off_is_said_and_done_again(hub, model):
+    import stpredict as stp
+
+    model.push_to_hub(NAME)
+    hub.cut = "model.safetensors"
+    with pytest.raises(ConnectionError):
+        stp.models.load(f"hf://{NAME}")
+    hub.cut = None
+    assert _same(stp.models.load(f"hf://{NAME}"), model)
+
+
 def test_the_newest_is_taken_where_the_hub_answers(hub, model):
     import stpredict as stp
 

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 import huggingface_hub
-from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, hf_hub_url
+from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -36,10 +36,8 @@ _PART = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _REPOSITORY = re.compile(f"{_PART}/{_PART}")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,199}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# what the hub's HTTP client raises where there is no answer, and OSError
-UNREACHABLE = cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__)
-    tuple[type[Exception], ...], HfHubHTTPError.__bases__
-)  # what its HTTP client raises where there is no answer, and OSError
+BROKEN: type[Exception] = HfHubHTTPError.__bases__[0]  # what its HTTP client raises: no answer, or half of one
+UNREACHABLE = (BROKEN, OSError)
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN"
 
 
@@ -136,7 +134,7 @@ def _from_hub(name: HubName, *, ask_hub: bool, weights: bool) -> tuple[Path, str
     """The folder of one commit in the cache, and the name with this commit; raises as `find` does."""
     why = "no hub is asked for a name that stands in a record"
     if ask_hub:
-        why = "HF_HUB_OFFLINE is set" if is_offline() else _why_not_reached(name)
+        why = "HF_HUB_OFFLINE is set" if is_offline() else "" if _is_kept(name) else _why_not_reached(name)
     where: dict[str, Any] = {
         "repo_id": name.repo_id, "cache_dir": cache_folder(), "endpoint": endpoint(), "local_files_only": bool(why),
     }  # fmt: skip
@@ -155,7 +153,16 @@ def _from_hub(name: HubName, *, ask_hub: bool, weights: bool) -> tuple[Path, str
         ) from error
     except HfHubHTTPError as error:
         raise _refused(name, error) from error
+    except BROKEN as error:
+        raise ConnectionError(f"{name}: the download broke off ({type(error).__name__}); call again.") from error
     return folder, str(exact)
+
+
+def _is_kept(name: HubName) -> bool:
+    """Whether the card of this very commit is in the cache: what a commit is does not change, so no hub is asked."""
+    if not _COMMIT.fullmatch(name.revision):
+        return False
+    return isinstance(try_to_load_from_cache(name.repo_id, CARD, cache_folder(), name.revision), str)
 
 
 @contextmanager
