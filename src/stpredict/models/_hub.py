@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, hf_hub_url, try_to_load_from_cache
@@ -36,7 +36,7 @@ _PART = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
 _REPOSITORY = re.compile(f"{_PART}/{_PART}")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,199}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-BROKEN: type[Exception] = HfHubHTTPError.__bases__[0]  # what its HTTP client raises: no answer, or half of one
+BROKEN = cast("type[Exception]", HfHubHTTPError.__bases__[0])  # what its HTTP client raises: no answer, or half of one
 UNREACHABLE = (BROKEN, OSError)
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN"
 
