@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import os
 import re
 import shutil
 import subprocess
@@ -46,12 +45,9 @@ INVENTORIES = {
 
 
 def executed(src: Path, cache: Path) -> Path:
-    """The folder of what was executed with the files of `src` as they are; those of other files are removed.
-
-    Tutorials that read real sections where they are show something else where they are not.
-    """
+    """The folder of what was executed with the files of `src` as they are; those of other files are removed."""
     files = sorted(path for path in src.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    digest = hashlib.sha256(b"with data\n" if os.environ.get("STPREDICT_DATA") else b"")
+    digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.relative_to(src).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     folder = cache / digest.hexdigest()[:16]
