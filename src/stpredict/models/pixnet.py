@@ -110,7 +110,10 @@ class PixNetConfig(EncoderConfig, PanelConfig):
     context_rank : int, default 32
         Channels of the context (0: none).
     context_cells : int, default 4
-        Side of its square in cells of the coarsest stage.
+        Side of its square in cells of the coarsest stage, even.
+    context_zoom : int, default 1
+        How many times the image is enlarged for its encoder. 2 sees tissue as at half the mpp (with `context_cells=8`
+        over the same square), and costs four times as much.
     context_share : float, default 0.5
         The context's share of the map.
     turns : int, default 1
@@ -139,6 +142,7 @@ class PixNetConfig(EncoderConfig, PanelConfig):
     train_genes: int = 64  # SGN: genes a step
     context_rank: int = 32  # 0: none. Ours, see the module's head; 250 genes lie in fewer dimensions than this
     context_cells: int = 4  # 256 um at 2 um per pixel and stride 32: of 128 and 256 um the better on a training section
+    context_zoom: int = 1
     context_share: float = 0.5  # of the map: the plain average, not tuned
     turns: int = 1  # 4 or 8: the mean over quarter turns (and flips) at prediction, at that many times the cost
     recipe: Recipe = field(
@@ -520,7 +524,9 @@ def _context(c: PixNetConfig, spec: EncoderSpec, weights: str | Path | None) -> 
     if not (c.context_rank and fits):
         return None
     stages = replace(spec, taps=tuple(range(max(spec.taps) + 1)))
-    return ContextBranch(stages, weights=weights, cells=c.context_cells, rank=c.context_rank, n_genes=len(c.genes))
+    return ContextBranch(
+        stages, weights=weights, cells=c.context_cells, rank=c.context_rank, n_genes=len(c.genes), zoom=c.context_zoom
+    )
 
 
 def _genes_head(c: PixNetConfig, embeddings: GeneEmbeddings | None) -> PanelHead | TextHead:
