@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,8 @@ from stpredict.models._base import first_seed
 from stpredict.tl._domain import about, domain_record
 
 OUT = Path(__file__).resolve().parents[1] / "src" / "stpredict" / "models" / "weights" / "pixnet-her2st"
+
+BEFORE = "; measured with the context before its last fit"
 
 
 def reliability(folds: list[dict], panel: list[str]) -> dict[str, float | None]:
@@ -61,12 +63,13 @@ def renew_domain() -> None:
 
 def renew_context() -> None:
     """Fit the context of the shipped model as `tl.train` now would; the card says that its scores are of another."""
-    card, model = read_card(OUT), stp.models.load(OUT)
+    card, model = read_card(OUT), pixnet(read_card(OUT).genes)
+    model.load_state_dict(stp.models.load(OUT).state_dict())
     given = stp.datasets.her2st(list(card.sections), path=DATA / "her2st")
     sections = _spatialdata.training_sections(given, [_spatialdata.SectionSpec()], genes=card.genes, at_mpp=card.mpp)
     model.finish(sections)
-    before = "; scores are of the same model with the context it had before, a ridge of full rank"
-    model.card = replace(card, val_source=card.val_source.removesuffix(before) + before)
+    source = card.val_source.removesuffix(BEFORE) + BEFORE
+    model.card = replace(card, config=asdict(model.config), val_source=source)
     model.save(OUT, overwrite=True)
 
 
