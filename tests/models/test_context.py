@@ -128,6 +128,14 @@ def test_it_is_there_only_where_it_fits(build, changes):
     assert model.context_map is None
 
 
+def test_its_zoom_is_that_of_the_configuration(build):
+    from stpredict.models import PixNet
+
+    for zoom in (1, 2):
+        model = PixNet(config=dataclasses.replace(with_context(build).config, context_zoom=zoom))
+        assert model.context_map.zoom == zoom
+
+
 def test_a_donor_without_a_context_gives_none(build, trained, tmp_path):
     from stpredict.models import PixNet
 

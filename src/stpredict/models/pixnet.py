@@ -16,7 +16,7 @@ Where we differ, or had to choose:
   answer does not depend on the tile; the residual adds the upsampled tensor U (Figure 2; the notes' formula is not
   channel-consistent).
 - the map is pooled as an area-weighted mean by default (the paper: a sum; see `PixNetConfig.reduction`).
-- the small configuration has a second branch, the context: a closed-form ridge regression on statistics over 256 um
+- the small configuration has a second branch, the context: a closed-form ridge regression on statistics over 128 um
   of the same CNN with its pretrained weights, as some more linear channels of the map. Fine-tuning on a few hundred
   spots forgets part of what the pretrained maps know; the average of both is better than either, and than several
   seeds (benchmarks/README.md). It needs a CNN, a panel head, `reduction="mean"` and `link="identity"`:
@@ -109,7 +109,7 @@ class PixNetConfig(EncoderConfig, PanelConfig):
         How many genes a text head is asked for in a training step.
     context_rank : int, default 32
         Channels of the context (0: none).
-    context_cells : int, default 4
+    context_cells : int, default 2
         Side of its square in cells of the coarsest stage, even.
     context_zoom : int, default 1
         How many times the image is enlarged for its encoder. 2 sees tissue as at half the mpp (with `context_cells=8`
@@ -141,7 +141,8 @@ class PixNetConfig(EncoderConfig, PanelConfig):
     text_dropout: float = 0.1
     train_genes: int = 64  # SGN: genes a step
     context_rank: int = 32  # 0: none. Ours, see the module's head; 250 genes lie in fewer dimensions than this
-    context_cells: int = 4  # 256 um at 2 um per pixel and stride 32: of 128 and 256 um the better on a training section
+    context_cells: int = 2  # 128 um at 2 um per pixel and stride 32: as good as 256 um on left-out sections, and the
+    # better on half a section of another patient (benchmarks/README.md)
     context_zoom: int = 1
     context_share: float = 0.5  # of the map: the plain average, not tuned
     turns: int = 1  # 4 or 8: the mean over quarter turns (and flips) at prediction, at that many times the cost
