@@ -112,8 +112,8 @@ class PixNetConfig(EncoderConfig, PanelConfig):
     context_cells : int, default 2
         Side of its square in cells of the coarsest stage, even.
     context_zoom : int, default 1
-        How many times the image is enlarged for its encoder. 2 sees tissue as at half the mpp (with `context_cells=8`
-        over the same square), and costs four times as much.
+        How many times the image is enlarged for its encoder. 2 sees tissue as at half the mpp (with `context_cells=4`
+        over the same square), and costs four times as much; no better on left-out sections (benchmarks/README.md).
     context_share : float, default 0.5
         The context's share of the map.
     turns : int, default 1
