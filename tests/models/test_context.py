@@ -71,11 +71,17 @@ def test_the_closed_form_is_the_ridge_of_reduced_rank_on_the_pooled_statistics(t
     assert np.isfinite(context.projection.numpy()).all()
 
 
-def test_the_map_says_what_the_regression_says(trained, colour_section, monkeypatch):
+@pytest.mark.parametrize("zoom", [1, 2])
+def test_the_map_says_what_the_regression_says(trained, colour_section, monkeypatch, zoom):
+    from copy import deepcopy
+
     from stpredict.models._context import _statistics
     from stpredict.models._windows import WindowSamples
 
+    trained = deepcopy(trained)
     context = trained.context_map
+    context.zoom = zoom
+    trained.finish([colour_section(0), colour_section(1)])
     # windows as tiles are: laid on the encoder's own grid, and every border far from every shape
     monkeypatch.setattr(WindowSamples, "_snap", lambda _, corner: tuple(int(v) for v in np.floor(corner / 32) * 32))
     x = _statistics(context, [colour_section(3)], window_px=1024, stride=trained.stride)
@@ -120,6 +126,14 @@ def test_it_is_there_only_where_it_fits(build, changes):
 
     model = PixNet(config=dataclasses.replace(with_context(build).config, **changes))
     assert model.context_map is None
+
+
+def test_its_zoom_is_that_of_the_configuration(build):
+    from stpredict.models import PixNet
+
+    for zoom in (1, 2):
+        model = PixNet(config=dataclasses.replace(with_context(build).config, context_zoom=zoom))
+        assert model.context_map.zoom == zoom
 
 
 def test_a_donor_without_a_context_gives_none(build, trained, tmp_path):

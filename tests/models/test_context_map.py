@@ -70,6 +70,24 @@ def test_the_map_is_the_projection_of_standardised_statistics(context, image):
     torch.testing.assert_close(fine[:, 35, 44].double(), value, atol=1e-4 * float(expected.abs().max()), rtol=0)
 
 
+@torch.no_grad()
+def test_an_enlarged_picture_gives_the_statistics_of_an_image_of_half_the_mpp():
+    from stpredict.models._context import ContextBranch
+    from stpredict.nn.encoders import EncoderSpec
+
+    torch.manual_seed(0)
+    spec = EncoderSpec("mobilenetv2_050", (0, 1, 2, 3, 4))
+    near = ContextBranch(spec, weights=None, cells=4, rank=3, n_genes=2, zoom=2)
+    far = ContextBranch(spec, weights=None, cells=4, rank=3, n_genes=2)
+    far.load_state_dict(near.state_dict())
+    image = torch.rand(1, 3, 160, 192, generator=torch.Generator().manual_seed(1))
+    enlarged = torch.nn.functional.interpolate(image, scale_factor=2, mode="bilinear")
+    assert near.statistics(image).shape[2:] == (10, 12)
+    torch.testing.assert_close(near.statistics(image), far.statistics(enlarged))
+    near.share = torch.tensor(1.0)
+    assert near(image, size=(40, 48)).shape == (1, 3, 40, 48)
+
+
 def test_statistics_inside_shapes_are_those_of_the_interpolated_map():
     import scipy.sparse as sp
 

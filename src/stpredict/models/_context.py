@@ -42,6 +42,9 @@ class ContextBranch(nn.Module):
         Channels of the projection.
     n_genes : int
         Length of the panel, whose weights on these channels and intercepts are kept here.
+    zoom : int, default 1
+        How many times the image is enlarged for the encoder: what it was pretrained on is seen closer than tissue at 2
+        um per pixel. Its cells are then so many times smaller, and its work is the square of it.
     """
 
     centre: Tensor
@@ -52,8 +55,11 @@ class ContextBranch(nn.Module):
     intercept: Tensor
     share: Tensor
 
-    def __init__(self, spec: EncoderSpec, *, weights: str | Path | None, cells: int, rank: int, n_genes: int) -> None:
+    def __init__(
+        self, spec: EncoderSpec, *, weights: str | Path | None, cells: int, rank: int, n_genes: int, zoom: int = 1
+    ) -> None:
         super().__init__()
+        self.zoom = zoom
         self.encoder = Encoder(spec, weights=weights).requires_grad_(False)
         self.cell_px = max(self.encoder.strides)
         n = 2 * sum(self.encoder.channels)
@@ -79,6 +85,8 @@ class ContextBranch(nn.Module):
         encoder : Encoder, optional
             The same one with its batch norms folded; None: the module's own.
         """
+        if self.zoom > 1:
+            image = F.interpolate(image, scale_factor=self.zoom, mode="bilinear", align_corners=False)
         maps = (encoder or self.encoder)(image)
         sides = [self.cell_px // stride for stride in self.encoder.strides]
         mean = torch.cat([_pooled(x.float(), k) for x, k in zip(maps, sides, strict=True)], dim=1)
@@ -163,7 +171,7 @@ def _statistics(
         sections, window_px=window_px, stride=stride, reduction="mean", stain_jitter=0.0, train=False, seed=0
     )
     n = round(window_px / stride)
-    fine = _interpolation(window_px // context.cell_px, n)
+    fine = _interpolation(window_px * context.zoom // context.cell_px, n)
     device, encoder = context.projection.device, folded_encoder(context.encoder)
     found: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
     with torch.no_grad():

@@ -87,20 +87,20 @@ def reduced_rank_ridge(
         fitted = _Ridge.of(*_around(x, y, sections, means, ~held))
         held_x, held_y = _around(x, y, sections, _means(x, y, sections, held) | means, held)
         components = held_x @ fitted.axes
-        for i, penalty in enumerate(penalties):
-            full, directions = fitted.coefficients(penalty)
+        for i, tried in enumerate(penalties):
+            full, directions = fitted.coefficients(tried)
             truth, found = held_y @ directions, components @ full @ directions
             gain = (found * (found - 2 * truth)).sum(axis=0)[:ranks]
             error[i] += np.cumsum(np.pad(gain, (0, ranks - len(gain))))
-    flat = int(error.argmin()) if len(parts) > 1 else error.size - 1
-    best = divmod(flat, ranks)
+    at = int(error.argmin()) if len(parts) > 1 else error.size - 1
+    penalty, rank = float(penalties[at // ranks]), at % ranks + 1
     every = np.ones(len(x), dtype=bool)
     fitted = _Ridge.of(*_around(x, y, sections, _means(x, y, sections, every), every))
-    full, directions = fitted.coefficients(penalties[best[0]])
-    kept = directions[:, : best[1] + 1]
+    full, directions = fitted.coefficients(penalty)
+    kept = directions[:, :rank]
     projection = (fitted.axes @ (full @ kept)).T
     length = np.maximum(np.linalg.norm(projection, axis=1), 1e-300)
-    return ReducedRank(projection / length[:, None], kept * length, float(penalties[best[0]]))
+    return ReducedRank(projection / length[:, None], kept * length, penalty)
 
 
 def _principal(x: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

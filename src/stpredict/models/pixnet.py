@@ -16,7 +16,7 @@ Where we differ, or had to choose:
   answer does not depend on the tile; the residual adds the upsampled tensor U (Figure 2; the notes' formula is not
   channel-consistent).
 - the map is pooled as an area-weighted mean by default (the paper: a sum; see `PixNetConfig.reduction`).
-- the small configuration has a second branch, the context: a closed-form ridge regression on statistics over 256 um
+- the small configuration has a second branch, the context: a closed-form ridge regression on statistics over 128 um
   of the same CNN with its pretrained weights, as some more linear channels of the map. Fine-tuning on a few hundred
   spots forgets part of what the pretrained maps know; the average of both is better than either, and than several
   seeds (benchmarks/README.md). It needs a CNN, a panel head, `reduction="mean"` and `link="identity"`:
@@ -110,8 +110,11 @@ class PixNetConfig(EncoderConfig, PanelConfig):
         How many genes a text head is asked for in a training step.
     context_rank : int, default 32
         Channels of the context (0: none).
-    context_cells : int, default 4
-        Side of its square in cells of the coarsest stage.
+    context_cells : int, default 2
+        Side of its square in cells of the coarsest stage, even.
+    context_zoom : int, default 1
+        How many times the image is enlarged for its encoder. 2 sees tissue as at half the mpp (with `context_cells=4`
+        over the same square), and costs four times as much; no better on left-out sections (benchmarks/README.md).
     context_share : float, default 0.5
         The context's share of the map.
     turns : int, default 1
@@ -145,7 +148,9 @@ class PixNetConfig(EncoderConfig, PanelConfig):
     text_dropout: float = 0.1
     train_genes: int = 64  # SGN: genes a step
     context_rank: int = 32  # 0: none. Ours, see the module's head; 250 genes lie in fewer dimensions than this
-    context_cells: int = 4  # 256 um at 2 um per pixel and stride 32: of 128 and 256 um the better on a training section
+    context_cells: int = 2  # 128 um at 2 um per pixel and stride 32: as good as 256 um on left-out sections, and the
+    # better on half a section of another patient (benchmarks/README.md)
+    context_zoom: int = 1
     context_share: float = 0.5  # of the map: the plain average, not tuned
     turns: int = 1  # 4 or 8: the mean over quarter turns (and flips) at prediction, at that many times the cost
     recipe: Recipe = field(
@@ -533,7 +538,9 @@ def _context(c: PixNetConfig, spec: EncoderSpec, weights: str | Path | None) -> 
     if not (c.context_rank and fits):
         return None
     stages = replace(spec, taps=tuple(range(max(spec.taps) + 1)))
-    return ContextBranch(stages, weights=weights, cells=c.context_cells, rank=c.context_rank, n_genes=len(c.genes))
+    return ContextBranch(
+        stages, weights=weights, cells=c.context_cells, rank=c.context_rank, n_genes=len(c.genes), zoom=c.context_zoom
+    )
 
 
 def _genes_head(c: PixNetConfig, embeddings: GeneEmbeddings | None) -> PanelHead | TextHead:
