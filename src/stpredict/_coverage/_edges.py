@@ -1,4 +1,4 @@
-"""Edges of shapes, cut at grid lines, and the signed area that each piece adds to the cells of its row."""
+"""Boundaries of polygons and circles, cut at grid lines, and the area that each piece adds to grid squares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What shapes say of their own size: known arrays of spots, bins of Visium HD, cells of Xenium."""
+"""Micrometres per coordinate unit, from shapes of known size: spot arrays, Visium HD bins, Xenium cells, tile grids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was said of an object already: every verb looks at the same spots, and one line a section is enough."""
+"""Log each message about an object or store once at level INFO; repeats go to DEBUG."""
 
 from __future__ import annotations
 

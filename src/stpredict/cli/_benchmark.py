@@ -1,4 +1,4 @@
-"""`stpredict benchmark`."""
+"""`stpredict benchmark`: train and score several models on the same sections under one protocol."""
 
 from __future__ import annotations
 

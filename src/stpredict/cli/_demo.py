@@ -1,4 +1,4 @@
-"""`stpredict demo`."""
+"""`stpredict demo`: train on a simulated section, predict another, and score it against the known truth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`stpredict doctor`."""
+"""`stpredict doctor`: check the installation, and report what is missing or broken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`stpredict evaluate`."""
+"""`stpredict evaluate`: score a predicted layer against the measured spots."""
 
 from __future__ import annotations
 

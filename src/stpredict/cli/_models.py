@@ -1,4 +1,4 @@
-"""`stpredict models`."""
+"""`stpredict models`: list the trained models that come with the package, or print the card of one."""
 
 from __future__ import annotations
 

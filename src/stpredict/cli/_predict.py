@@ -1,4 +1,4 @@
-"""`stpredict predict`."""
+"""`stpredict predict`: predict expression from the H&E image, and write it into the stores."""
 
 from __future__ import annotations
 

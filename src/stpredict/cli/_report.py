@@ -1,4 +1,4 @@
-"""`stpredict report`."""
+"""`stpredict report`: write a prediction as one HTML file that opens in any browser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`stpredict train`."""
+"""`stpredict train`: train a model on measured sections, and save it."""
 
 from __future__ import annotations
 

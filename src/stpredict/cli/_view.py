@@ -1,4 +1,4 @@
-"""`stpredict view`."""
+"""`stpredict view`: look at a store in Vitessce, in the browser of this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HBD, human breast cancer by legacy Spatial Transcriptomics: the data of ST-Net (He et al. 2020)."""
+"""HBD: human breast cancer by legacy Spatial Transcriptomics (ST-Net, He et al. 2020), read from a local folder."""
 
 from __future__ import annotations
 

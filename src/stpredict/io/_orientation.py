@@ -1,4 +1,4 @@
-"""The orientation tag of JPEG, PNG and TIFF: the turn by which a picture is to be shown, applied to lazy pixels."""
+"""Rotation or mirroring by the EXIF or TIFF orientation tag, applied to lazy pixels of JPEG, PNG and TIFF files."""
 
 from __future__ import annotations
 

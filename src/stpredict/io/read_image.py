@@ -1,4 +1,4 @@
-"""One's own slide: an image file without measurements."""
+"""Read an H&E image file without expression data: a slide to predict on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Base classes of configurations and recipes, and the range of each of their fields.
+"""Base classes of model settings (`Config`) and training settings (`Recipe`), and the allowed range of each field.
 
 One table serves constructors and cards. A rule that joins several fields stands in the file of its model.
 """

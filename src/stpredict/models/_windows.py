@@ -1,4 +1,4 @@
-"""Samples of dense models: square windows of sections, with the pooling of the shapes inside."""
+"""PyTorch dataset for training dense models: square image windows, with the area weights of the shapes inside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which genes a model predicts, chosen from training sections alone (protocol stp-2, "Panels")."""
+"""Choose the genes that a model predicts, by highest mean or highest variance in the training sections."""
 
 from __future__ import annotations
 

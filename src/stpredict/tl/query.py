@@ -1,4 +1,4 @@
-"""Predict more genes from a stored latent raster, without the image or the network."""
+"""Predict more genes from a stored latent raster, without reading the image or running the image encoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps that runs of `tl.benchmark` and `tl.unseen_genes` share: a model of the seed, its file, fit, prediction."""
+"""Steps that `tl.benchmark` and `tl.unseen_genes` share: a seeded model, its cached result, training, prediction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The words of a report: what was found, what to watch, where it comes from, and what the numbers do not say."""
+"""Texts of the HTML report: headline figures, warnings, provenance, and what the numbers do not show."""
 
 from __future__ import annotations
 
