@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 
 BUILD = HERE / "_build"
 # The main job, executed in every build beside docs/index.md; `sphinx-build -t slow` executes the others too.
-MAIN = ("quickstart", "samples_and_scales")
+MAIN = ("quickstart",)
 NOT_EXECUTED = """
 :::{{note}}
 This page takes longer than a build of the documentation should, and was not executed: its code stands here without
