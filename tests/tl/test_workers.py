@@ -68,6 +68,21 @@ def test_workers_write_what_one_process_writes(client, saved, stores, tmp_path):
 
 
 @pytest.mark.slow
+def test_of_several_samples_the_one_of_the_table_is_meant_by_workers_too(client, saved, make, tmp_path):
+    """The image follows from the shapes, and these from the table; a worker got neither."""
+    import spatialdata
+
+    import stpredict as stp
+
+    paths = [tmp_path / name for name in ("one.zarr", "many.zarr")]
+    for path, run in zip(paths, ({"device": "cpu"}, {"client": client}), strict=True):
+        spatialdata.concatenate({"a": make(7), "b": make(8)}).write(path)
+        stp.tl.predict(path, saved, table_name="table-b", output="both", **run, **RUN)
+    values = [read_zarr(path).tables["table-b"].layers["pixnet"] for path in paths]
+    np.testing.assert_allclose(values[0], values[1], rtol=1e-6)
+
+
+@pytest.mark.slow
 def test_rows_of_spot_models_go_to_workers_too(client, ridge, stores, tmp_path, monkeypatch):
     import stpredict as stp
     from stpredict._inference import _chunks

@@ -137,7 +137,7 @@ class PatchInference(ChunkedInference):
     Parameters
     ----------
     fast : Model, optional
-        The same model in fewer steps, for the latent; None: the model itself.
+        The model with its batch norms folded (`fold_batch_norms`), which computes the latent; None: the model itself.
     """
 
     def __init__(self, model: Model, section: Section, runtime: Runtime, *, fast: Model | None = None) -> None:

@@ -26,23 +26,25 @@ from stpredict.models._samples import Batch, to_cells
 READ_DEPTH = 2  # chunks that are read while one is computed
 POOL_DEPTH = 1  # chunks that are pooled while the next is computed
 
+# Takes rows, columns (both in cells) and values (g, h, w) before the link; the values are valid during the call only.
 Raster = Callable[[slice, slice, NDArray[np.float32]], None]
 
 
 class DenseInference(ChunkedInference):
-    """Tiles of a dense model: area-weighted sums of the latent inside every shape.
+    """Tiles of a dense model: area-weighted sums of the latent inside every shape. A chunk is a batch of tiles.
 
     Parameters
     ----------
-    raster, query
-        Takes the cores of the map of these genes, (g, d); without `query` of the latent map itself. The values that it
-        is handed are valid during the call only.
+    raster : Raster, optional
+        Called with the map of every core; None: no raster is written.
+    query : Tensor, optional
+        (g, d) rows of the genes on the raster; None: the raster holds the latent itself.
     fast : Model, optional
-        The same model in fewer steps, for the latent; None: the model itself.
+        The model with its batch norms folded (`fold_batch_norms`), which computes the latent; None: the model itself.
 
     Notes
     -----
-    The constant last channel of the latent adds up to the covered area. A chunk is a batch of tiles.
+    The last channel of the latent is 1 everywhere, so its sum inside a shape is the covered area.
     """
 
     def __init__(
@@ -55,7 +57,8 @@ class DenseInference(ChunkedInference):
         image = shapely.box(0, 0, section.image.width, section.image.height)
         self.shapes = _coverage.clip(section.shapes, image)
         self.bounds = _coverage.bounds(self.shapes) / model.stride
-        self._tree = STRtree([shapely.box(x0, y0, x1, y1) for y0, x0, y1, x1 in self.bounds])
+        y0, x0, y1, x1 = self.bounds.T
+        self._tree = STRtree(shapely.box(x0, y0, x1, y1))
         self._last_read: tuple[Window, NDArray[np.uint8]] | None = None
         if section.tissue is not None:
             shapely.prepare(section.tissue)
@@ -77,6 +80,10 @@ class DenseInference(ChunkedInference):
         b = self.bounds[near]
         return near[(b[:, 0] < y1) & (b[:, 2] > y0) & (b[:, 1] < x1) & (b[:, 3] > x0)]  # those that only touch are out
 
+    def _in_cells(self, core: Window) -> Window:
+        """A core in cells of the map."""
+        return Window(*(round(px / self.model.stride) for px in (core.y0, core.x0, core.height, core.width)))
+
     def _has_tissue(self, tile: Tile) -> bool:
         """Whether there may be tissue in a core."""
         core, tissue = tile.core, self.section.tissue
@@ -95,37 +102,40 @@ class DenseInference(ChunkedInference):
 
     def _read_tiles(self, chunk: int) -> Tensor:
         """First stage: the pixels (b, 3, h, w) of the tiles of a chunk."""
-        read = np.stack([self._pixels(tile.read) for tile in self.groups[chunk]])
-        images = torch.from_numpy(read).permute(0, 3, 1, 2)
+        pixels = np.stack([self._pixels(tile.read) for tile in self.groups[chunk]])
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         return images.pin_memory() if self.device.type == "cuda" else images
 
     def _pixels(self, window: Window) -> NDArray[np.uint8]:
-        """A window of the image. What it shares with the one before, mostly its neighbour, is not read again."""
-        image, before = self.section.image, self._last_read
-        if before is not None and before[0].shape == window.shape and before[0].y0 == window.y0:
-            last, shared = before[0], before[0].x1 - window.x0
-            if 0 < shared < window.width:
+        """The pixels (h, w, 3) of a window; columns that the window read before, mostly its neighbour, has are kept."""
+        pixels: NDArray[np.uint8] | None = None
+        if self._last_read is not None:
+            last, held = self._last_read
+            shared = last.x1 - window.x0
+            if last.shape == window.shape and last.y0 == window.y0 and 0 < shared < window.width:
                 rest = replace(window, x0=last.x1, width=window.width - shared)
-                self._last_read = window, np.concatenate([before[1][:, -shared:], image.read(rest)], axis=1)
-                return self._last_read[1]
-        self._last_read = window, image.read(window)
-        return self._last_read[1]
+                pixels = np.concatenate([held[:, -shared:], self.section.image.read(rest)], axis=1)
+        if pixels is None:
+            pixels = self.section.image.read(window)
+        self._last_read = window, pixels
+        return pixels
 
-    def _latent_maps(self, which: Sequence[int], images: Generator[Tensor]) -> Generator[tuple[int, Tensor]]:
+    def _latent_maps(self, which: Sequence[int], batches: Generator[Tensor]) -> Generator[tuple[int, Tensor]]:
         """Second stage: chunks, by number, and the latent maps (b, d, h, w) of their cores.
 
         Two buffers (`POOL_DEPTH` and one) take turns: a chunk is pooled before the maps of the next but one are
         computed. Allocated in each forward pass, and freed in the next, maps would break up the heap.
         """
         model, cells = self.model, round(self.tiling.core_px / self.model.stride)
-        shape = max(map(len, self.groups), default=0), model.query(model.genes[:1]).shape[1], cells, cells
+        width = model.query(model.genes[:1]).shape[1]  # of the latent: what a gene's row is multiplied with
+        shape = max(map(len, self.groups), default=0), width, cells, cells
         buffers = [
             torch.empty(shape, dtype=torch.float32, device=self.device) for _ in range(min(POOL_DEPTH + 1, len(which)))
         ]
-        with closing(images), self.bar(len(which)) as bar:
-            for k, (chunk, read) in enumerate(zip(which, images, strict=True)):
-                maps = buffers[k % len(buffers)][: len(read)]
-                self.in_batches(len(read), partial(self._forward, read, maps))
+        with closing(batches), self.bar(len(which)) as bar:
+            for k, (chunk, images) in enumerate(zip(which, batches, strict=True)):
+                maps = buffers[k % len(buffers)][: len(images)]
+                self.in_batches(len(images), partial(self._forward, images, maps))
                 bar.update()
                 yield chunk, maps
 
@@ -133,34 +143,41 @@ class DenseInference(ChunkedInference):
     def _forward(self, images: Tensor, out: Tensor, part: slice) -> None:
         """Write the latent maps (b, d, h, w) of the cores of some tiles into `out[part]`.
 
-        They are averaged in float32 over the first `turns` symmetries of the square.
+        With `turns` above 1 they are averaged in float32 over the first `turns` symmetries of the square.
         """
-        stride, turns = self.model.stride, self.tiling.turns
-        images = images[part].to(out.device, non_blocking=True)
-        halo, core = (round(px / stride) for px in (self.tiling.halo_px, self.tiling.core_px))
-        total: Tensor | None = None
-        for turn in range(turns):
-            flip, quarters = turn > 3, turn % 4
-            image = images.flip(-1) if flip else images
-            image = image.rot90(quarters, (-2, -1)) if quarters else image  # a turn of nothing copies
-            batch = Batch(image, None, None, (), np.empty((0, 2), np.int64))
-            maps = self.fast.latent(batch)[..., halo : halo + core, halo : halo + core]
-            maps = maps.to(torch.float32, copy=True) if turns > 1 else maps  # no view: the halo goes
-            maps = maps.rot90(-quarters, (-2, -1)) if quarters else maps
-            maps = maps.flip(-1) if flip else maps
-            total = maps if total is None else total + maps
-        assert total is not None
-        out[part] = total if turns == 1 else total / turns
+        images, turns = images[part].to(out.device, non_blocking=True), self.tiling.turns
+        if turns == 1:
+            out[part] = self._core_maps(images)
+            return
+        total = self._turned_maps(images, 0)
+        for turn in range(1, turns):
+            total = total + self._turned_maps(images, turn)
+        out[part] = total / turns
+
+    def _core_maps(self, images: Tensor) -> Tensor:
+        """The latent maps (b, d, h, w) of tiles, without their halos; a view."""
+        halo, core = (round(px / self.model.stride) for px in (self.tiling.halo_px, self.tiling.core_px))
+        maps = self.fast.latent(Batch(images, None, None, (), np.empty((0, 2), np.int64)))
+        return maps[..., halo : halo + core, halo : halo + core]
+
+    def _turned_maps(self, images: Tensor, turn: int) -> Tensor:
+        """The maps in float32 of images that are turned (see `dihedral`), turned back."""
+        flip, quarters = turn > 3, turn % 4
+        images = images.flip(-1) if flip else images
+        images = images.rot90(quarters, (-2, -1)) if quarters else images  # rot90 copies even at 0 quarters
+        maps = self._core_maps(images).to(torch.float32, copy=True)  # a copy, so that the halo is freed
+        maps = maps.rot90(-quarters, (-2, -1)) if quarters else maps
+        return maps.flip(-1) if flip else maps
 
     @torch.inference_mode()
-    def _pool_and_write(self, chunk: tuple[int, Tensor]) -> PartialSum:
-        """Third stage: the partial sums of a chunk; its cores are written to the raster."""
-        tiles, maps = self.groups[chunk[0]], chunk[1]
+    def _pool_and_write(self, computed: tuple[int, Tensor]) -> PartialSum:
+        """Third stage: pool the latent maps of a chunk inside its shapes, and write them to the raster."""
+        chunk, maps = computed
         sums: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
-        for tile, core in zip(tiles, maps, strict=True):
-            sums.append(self._pooled_sums(tile.core, core))
+        for tile, latent in zip(self.groups[chunk], maps, strict=True):
+            sums.append(self._pooled_sums(tile.core, latent))
             if self.raster is not None:
-                self._write_raster_tile(tile.core, core)
+                self._write_raster_tile(tile.core, latent)
         if len(sums) == 1:
             return PartialSum(*sums[0])
         rows, at = np.unique(np.concatenate([rows for rows, _ in sums]), return_inverse=True)
@@ -174,9 +191,8 @@ class DenseInference(ChunkedInference):
         hits = self._shapes_in(core)
         if not len(hits):
             return hits, np.zeros((0, d))
-        window = Window(round(core.y0 / self.model.stride), round(core.x0 / self.model.stride), h, w)
         shapes = _coverage.transform(self.shapes.rows(hits), to_cells(self.model.stride))
-        weights = _coverage.Weights.of(_coverage.coverage(shapes, window))
+        weights = _coverage.Weights.of(_coverage.coverage(shapes, self._in_cells(core)))
         if latent.is_cuda:
             sums = weights.of_cells(latent.movedim(0, -1).reshape(h * w, d).cpu().numpy()).astype(np.float64)
         else:  # in this thread alone: more would be in the way of the network's
@@ -189,13 +205,16 @@ class DenseInference(ChunkedInference):
         assert self.raster is not None
         with torch.autocast(latent.device.type, enabled=False):
             values = latent if self.query is None else torch.einsum("gd,dhw->ghw", self.query, latent)
-        height, width = raster_shape(self.model, self.section)
-        y0, x0 = round(core.y0 / self.model.stride), round(core.x0 / self.model.stride)
-        y1, x1 = min(y0 + values.shape[1], height), min(x0 + values.shape[2], width)
-        self.raster(slice(y0, y1), slice(x0, x1), values[:, : y1 - y0, : x1 - x0].cpu().numpy())
+        cells, (height, width) = self._in_cells(core), raster_shape(self.model, self.section)
+        y1, x1 = min(cells.y1, height), min(cells.x1, width)  # cores reach over the border
+        values = values[:, : y1 - cells.y0, : x1 - cells.x0]
+        self.raster(slice(cells.y0, y1), slice(cells.x0, x1), values.cpu().numpy())
 
     def from_sums(self, total: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Divide the sums by the covered areas (mean), or scale them (sum); also covered shares."""
+        """Divide the sums by the covered areas (mean), or scale them (sum); also covered shares.
+
+        Float32 sums are overwritten: the result takes their memory.
+        """
         model, section = self.model, self.section
         area = total[:, -1:].copy()
         with np.errstate(invalid="ignore", divide="ignore"):

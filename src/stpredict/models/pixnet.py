@@ -147,12 +147,13 @@ class PixNetConfig(EncoderConfig, PanelConfig):
     text_hidden: int = 128  # not given by anyone for this size
     text_dropout: float = 0.1
     train_genes: int = 64  # SGN: genes a step
-    context_rank: int = 32  # 0: none. Ours, see the module's head; 250 genes lie in fewer dimensions than this
-    context_cells: int = 2  # 128 um at 2 um per pixel and stride 32: as good as 256 um on left-out sections, and the
-    # better on half a section of another patient (benchmarks/README.md)
+    context_rank: int = 32  # ours, see the module's head; 250 genes lie in fewer dimensions than this
+    # 128 um at 2 um per pixel and stride 32: as good as 256 um on left-out sections, and better on half a section of
+    # another patient (benchmarks/README.md)
+    context_cells: int = 2
     context_zoom: int = 1
-    context_share: float = 0.5  # of the map: the plain average, not tuned
-    turns: int = 1  # 4 or 8: the mean over quarter turns (and flips) at prediction, at that many times the cost
+    context_share: float = 0.5  # the plain average, not tuned
+    turns: int = 1
     recipe: Recipe = field(
         # not given for this size; the paper's 5e-4 with 1e-4 decay is the published configuration
         default_factory=lambda: Recipe(
@@ -258,16 +259,17 @@ class PixNet(Model):
     ) -> None:
         embeddings = as_embeddings(embeddings)
         home = _home_of(encoder_weights)
-        donor = None if home is None else _donor(home, encoder)
-        super().__init__(_config(config, genes, encoder, mpp, donor, head, embeddings))
+        donor = {} if home is None else _donor(home, encoder)
+        weights = encoder_weights if home is None else None  # those of a saved PixNet are read below
+        made = _config(config, genes, encoder=encoder, mpp=mpp, head=head, embeddings=embeddings)
+        super().__init__(replace(made, **donor))
         c, spec = self.config, self.config.encoder_spec
-        self.encoder = Encoder(spec, weights=None if home is not None else encoder_weights)
+        self.encoder = Encoder(spec, weights=weights)
         self.decoder = Decoder(self.encoder.channels, c.filters, n_bilinear=c.n_bilinear, window=c.attention_window)
         self.genes_head = _genes_head(c, embeddings)
         self.count_rates = CountRates(len(c.genes), c.filters[0]) if c.link == "counts" else None
         if self.count_rates is not None and isinstance(self.genes_head, PanelHead):
-            self.genes_head.weight.data /= GAIN
-        weights = None if home is not None or self.encoder.is_vit else encoder_weights
+            self.genes_head.weight.data /= GAIN  # `CountRates.rows` multiplies free rows by it
         self.context_map = None if self.encoder.is_vit else _context(c, spec, weights)
         self.stride = self.encoder.strides[0] / 2 ** (len(c.filters) - len(c.taps))
         _check_sizes(c, self.encoder)
@@ -348,7 +350,7 @@ class PixNet(Model):
         return torch.log1p(values) if self.config.link == "log1p" else values
 
     def loss(self, batch: Batch, query: Tensor) -> Tensor:
-        """MSE + 0.5 (1 - batch-wise Pearson), or the likelihood of counts; inside the measured shapes only."""
+        """MSE + `pcc_weight` x (1 - Pearson in the batch), or the likelihood of counts; inside measured shapes only."""
         if self.count_rates is not None:
             return self._counts_loss(self.count_rates, batch, query)
         values = predict_batch(self, batch, query)
@@ -440,17 +442,19 @@ class SkipFusion(nn.Module):
         q, k, v = self._windows(self.qkv(torch.cat([skip, up], dim=1)))
         return up + self._merge(_attend(q, k, v), up.shape)
 
-    def _windows(self, qkv: Tensor) -> Tensor:
+    def _windows(self, qkv: Float[Tensor, "b c3 h w"]) -> Float[Tensor, "3 m cells c"]:
+        """Queries, keys and values, cut into the m = b (h / n) (w / n) squares of n = `window` cells."""
         b, c3, h, w = qkv.shape
-        n = self.window
-        grid = qkv.reshape(b, 3, c3 // 3, h // n, n, w // n, n).permute(1, 0, 3, 5, 4, 6, 2)
-        return grid.reshape(3, -1, n * n, c3 // 3)  # (qkv, windows, cells, c)
+        c, n = c3 // 3, self.window
+        grid = qkv.reshape(b, 3, c, h // n, n, w // n, n)  # (b, qkv, c, row of squares, y, column of squares, x)
+        return grid.permute(1, 0, 3, 5, 4, 6, 2).reshape(3, -1, n * n, c)
 
-    def _merge(self, rows: Tensor, shape: Sequence[int]) -> Tensor:
+    def _merge(self, rows: Float[Tensor, "m cells c"], shape: Sequence[int]) -> Float[Tensor, "b c h w"]:
+        """The map of this shape that `_windows` cut into squares."""
         b, c, h, w = shape
         n = self.window
-        grid = rows.reshape(b, h // n, w // n, n, n, c).permute(0, 5, 1, 3, 2, 4)
-        return grid.reshape(b, c, h, w)
+        grid = rows.reshape(b, h // n, w // n, n, n, c)  # (b, row of squares, column of squares, y, x, c)
+        return grid.permute(0, 5, 1, 3, 2, 4).reshape(b, c, h, w)
 
 
 def _attend(q: Float[Tensor, "w n d"], k: Float[Tensor, "w n d"], v: Float[Tensor, "w n d"]) -> Float[Tensor, "w n d"]:
@@ -515,12 +519,13 @@ def _donor(home: Path, encoder: str | None) -> dict[str, Any]:
 def _config(
     config: str | PixNetConfig,
     genes: Sequence[str],
+    *,
     encoder: str | None,
     mpp: float | None,
-    donor: Mapping[str, Any] | None,
     head: Literal["panel", "text"] | None,
     embeddings: GeneEmbeddings | None,
 ) -> PixNetConfig:
+    """The configuration that the arguments of `PixNet` make, checked as far as that needs no encoder."""
     made = resolve_config(config, PixNetConfig, PUBLISHED, genes, embeddings, encoder=encoder, mpp=mpp, head=head)
     if made.n_bilinear >= len(made.filters):
         raise ValueError(f"n_bilinear={made.n_bilinear}: a decoder of {len(made.filters)} filters has one step less.")
@@ -530,7 +535,7 @@ def _config(
         raise ValueError("embeddings= are for head='text'; a panel head does not look at them.")
     if TOTAL in made.genes:
         raise ValueError(f"no gene can be called {TOTAL!r}: it is the channel of all RNA in a map of rates.")
-    return replace(made, **(donor or {}))
+    return made
 
 
 def _context(c: PixNetConfig, spec: EncoderSpec, weights: str | Path | None) -> ContextBranch | None:
@@ -564,12 +569,12 @@ def _check_sizes(c: PixNetConfig, encoder: Encoder) -> None:
             "the one before, since a step of the decoder doubles the resolution. Choose taps of consecutive stages."
         )
     n_bare = len(c.filters) - len(c.taps)
-    coarsest = encoder.strides[0] / 2**n_bare * 2 ** (len(c.filters) - 2)  # stride of the deepest fusion
-    unit = int(np.lcm(encoder.block_px, int(coarsest) * c.attention_window))
+    coarsest = strides[0] / 2**n_bare * 2 ** (len(c.filters) - 2)  # stride of the deepest fusion
+    attended_px = int(coarsest) * c.attention_window
+    unit = int(np.lcm(encoder.block_px, attended_px))
     for name in ("window_px", "core_px", "halo_px"):
-        if getattr(c, name) % unit:
+        if (px := getattr(c, name)) % unit:
             raise ValueError(
-                f"{name}={getattr(c, name)} must be a multiple of {unit} px: the encoder's unit is "
-                f"{encoder.block_px} px, an attention window of the deepest fusion is "
-                f"{int(coarsest) * c.attention_window} px."
+                f"{name}={px} must be a multiple of {unit} px: the encoder's unit is {encoder.block_px} px, an "
+                f"attention window of the deepest fusion is {attended_px} px."
             )

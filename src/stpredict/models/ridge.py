@@ -139,8 +139,9 @@ class Ridge(Model):
         search.fit((x - centre) / spread, y, groups=inner_groups(sections) if several else None)
         best = search.best_estimator_
         weight = np.column_stack([np.atleast_2d(best.coef_), best.intercept_])  # of one gene it is a row
-        for name, value in (("centre", centre), ("spread", spread), ("weight", weight), ("penalty", [best.alpha])):
-            setattr(self, name, torch.from_numpy(np.asarray(value, dtype=np.float32)))
+        self.centre, self.spread, self.weight, self.penalty = (
+            torch.from_numpy(np.asarray(value, dtype=np.float32)) for value in (centre, spread, weight, [best.alpha])
+        )
 
     def _statistics(self, sections: Sequence[Section]) -> NDArray[np.float64]:
         samples = self.samples(sections, train=True)

@@ -203,11 +203,18 @@ def predict(
                     job.finish()
         except BaseException as error:
             if len(many) > 1:
-                go_on = "The same call with resume=True leaves what is done as it is."
-                go_on = go_on if all(map(_spatialdata.path_of, many)) else "Pass the rest of the list to go on."
-                this = _spatialdata.path_of(each) or "an object in memory"
-                error.add_note(f"This was {this}, {k + 1} of {len(many)}; those before it are done. {go_on}")
+                error.add_note(_where_it_stopped(many, k))
             raise
+
+
+def _where_it_stopped(many: Sequence[SpatialData | str | Path], k: int) -> str:
+    """Which object of a list failed, and how to go on."""
+    this = _spatialdata.path_of(many[k]) or "an object in memory"
+    if all(map(_spatialdata.path_of, many)):
+        go_on = "The same call with resume=True leaves what is done as it is."
+    else:
+        go_on = "Pass the rest of the list to go on."
+    return f"This was {this}, {k + 1} of {len(many)}; those before it are done. {go_on}"
 
 
 def _listed(sdata: SpatialData | str | Path | Sequence[SpatialData | str | Path]) -> list[SpatialData | str | Path]:

@@ -141,7 +141,7 @@ def _predict_slide(
             client.cancel(waiting)
             _submitted_futures[:] = [future for future in _submitted_futures if future not in waiting]
         here = replace(request.runtime, device=torch.device("cpu"))  # for the sums, and the head of the genes
-        job.request = replace(request, runtime=here)
+        job.request = replace(job.request, runtime=here)
         with _client_lock:
             job.finish()
 

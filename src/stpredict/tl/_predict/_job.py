@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import shapely
@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from stpredict._partial import PartialFiles
+    from stpredict._section import Fingerprint
     from stpredict.tl._predict._request import PredictRequest
 
 logger = logging.getLogger("stpredict")
-FEW = 0.05  # of the shapes may be smaller than a cell without a word: scraps of a segmentation
-SAME_SIZE = 1e-3  # relative: a bin of the cell's own size is not smaller
+SMALL_SHARE = 0.05  # of the shapes may be smaller than a cell without a warning: scraps of a segmentation
+SIZE_RTOL = 1e-3  # a bin of the cell's own size is not smaller
 
 
 class PredictionJob:
@@ -40,6 +41,15 @@ class PredictionJob:
     Entering checks everything that can be checked before the work. An object in a store keeps the partial sums of
     finished chunks in a folder next to it (`_spatialdata.Checkpoint`).
     """
+
+    # set on entering
+    destination: Destination | None  # None: only a raster is written
+    section: Section
+    domain: NDArray[np.float64] | None  # (n,) percentile among left-out training shapes
+    fingerprint: Fingerprint
+    record: dict[str, Any]
+    checkpoint: _spatialdata.Checkpoint | None  # None: the object is in memory
+    raster: RasterWriter | None  # None: only a layer is written
 
     def __init__(self, sdata: SpatialData, request: PredictRequest) -> None:
         self.sdata, self.request = sdata, request
@@ -51,9 +61,11 @@ class PredictionJob:
             names = _spatialdata.NewNames(self.sdata, overwrite=request.overwrite)
             self.destination = _destination(names, request)
             names.check()
-            self.section = request.section(
-                self.sdata, None if self.destination is None else self.destination.shapes_key
-            )
+            shapes_key = request.spec.shapes_key if self.destination is None else self.destination.shapes_key
+            image_key = _spatialdata.resolve_image(self.sdata, request.spec.image_key, shapes_key=shapes_key)
+            spec = replace(request.spec, image_key=image_key, shapes_key=shapes_key)
+            self.request = request = replace(request, spec=spec)  # resolved once, for workers too
+            self.section = request.section(self.sdata, None if self.destination is None else shapes_key)
             self.domain = self._domain()
             if self.destination is not None:
                 _warn_of_small(self.section, request, self.sdata.path)
@@ -62,9 +74,7 @@ class PredictionJob:
             self.record = provenance(request, self.fingerprint)
             self.checkpoint = self._checkpoint(stack, names.store)
             folder = None if self.checkpoint is None else self.checkpoint.work
-            shapes_key = request.spec.shapes_key if self.destination is None else self.destination.shapes_key
-            own = replace(request, spec=replace(request.spec, shapes_key=shapes_key))
-            self.raster = open_raster_writer(self.sdata, names.store, self.section, own, stack, folder)
+            self.raster = open_raster_writer(self.sdata, names.store, self.section, request, stack, folder)
             self._stack = stack.pop_all()
         return self
 
@@ -102,7 +112,7 @@ class PredictionJob:
                     held_out=gene_evidence(request.model, request.genes),
                     spread=spread,
                     domain=self.domain,
-                )  # fmt: skip
+                )
             )
         if self.raster is not None:
             changes.append(self.raster.target.image(raster_record(request, self.record)))
@@ -114,30 +124,31 @@ class PredictionJob:
         logger.info("wrote %s", ", ".join(place for change in changes for place in change.records({})))
 
     def _domain(self) -> NDArray[np.float64] | None:
-        """Where each shape lies among training tissue; what the model cannot know is warned of: glass, other tissue."""
-        request, to, sdata = self.request, self.destination, self.sdata
+        """Percentile (n,) of each shape among left-out training shapes; None without a layer, or where it is not known.
+
+        Warns of shapes on glass, and of a section or tissue unlike those of the training.
+        """
+        request, destination, sdata = self.request, self.destination, self.sdata
         assert request.model.card is not None
-        shapes_key = request.spec.shapes_key if to is None else to.shapes_key
-        image_key = _spatialdata.resolve_image(sdata, request.spec.image_key, shapes_key=shapes_key)
-        spec = replace(request.spec, image_key=image_key, shapes_key=shapes_key)
-        bare = None
+        on_glass = None
         if request.spec.tissue_key is None:
             measured = None
-            if to is not None and to.columns is not None:
-                measured = _spatialdata.measured_shapes(sdata, to.table_name, to.shapes_key)
-            bare = _spatialdata.warn_of_background(sdata, spec, self.section, measured=measured)
-        section = sampled(self.section) if to is None else self.section
-        found, said = percentiles(request.model, sdata, spec, section, skipped=bare if to is not None else None)
-        other = mismatch(request.model.card, sdata)
-        if other is not None:
-            warnings.warn(f"section {section.name!r} says of itself that it is of {other}.", stacklevel=4)
-        if said is not None:
+            if destination is not None and destination.columns is not None:
+                measured = _spatialdata.measured_shapes(sdata, destination.table_name, destination.shapes_key)
+            on_glass = _spatialdata.warn_of_background(sdata, request.spec, self.section, measured=measured)
+        section = sampled(self.section) if destination is None else self.section
+        skipped = None if destination is None else on_glass
+        percentile, unfamiliar = percentiles(request.model, sdata, request.spec, section, skipped=skipped)
+        mismatched = mismatch(request.model.card, sdata)
+        if mismatched is not None:
+            warnings.warn(f"section {section.name!r} says of itself that it is of {mismatched}.", stacklevel=4)
+        if unfamiliar is not None:
             warnings.warn(
-                f"section {section.name!r}: {said}. Expect less than the model's scores, or nothing; see "
+                f"section {section.name!r}: {unfamiliar}. Expect less than the model's scores, or nothing; see "
                 f"obs['{request.key}_domain'] and docs/trust.md.",
                 stacklevel=4,
             )
-        return found if to is not None else None
+        return None if destination is None else percentile
 
     def _check_unchanged(self) -> None:
         """Raise where another process has replaced the image during the prediction, as far as a sample of it shows."""
@@ -160,7 +171,7 @@ class PredictionJob:
 def _destination(names: _spatialdata.NewNames, request: PredictRequest) -> Destination | None:
     """Where a table result goes, None where only a raster is requested; registers the names of both."""
     if request.output.raster:
-        request.raster_factor  # noqa: B018 - raises for a model without a map, before any work
+        request.raster_factor()  # raises for a model without a map, before any work
         names.element("images", request.key)
     if not request.output.layer:
         return None
@@ -223,7 +234,7 @@ def open_raster_writer(
     """
     if not request.output.raster:
         return None
-    model, spec, factor = request.model, request.spec, request.raster_factor
+    model, spec, factor = request.model, request.spec, request.raster_factor()
     step = model.stride * model.mpp
     height, width = _inference.raster_shape(model, section)
     image_key = _spatialdata.resolve_image(sdata, spec.image_key, shapes_key=spec.shapes_key)
@@ -246,8 +257,8 @@ def open_raster_writer(
 def _warn_of_small(section: Section, request: PredictRequest, path: Path | None) -> None:
     """One warning, where shapes are smaller than a cell of the map that they are read out of."""
     cell, side = request.model.cell_um, np.sqrt(section.area) * section.mpp
-    small = np.zeros(0, bool) if cell is None else side < cell * (1 - SAME_SIZE)
-    if small.any() and small.mean() > FEW:
+    small = np.zeros(0, bool) if cell is None else side < cell * (1 - SIZE_RTOL)
+    if small.any() and small.mean() > SMALL_SHARE:
         warnings.warn(
             f"{f'{path}: ' if path else ''}{small.sum()} of {section.n_shapes} shapes are smaller than a cell of this "
             f"{type(request.model).__name__}'s map: they are {np.median(side[small]):.3g} um wide in the median, the "
@@ -258,6 +269,7 @@ def _warn_of_small(section: Section, request: PredictRequest, path: Path | None)
 
 
 def _warn_of_empty(values: np.ndarray, section: Section, request: PredictRequest, path: Path | None) -> None:
+    """One warning, where shapes have no prediction."""
     n_empty = int(np.isnan(values[:, 0]).sum())
     if n_empty:
         warnings.warn(

@@ -44,7 +44,7 @@ def provenance(request: PredictRequest, seen: Fingerprint) -> dict[str, Any]:
 def raster_record(request: PredictRequest, record: Mapping[str, Any]) -> dict[str, Any]:
     """The record of the raster of a prediction, which is of no shapes."""
     of_image = {name: value for name, value in record.items() if name != "shapes_digest"}
-    step = request.model.stride * request.model.mpp * request.raster_factor
+    step = request.model.stride * request.model.mpp * request.raster_factor()
     return of_image | {"raster_mpp": step, "latent": request.output.latent, "dtype": request.dtype}
 
 

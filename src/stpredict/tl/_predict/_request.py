@@ -88,7 +88,6 @@ class PredictRequest:
             return _spatialdata.image_section(sdata, self.spec, at_mpp=self.model.mpp)
         return _spatialdata.section(sdata, replace(self.spec, shapes_key=shapes_key), at_mpp=self.model.mpp)
 
-    @property
     def raster_factor(self) -> int:
         """How many of the model's cells a pixel of the raster is wide.
 
