@@ -190,7 +190,9 @@ def test_members_are_trained_one_after_the_other_and_saved_together(kind, traine
     assert weights_sha256(model.models[0]) != weights_sha256(model.models[1])
     assert set(model.card.val_pcc) == set(GENES)
     model.save(tmp_path / "saved")
-    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["card.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == [
+        "README.md", "card.json", "model.safetensors",
+    ]  # fmt: skip
     again = models.load(tmp_path / "saved")
     assert repr(again) == repr(model)
     assert repr(again).startswith("Ensemble(2 x ")

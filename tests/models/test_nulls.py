@@ -102,7 +102,7 @@ def test_colour_statistics_are_those_of_numpy_and_scikit_image():
     assert np.corrcoef(theirs, ours)[0, 1] > 0.999
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ridge_reaches_its_protocol_values(data):
     import stpredict as stp
 
