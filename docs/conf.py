@@ -136,9 +136,8 @@ bibtex_reference_style = "author_year"
 # Names of ours must resolve; those of other packages cannot where their inventories could not be fetched.
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!stpredict\b).*")]
-nitpick_ignore = [
-    ("py:class", "stpredict._coverage._shapes.Shapes")
-]  # what `Section.shapes` is made of, no page of its own
+# what `Section.shapes` is made of: it has no page of its own
+nitpick_ignore = [("py:class", "stpredict._coverage._shapes.Shapes")]
 
 autosummary_generate = True
 autodoc_member_order = "bysource"

@@ -17,11 +17,8 @@ from stpredict._schema import LARGEST_JSON, Range, check_fields, parse_json, sho
 
 FORMAT = "stpredict-card/1"
 WEIGHTS, CARD, README = "model.safetensors", "card.json", "README.md"
-NEW_WEIGHTS, NEW_CARD, NEW_README = (
-    ".model.safetensors.new",
-    ".card.json.new",
-    ".README.md.new",
-)  # while a model is saved over an older one
+# while a model is saved over an older one
+NEW_WEIGHTS, NEW_CARD, NEW_README = ".model.safetensors.new", ".card.json.new", ".README.md.new"
 ERROR_LEVELS: Mapping[str, float] = {"error_80": 0.8, "error_90": 0.9}  # shares of absolute errors that are kept
 HELD_OUT = ("rmse", *ERROR_LEVELS, "ridge_pcc", "ceiling")  # what a card may say of every gene beside its correlation
 LIMITS: Mapping[str, Range] = {

@@ -63,11 +63,8 @@ def write_model(
         raise FileExistsError(f"{folder} holds a model already. Pass another path, or overwrite=True to replace it.")
     if card_file(folder).name == NEW_CARD:  # an earlier save was killed between its two moves
         os.replace(folder / NEW_CARD, folder / CARD)
-    for left in (
-        NEW_CARD,
-        NEW_WEIGHTS,
-        NEW_README,
-    ):  # the card first: without weights beside it, it would be taken for the model's
+    # the card first: without weights beside it, it would be taken for the model's
+    for left in (NEW_CARD, NEW_WEIGHTS, NEW_README):
         (folder / left).unlink(missing_ok=True)
     aside = folder / f"{NEW_CARD}.part"
     try:
