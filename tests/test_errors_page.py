@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import warnings
 from pathlib import Path
 
 import pytest
+
+from .test_doc_examples import fresh
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "errors.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -43,13 +44,5 @@ def test_there_are_ten():
 
 @pytest.mark.parametrize(("title", "code", "message"), CASES, ids=[title for title, *_ in CASES])
 def test_the_message_is_that_of_the_code(setup, title, code, message):
-    from spatialdata import SpatialData
-
-    def section(sdata: SpatialData) -> SpatialData:
-        elements = {name: element for kind, name, element in sdata.gen_elements() if kind != "tables"}
-        tables = {name: table.copy() for name, table in sdata.tables.items()}
-        return SpatialData.init_from_elements(elements | tables, attrs=copy.deepcopy(sdata.attrs))
-
-    names = {name: section(value) if isinstance(value, SpatialData) else value for name, value in setup.items()}
-    found, wanted = (" ".join(text.split()) for text in (said(code, names), message))
+    found, wanted = (" ".join(text.split()) for text in (said(code, fresh(setup)), message))
     assert re.fullmatch(".*".join(map(re.escape, wanted.split(" ... "))), found), f"{found}\n\nis not\n\n{wanted}"

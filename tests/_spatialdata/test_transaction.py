@@ -113,7 +113,7 @@ def run1(ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
     [
         ("memory", 1),
         ("run0", 3),
-        pytest.param("run0", 1, marks=pytest.mark.long),
+        pytest.param("run0", 1, marks=pytest.mark.slow),
         pytest.param("fresh", 1, marks=pytest.mark.slow),
     ],
 )

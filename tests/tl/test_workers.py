@@ -96,7 +96,6 @@ def test_rows_of_spot_models_go_to_workers_too(client, ridge, stores, tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dense", "spots"])
 def test_members_of_an_ensemble_go_to_workers_too(client, kind, pixnet, ridge, stores, tmp_path):
     import copy
@@ -105,7 +104,7 @@ def test_members_of_an_ensemble_go_to_workers_too(client, kind, pixnet, ridge, s
 
     other = copy.deepcopy(pixnet if kind == "dense" else ridge)
     weight = other.genes_head.weight if kind == "dense" else other.weight
-    weight.data *= 2
+    weight.data *= 4  # so that the members differ by more than a raster rounds
     model = stp.models.Ensemble([pixnet if kind == "dense" else ridge, other])
     model.save(tmp_path / "ensemble")
     run = RUN | {"output": "both" if kind == "dense" else "layer", "key_added": "pixnet"}
@@ -115,7 +114,7 @@ def test_members_of_an_ensemble_go_to_workers_too(client, kind, pixnet, ridge, s
         _same(one, many, raster=kind == "dense")
         spread = [read_zarr(path).tables["table"].layers["pixnet_sd"] for path in (one, many)]
         np.testing.assert_allclose(*spread, rtol=1e-4, atol=1e-5)
-        assert np.nanmax(spread[0]) > 1e-3
+        assert np.nanmax(spread[0]) > 0.01
 
 
 def test_what_workers_cannot_open_is_refused(client, pixnet, saved, sdata, stores, tmp_path):
