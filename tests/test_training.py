@@ -255,12 +255,12 @@ def test_two_processes_train_as_one_does_within_what_seeds_differ(build, section
         model.recipe = replace(model.recipe, encoder_lr=encoder_lr)
         return fit(model, sections, [sections[0]], _plan(max_epochs=3, **settings))
 
-    alone, two = [trained(seed=seed) for seed in range(3)], trained(devices=2)
+    alone, two = [trained(seed=seed) for seed in range(5)], trained(devices=2)  # three may happen to be alike
     assert two["epoch"].tolist() == [0, 1, 2]
     np.testing.assert_allclose(two["lr"], alone[0]["lr"])
     for loss in ("train_loss", "val_loss"):
         spread = np.ptp([history[loss] for history in alone], axis=0)
-        assert np.abs(two[loss] - alone[0][loss]).mean() <= spread.mean()  # over the epochs
+        assert (np.abs(two[loss] - alone[0][loss]) <= spread).all()
 
 
 def test_batches_come_in_order_and_are_made_in_the_number_format_of_the_network():

@@ -2,9 +2,9 @@
 
 `values.npz` is of the last commit that meant to change a value; write it anew with STPREDICT_GOLDEN=write, and say why
 in the changelog. On the processor that wrote it the values are equal to the bit (STPREDICT_GOLDEN=exact); elsewhere
-they may differ by rounding. Three steps of the random PixNet magnify it: weights that differ by a millionth end in updates
-that differ by as much as they are long. On another processor its maps need only be alike (`MAGNIFY`) after these steps,
-and are held to the digits before them.
+they may differ by rounding. Three steps of the random PixNet magnify it: weights that differ by a millionth end in
+updates that differ by as much as they are long. On another processor its maps need only be alike (`MAGNIFY`) after
+these steps, and are held to the digits before them.
 """
 
 from __future__ import annotations

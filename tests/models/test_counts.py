@@ -338,17 +338,20 @@ def test_no_gene_is_called_as_all_rna_is():
 
 
 def test_in_bf16_the_loss_is_nearly_the_same(model, colour_section):
+    """Over the windows of a section: those of single ones scatter by some per cent, to either side."""
     import torch
 
-    section, _ = _measured(colour_section(0))
-    samples = model.samples([section], train=False)
-    batch = samples.collate([samples[0]])
-    with torch.no_grad():
-        exact = float(model.loss(batch, model.query(GENES)))
-        with torch.autocast("cpu", torch.bfloat16):
-            rounded = model.loss(batch, model.query(GENES))
-    assert rounded.dtype == torch.float32
-    assert float(rounded) == pytest.approx(exact, rel=0.05)  # by the processor's convolutions: .020 was seen
+    samples = model.samples([_measured(colour_section(0))[0]], train=False)
+    exact, rounded = 0.0, 0.0
+    for k in range(len(samples)):
+        batch = samples.collate([samples[k]])
+        with torch.no_grad():
+            exact += float(model.loss(batch, model.query(GENES)))
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model.loss(batch, model.query(GENES))
+        assert loss.dtype == torch.float32
+        rounded += float(loss)
+    assert rounded == pytest.approx(exact, rel=0.01)
 
 
 def _trained(sections, link, **plan):
