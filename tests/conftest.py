@@ -125,29 +125,49 @@ def build():
         if genes and not isinstance(genes, str) and len(set(genes)) == len(genes):
             everything = texts((*genes, "unseen"))
             config = models.SGN(genes, embeddings=everything).config
-            return models.SGN(config=dataclasses.replace(config, mpp=1.0, patch_px=64), embeddings=everything)
+            return models.SGN(
+                config=dataclasses.replace(config, mpp=1.0, encoder="mobilenetv2_035", patch_px=64),
+                embeddings=everything,
+            )
         return models.SGN(genes)
 
     small = {
-        "BLEEP": lambda genes: models.BLEEP(config=models.BLEEPConfig(genes=genes, mpp=1.0, patch_px=64)),
+        "BLEEP": lambda genes: models.BLEEP(
+            config=models.BLEEPConfig(genes=genes, mpp=1.0, encoder="mobilenetv2_035", patch_px=64)
+        ),
         "DeepSpot": lambda genes: models.DeepSpot(
-            config=models.DeepSpotConfig(genes=genes, mpp=1.0, patch_px=96, part_px=32, width=32, members=3)
+            config=models.DeepSpotConfig(
+                genes=genes, mpp=1.0, encoder="mobilenetv2_035", patch_px=96, part_px=32, width=32, members=3
+            )
         ),
-        "FEAST": lambda genes: models.FEAST(config=models.FEASTConfig(genes=genes, mpp=1.0, patch_px=64, width=32)),
-        "HE2RNA": lambda genes: models.HE2RNA(config=models.HE2RNAConfig(genes=genes, mpp=1.0, patch_px=64)),
+        "FEAST": lambda genes: models.FEAST(
+            config=models.FEASTConfig(genes=genes, mpp=1.0, encoder="mobilenetv2_035", patch_px=64, width=32)
+        ),
+        "HE2RNA": lambda genes: models.HE2RNA(
+            config=models.HE2RNAConfig(genes=genes, mpp=1.0, encoder="mobilenetv2_035", patch_px=64)
+        ),
         "EncoderRidge": lambda genes: models.EncoderRidge(
-            config=models.EncoderRidgeConfig(genes=genes, mpp=1.0, patch_px=64)
+            config=models.EncoderRidgeConfig(genes=genes, mpp=1.0, encoder="mobilenetv2_035", patch_px=64)
         ),
-        "EGN": lambda genes: models.EGN(config=models.EGNConfig(genes=genes, mpp=1.0, patch_px=64)),
+        "EGN": lambda genes: models.EGN(
+            config=models.EGNConfig(genes=genes, mpp=1.0, encoder="mobilenetv2_035", patch_px=64)
+        ),
         "GeneQuery": genequery,
-        "HisToGene": lambda genes: models.HisToGene(config=models.HisToGeneConfig(genes=genes, mpp=1.0, patch_px=64)),
+        "HisToGene": lambda genes: models.HisToGene(
+            config=models.HisToGeneConfig(genes=genes, mpp=1.0, encoder="mobilenetv2_035", patch_px=64)
+        ),
         "SGN": sgn,
-        "STNet": lambda genes: models.STNet(config=models.STNetConfig(genes=genes, mpp=1.0, patch_px=64)),
-        "TRIPLEX": lambda genes: models.TRIPLEX(config=models.TRIPLEXConfig(genes=genes, mpp=1.0, patch_px=64)),
+        "STNet": lambda genes: models.STNet(
+            config=models.STNetConfig(genes=genes, mpp=1.0, encoder="mobilenetv2_035", patch_px=64)
+        ),
+        "TRIPLEX": lambda genes: models.TRIPLEX(
+            config=models.TRIPLEXConfig(genes=genes, mpp=1.0, encoder="mobilenetv2_035", patch_px=64)
+        ),
         "PixNet": lambda genes: models.PixNet(
             config=models.PixNetConfig(
                 genes=genes,
                 mpp=1.0,
+                encoder="mobilenetv2_035",
                 filters=(8, 8, 12, 16),
                 window_px=256,
                 core_px=512,

@@ -158,8 +158,13 @@ def test_workflows_pin_every_action_by_its_commit():
 
 
 @pytest.fixture
-def configured(tmp_path):
-    """A function of Sphinx tags: docs/conf.py in a tree of its own, which has one more tutorial."""
+def configured(tmp_path, monkeypatch):
+    """A function of Sphinx tags: docs/conf.py in a tree of its own, which has one more tutorial, without a network."""
+
+    def unreachable(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
     for folder in ("docs", "src", "tutorials"):
         (tmp_path / folder).mkdir()
     shutil.copy(ROOT / "docs" / "conf.py", tmp_path / "docs")

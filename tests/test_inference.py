@@ -54,7 +54,14 @@ def pixnet_small():
 
     torch.manual_seed(0)
     config = PixNetConfig(
-        genes=("a",), mpp=1.0, filters=(4, 4, 4, 4), window_px=128, core_px=256, halo_px=128, context_rank=0
+        genes=("a",),
+        mpp=1.0,
+        encoder="mobilenetv2_035",
+        filters=(4, 4, 4, 4),
+        window_px=128,
+        core_px=256,
+        halo_px=128,
+        context_rank=0,
     )
     return PixNet(config=config).eval()
 

@@ -242,8 +242,8 @@ def test_two_processes_end_where_one_does(build, sections):
     np.testing.assert_allclose(weights[1], weights[0], atol=1e-6)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("encoder_lr", [0.0, pytest.param(1e-4, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("encoder_lr", [0.0, 1e-4])
 def test_two_processes_train_as_one_does_within_what_seeds_differ(build, sections, encoder_lr):
     """Batch norms and the correlation in the loss of PixNet see the half batch of their process."""
     from dataclasses import replace

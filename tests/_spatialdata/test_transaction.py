@@ -113,8 +113,9 @@ def run1(ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
     [
         ("memory", 1),
         ("run0", 3),
-        pytest.param("run0", 1, marks=pytest.mark.slow),
-        pytest.param("fresh", 1, marks=pytest.mark.slow),
+        ("fresh", 4),
+        pytest.param("run0", 1, marks=pytest.mark.long),
+        pytest.param("fresh", 1, marks=pytest.mark.long),
     ],
 )
 def test_an_error_at_any_step_changes_nothing(

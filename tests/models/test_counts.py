@@ -14,7 +14,15 @@ RUN = {"device": "cpu", "precision": "32", "progress": False}
 def _config(**fields):
     from stpredict.models import PixNetConfig
 
-    small = {"mpp": 1.0, "filters": (8, 8, 12, 16), "window_px": 256, "core_px": 256, "halo_px": 256, "link": "counts"}
+    small = {
+        "mpp": 1.0,
+        "encoder": "mobilenetv2_035",
+        "filters": (8, 8, 12, 16),
+        "window_px": 256,
+        "core_px": 256,
+        "halo_px": 256,
+        "link": "counts",
+    }
     return PixNetConfig(genes=GENES, **(small | fields))
 
 
@@ -34,7 +42,7 @@ def model(colour_section):
 
     from stpredict.models import PixNet
 
-    made = PixNet(config=_config(), seed=0)
+    made = PixNet(config=_config(encoder="mobilenetv2_100"), seed=0)
     sections = [_measured(colour_section(seed))[0] for seed in (0, 1)]
     made.prepare(sections)
     generator = torch.Generator().manual_seed(1)
@@ -354,17 +362,17 @@ def test_in_bf16_the_loss_is_nearly_the_same(model, colour_section):
     assert rounded == pytest.approx(exact, rel=0.01)
 
 
-def _trained(sections, link, **plan):
+def _trained(sections, link, encoder="mobilenetv2_035", **plan):
     from stpredict._training import TrainOptions, fit
     from stpredict.models import PixNet
 
-    model = PixNet(config=_config(link=link, context_rank=0), seed=0)
+    model = PixNet(config=_config(link=link, context_rank=0, encoder=encoder), seed=0)
     options = TrainOptions(**({"batch_size": 2, "device": "cpu", "precision": "32", "progress": False} | plan))
     history = fit(model, sections, [], options)
     return model, history
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bins_of_fifteen_counts_train(colour_section):
     """Bins of 16 um of which most have not one count of a gene: what is learnt is the colour all the same."""
     import shapely
@@ -382,7 +390,7 @@ def test_bins_of_fifteen_counts_train(colour_section):
 
     sections = [_measured(bins(seed), total=15, seed=seed)[0] for seed in (0, 1)]
     assert np.median(sections[0].total) < 16
-    model, history = _trained(sections, "counts", max_epochs=16, lr=0.01)
+    model, history = _trained(sections, "counts", "mobilenetv2_100", max_epochs=16, lr=0.01)
     truth = bins(2)
     values = _infer(model, truth).values
     r = [np.corrcoef(values[:, j], truth.expression[:, j])[0, 1] for j in range(3)]

@@ -15,8 +15,8 @@ def _dense(seed: int, *, link: str = "identity", genes=GENES, **fields):
     from stpredict import models
 
     config = models.PixNetConfig(
-        genes=genes, mpp=1.0, filters=(8, 8, 12, 16), window_px=256, core_px=512, halo_px=256, context_rank=0,
-        link=link, **fields,
+        genes=genes, mpp=1.0, encoder="mobilenetv2_035", filters=(8, 8, 12, 16), window_px=256, core_px=512,
+        halo_px=256, context_rank=0, link=link, **fields,
     )  # fmt: skip
     return models.PixNet(config=config, seed=seed)
 

@@ -106,7 +106,7 @@ def test_colour_statistics_are_those_of_numpy_and_scikit_image():
     ("test", "wanted"),
     [
         pytest.param("C2", 0.22, marks=pytest.mark.long),
-        pytest.param("C3", 0.26, marks=pytest.mark.slow),
+        pytest.param("C3", 0.26, marks=pytest.mark.long),
         pytest.param("C4", 0.26, marks=pytest.mark.long),
         pytest.param("C5", 0.25, marks=pytest.mark.long),
     ],

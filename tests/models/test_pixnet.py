@@ -250,7 +250,13 @@ def test_the_log1p_link_maps_a_rate_that_is_not_negative(colour_section):
 
     torch.manual_seed(0)
     config = PixNetConfig(
-        genes=("red", "green", "blue"), mpp=1.0, filters=(8, 8, 12, 16), window_px=256, core_px=256, link="log1p"
+        genes=("red", "green", "blue"),
+        mpp=1.0,
+        encoder="mobilenetv2_035",
+        filters=(8, 8, 12, 16),
+        window_px=256,
+        core_px=256,
+        link="log1p",
     )
     model = PixNet(config=config).eval()
     section = colour_section(4)
@@ -316,7 +322,9 @@ def test_a_text_head_learns_from_texts_and_maps_a_gene_that_it_never_saw(colour_
     embeddings = GeneEmbeddings(genes=names, vectors=vectors, encoder="letters")
     torch.manual_seed(0)
     small = PixNet(names[:3], head="text", embeddings=embeddings).config
-    config = replace(small, mpp=1.0, filters=(8, 8, 12, 16), window_px=256, core_px=512, halo_px=256)
+    config = replace(
+        small, mpp=1.0, encoder="mobilenetv2_035", filters=(8, 8, 12, 16), window_px=256, core_px=512, halo_px=256
+    )
     model = PixNet(config=config, embeddings=embeddings)
     before = {key: value.clone() for key, value in model.genes_head.state_dict().items()}
     fit(model, [colour_section(0), colour_section(1)], [], TrainOptions(max_epochs=2, device="cpu", progress=False))

@@ -93,7 +93,14 @@ def pixnet():
 
     torch.manual_seed(0)
     config = stp.models.PixNetConfig(
-        genes=GENES[:3], mpp=1.0, filters=(8, 8, 12, 16), window_px=256, core_px=512, halo_px=256, context_rank=0
+        genes=GENES[:3],
+        mpp=1.0,
+        encoder="mobilenetv2_035",
+        filters=(8, 8, 12, 16),
+        window_px=256,
+        core_px=512,
+        halo_px=256,
+        context_rank=0,
     )  # the context, which doubles the encoder's work, has tests of its own in tests/models
     model = stp.models.PixNet(config=config)
     sections = [colour_sdata(seed) for seed in range(2)]

@@ -36,8 +36,8 @@ def rates(counted):
     models = {}
     for link in ("counts", "log1p"):
         config = stp.models.PixNetConfig(
-            genes=("red", "green", "blue"), mpp=1.0, filters=(8, 8, 12, 16), window_px=256, core_px=256, halo_px=256,
-            context_rank=0, link=link,
+            genes=("red", "green", "blue"), mpp=1.0, encoder="mobilenetv2_035", filters=(8, 8, 12, 16), window_px=256,
+            core_px=256, halo_px=256, context_rank=0, link=link,
         )  # fmt: skip
         models[link] = stp.models.PixNet(config=config, seed=0)
         stp.tl.train([counted(0), counted(1)], models[link], val=0.2, max_epochs=2, batch_size=4, lr=0.01, **RUN)

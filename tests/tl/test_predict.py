@@ -589,7 +589,7 @@ def test_labels_are_shapes(sdata, pixnet):
     np.testing.assert_allclose(table.obs["pixnet_coverage"], 1.0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_model_gives_the_same_and_stays_as_it_was(large, pixnet, tmp_path):
     """In a process without the types' hook, which the compiler does not take."""
     sdata = large("slide")

@@ -18,7 +18,14 @@ pytestmark = pytest.mark.slow
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
-SMALL = {"filters": (8, 8, 12, 16), "window_px": 256, "core_px": 512, "halo_px": 256, "context_rank": 0}
+SMALL = {
+    "encoder": "mobilenetv2_035",
+    "filters": (8, 8, 12, 16),
+    "window_px": 256,
+    "core_px": 512,
+    "halo_px": 256,
+    "context_rank": 0,
+}
 
 
 @pytest.fixture(scope="module")

@@ -173,7 +173,7 @@ def test_orders_of_other_texts_are_other_orders():
     assert len({one, other}) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_that_is_killed_is_replaced_and_nothing_counts_twice(saved, stores):
     from dask.distributed import Client, LocalCluster
 
