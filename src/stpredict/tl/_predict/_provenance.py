@@ -16,7 +16,6 @@ from stpredict._section import fingerprint
 from stpredict.models import Ensemble
 from stpredict.models._base import weights_sha256
 from stpredict.tl._cache import stable_hash
-from stpredict.tl._predict._destination import existing_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from stpredict._record import Kind
     from stpredict._section import Fingerprint
     from stpredict.models import Model
     from stpredict.nn.device import Precision
@@ -39,13 +37,6 @@ def provenance(request: PredictRequest, seen: Fingerprint) -> dict[str, Any]:
     runtime = request.runtime
     record = model_record(request.model, request.genes, device=runtime.device, precision=runtime.precision)
     return record | {"image_digest": seen.image, "shapes_digest": seen.shapes}
-
-
-def raster_record(request: PredictRequest, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of the raster of a prediction, which is of no shapes."""
-    of_image = {name: value for name, value in record.items() if name != "shapes_digest"}
-    step = request.model.stride * request.model.mpp * request.raster_factor()
-    return of_image | {"raster_mpp": step, "latent": request.output.latent, "dtype": request.dtype}
 
 
 def run_inputs(request: PredictRequest, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,48 +124,19 @@ def has_finished_result(sdata: SpatialData, request: PredictRequest) -> bool:
     _spatialdata.recover(sdata.path)
     if _spatialdata.checkpoint_folder(sdata.path, request.key).is_dir():
         return False
-    shapes_key = None
-    if request.output.layer:
-        spec = request.spec
-        shapes_key = _spatialdata.resolve_shapes(
-            sdata, spec.shapes_key, table_name=request.table_name, tissue_key=spec.tissue_key
-        )
-    results = _existing_results(sdata, request, shapes_key)
-    present = [record for record, _ in results if record is not None]
+    table = request.table(sdata)
+    destinations = [each for each in (request.raster(sdata), table) if each is not None]
+    present = [(each, record) for each in destinations if (record := each.stored_record()) is not None]
     if not present:
         return False
-    wanted = _wanted_record(sdata, request, shapes_key)
-    other = {what for record, kind in results if record is not None for what in differences(record, wanted, kind)}
+    wanted = provenance(request, fingerprint(request.section(sdata, None if table is None else table.shapes_key)))
+    other = {what for each, record in present for what in differences(record, each.record(wanted), each.kind)}
     if other and not request.overwrite:
         raise ValueError(
             f"{sdata.path} has a result called {request.key!r} already, which differs from this call in: "
             f"{'; '.join(sorted(other))}. Pass another key_added, or overwrite=True to replace it."
         )
-    finished = not other and len(present) == len(results)
+    finished = not other and len(present) == len(destinations)
     if finished:
         logger.info("%s has %r of this model already", sdata.path, request.key)
     return finished
-
-
-def _existing_results(
-    sdata: SpatialData, request: PredictRequest, shapes_key: str | None
-) -> list[tuple[Mapping[str, Any] | None, Kind]]:
-    """The record of every requested result, None where it is missing, and its kind."""
-    results: list[tuple[Mapping[str, Any] | None, Kind]] = []
-    if request.output.raster:
-        record = sdata.attrs.get("stpredict", {}).get(f"images/{request.key}")
-        results.append((record if request.key in sdata.images else None, "raster"))
-    if shapes_key is not None:
-        name = request.table_added or existing_table(sdata, shapes_key, request.table_name)
-        table = sdata.tables.get(name) if name else None
-        record = None
-        if table is not None and request.key in table.layers:
-            record = table.uns.get("stpredict", {}).get(request.key)
-        results.append((record, "layer"))
-    return results
-
-
-def _wanted_record(sdata: SpatialData, request: PredictRequest, shapes_key: str | None) -> dict[str, Any]:
-    """The record that a result of this call would have."""
-    wanted = provenance(request, fingerprint(request.section(sdata, shapes_key)))
-    return raster_record(request, wanted) | wanted if request.output.raster else wanted

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from stpredict import _inference, _spatialdata
+from stpredict import _spatialdata
 from stpredict._embeddings import GeneEmbeddings, closest
-from stpredict._link import TOTAL
+from stpredict.models import Ensemble
+from stpredict.tl._predict._destination import RasterDestination, TableDestination
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -24,7 +25,7 @@ RasterDtype = Literal["float32", "float16"]
 
 @dataclass(frozen=True)
 class Output:
-    """Which results are written: values inside shapes, and a raster, of the genes or of the latent."""
+    """Which results are written: values inside shapes (a layer), and a raster, of the genes or of the latent."""
 
     name: OutputName
     layer: bool
@@ -32,9 +33,28 @@ class Output:
     latent: bool
 
     @classmethod
-    def parse(cls, name: OutputName) -> Self:
+    def parse(cls, name: OutputName) -> Output:
         """From the value of the argument `output`."""
-        return cls(name, layer=name in ("layer", "both"), raster=name != "layer", latent=name == "latent")
+        return OUTPUTS[name]
+
+    def table(
+        self, sdata: SpatialData, key: str, *, shapes_key: str | None, table_name: str | None, table_added: str | None,
+        tissue_key: str | None = None,
+    ) -> TableDestination | None:  # fmt: skip
+        """Where values inside shapes go; None where only a raster is written. Raises as `TableDestination.resolve`."""
+        if not self.layer:
+            return None
+        return TableDestination.resolve(
+            sdata, key, shapes_key=shapes_key, table_name=table_name, table_added=table_added, tissue_key=tissue_key
+        )
+
+
+OUTPUTS: dict[OutputName, Output] = {
+    "layer": Output("layer", layer=True, raster=False, latent=False),
+    "raster": Output("raster", layer=False, raster=True, latent=False),
+    "both": Output("both", layer=True, raster=True, latent=False),
+    "latent": Output("latent", layer=False, raster=True, latent=True),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,46 +95,40 @@ class PredictRequest:
         """The genes that inference computes: none where only the latent is written."""
         return [] if self.output.latent else self.genes
 
-    @property
-    def raster_channels(self) -> list[str]:
-        """Names of the channels of the raster: the genes, or the columns of the latent."""
-        if self.output.latent:
-            return [f"latent{i}" for i in range(self.model.query(self.genes[:1]).shape[1])]
-        return raster_channels(self.model, self.genes)
+    def table(self, sdata: SpatialData) -> TableDestination | None:
+        """Where values inside shapes go; None where only a raster is written."""
+        return self.output.table(
+            sdata, self.key, shapes_key=self.spec.shapes_key, table_name=self.table_name,
+            table_added=self.table_added, tissue_key=self.spec.tissue_key,
+        )  # fmt: skip
+
+    def raster(self, sdata: SpatialData) -> RasterDestination | None:
+        """Where the map goes; None where only values inside shapes are written."""
+        return RasterDestination(sdata, self) if self.output.raster else None
+
+    def resolve(self, names: _spatialdata.NewNames) -> tuple[Self, TableDestination | None]:
+        """The request for one object, image and shapes decided, and where its values inside shapes go.
+
+        Registers all names that are added, and checks all that can be checked before the work; raises as
+        `TableDestination` and `RasterDestination` do.
+        """
+        sdata, spec = names.sdata, self.spec
+        raster = self.raster(sdata)
+        if raster is not None:
+            raster.reserve(names)
+        table = self.table(sdata)
+        if table is not None:
+            table = table.reserve(names, self.genes, spread=isinstance(self.model, Ensemble))
+            spec = replace(spec, shapes_key=table.shapes_key)
+        names.check()
+        image_key = _spatialdata.resolve_image(sdata, spec.image_key, shapes_key=spec.shapes_key)
+        return replace(self, spec=replace(spec, image_key=image_key)), table
 
     def section(self, sdata: SpatialData, shapes_key: str | None) -> Section:
         """The section that is predicted; without shapes, its image alone."""
         if shapes_key is None:
             return _spatialdata.image_section(sdata, self.spec, at_mpp=self.model.mpp)
         return _spatialdata.section(sdata, replace(self.spec, shapes_key=shapes_key), at_mpp=self.model.mpp)
-
-    def raster_factor(self) -> int:
-        """How many of the model's cells a pixel of the raster is wide.
-
-        Raises
-        ------
-        ValueError
-            For a model without a raster, and where `raster_mpp` is no multiple of its step that divides its tiles.
-        """
-        model = self.model
-        if model.output != "raster":
-            raise ValueError(f"{type(model).__name__} predicts shapes one by one and has no map; use output='layer'.")
-        cells, step = round(_inference.tiling_of(model).core_px / model.stride), model.stride * model.mpp
-        factor = 1 if self.raster_mpp is None else self.raster_mpp / step
-        allowed = [k for k in range(1, cells + 1) if cells % k == 0]
-        close = min(allowed, key=lambda k: abs(k - factor))
-        if abs(close - factor) > 1e-6 * close:
-            raise ValueError(
-                f"raster_mpp={self.raster_mpp} is no step of this model: it maps at {step:g} um, and coarser by a "
-                f"factor of {allowed[1:8]} ... . Use raster_mpp={close * step:g}."
-            )
-        return close
-
-
-def raster_channels(model: Model, genes: Sequence[str]) -> list[str]:
-    """What a raster of these genes is made of: a map of rates ends with that of all RNA."""
-    channels = model.channels(genes)
-    return [*channels, TOTAL] if getattr(model.config, "link", "identity") == "log1p" else channels
 
 
 def add_embeddings(model: Model, embeddings: GeneEmbeddings | str | Path | None) -> None:
