@@ -40,9 +40,8 @@ from stpredict._spatialdata._shapes import (
     tissue,
 )
 from stpredict._spatialdata._spec import SectionSpec, domain_view
-from stpredict._spatialdata._store._checkpoint import Checkpoint, checkpoint_folder, recover
-from stpredict._spatialdata._store._element import add_shapes
-from stpredict._spatialdata._store._names import NewNames
+from stpredict._spatialdata._store._checkpoint import Checkpoint, PartialFiles, checkpoint_folder, recover
+from stpredict._spatialdata._store._element import NewNames, add_shapes
 from stpredict._spatialdata._store._raster import RasterTarget, check_raster_size, raster_transformations
 from stpredict._spatialdata._store._results import (
     Change,
@@ -84,6 +83,7 @@ __all__ = [
     "Key",
     "MAX_CONTRADICTION",
     "NewNames",
+    "PartialFiles",
     "RasterTarget",
     "SectionSpec",
     "Store",

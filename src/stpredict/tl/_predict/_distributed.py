@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from stpredict import _caches, _inference, _spatialdata
-from stpredict._partial import PartialFiles
 from stpredict._section import Fingerprint, Section, fingerprint
 from stpredict.models import is_hub_name, load, shipped
 from stpredict.models._base import weights_sha256
@@ -155,7 +154,7 @@ def run_work_item(item: WorkItem) -> None:
         writer = None if raster is None else raster.open(store, section, stack, Path(item.folder))
         _inference.run_chunks(
             model, section, request.inferred_genes, item.which, runtime=replace(request.runtime, progress=False),
-            parts=PartialFiles(Path(item.folder) / "parts"), raster=writer,
+            parts=_spatialdata.PartialFiles(Path(item.folder) / "parts"), raster=writer,
         )  # fmt: skip
 
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from stpredict._partial import PartialFiles
     from stpredict._section import Fingerprint
     from stpredict.tl._predict._destination import RasterWriter, TableDestination
     from stpredict.tl._predict._request import PredictRequest
@@ -74,7 +73,7 @@ class PredictionJob:
         self._stack.__exit__(kind, error, trace)
 
     @property
-    def parts(self) -> PartialFiles | None:
+    def parts(self) -> _spatialdata.PartialFiles | None:
         """Where the partial sums of finished chunks are kept; None for an object in memory."""
         return None if self.checkpoint is None else self.checkpoint.parts
 
