@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpredict import __version__, _spatialdata
-from stpredict._record import differences
+from stpredict._record import differences, stable_hash
 from stpredict._section import fingerprint
 from stpredict.models import Ensemble
 from stpredict.models._base import weights_sha256
-from stpredict.tl._cache import stable_hash
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
