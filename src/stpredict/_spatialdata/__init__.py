@@ -18,7 +18,7 @@ from stpredict._spatialdata._elements import (
     resolve_shapes,
     resolve_table,
 )
-from stpredict._spatialdata._picture import picture_mpp
+from stpredict._spatialdata._nuclei import picture_mpp
 from stpredict._spatialdata._scale import BY_HAND, MAX_CONTRADICTION, image_mpp, warn_of_mpp
 from stpredict._spatialdata._sections import (
     areas_um2,

@@ -51,18 +51,16 @@ class PredictionJob:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            request = self.request
-            names = _spatialdata.NewNames(self.sdata, overwrite=request.overwrite)
-            self.request, self.table = request, table = request.resolve(names)  # once, for workers too
-            self.section = request.section(self.sdata, None if table is None else table.shapes_key)
-            self.domain = domain_percentiles(request, self.sdata, self.section, table)
+            names = _spatialdata.NewNames(self.sdata, overwrite=self.request.overwrite)
+            request, self.section, self.table, raster = self.request.resolve(names)
+            self.request = request  # for workers too
+            self.domain = domain_percentiles(request, self.sdata, self.section, self.table)
             _warn_of_small(self.section, request, self.sdata.path)
             self._image = image_digest(self.section)
             self.fingerprint = fingerprint(self.section, self._image)
             self.record = provenance(request, self.fingerprint)
             self.checkpoint = self._checkpoint(stack, names.store)
             folder = None if self.checkpoint is None else self.checkpoint.work
-            raster = request.raster(self.sdata)
             self.writer = None if raster is None else raster.open(names.store, self.section, stack, folder)
             self._stack = stack.pop_all()
         return self

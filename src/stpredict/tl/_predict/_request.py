@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from stpredict import _spatialdata
 from stpredict._embeddings import GeneEmbeddings, closest
@@ -106,29 +106,38 @@ class PredictRequest:
         """Where the map goes; None where only values inside shapes are written."""
         return RasterDestination(sdata, self) if self.output.raster else None
 
-    def resolve(self, names: _spatialdata.NewNames) -> tuple[Self, TableDestination | None]:
-        """The request for one object, image and shapes decided, and where its values inside shapes go.
+    def resolve(self, names: _spatialdata.NewNames) -> Resolved:
+        """Decide, for one object, what is read and where results go.
 
         Registers all names that are added, and checks all that can be checked before the work; raises as
-        `TableDestination` and `RasterDestination` do.
+        `TableDestination`, `RasterDestination` and `section` do.
         """
         sdata, spec = names.sdata, self.spec
-        raster = self.raster(sdata)
-        if raster is not None:
+        if (raster := self.raster(sdata)) is not None:
             raster.reserve(names)
-        table = self.table(sdata)
-        if table is not None:
+        if (table := self.table(sdata)) is not None:
             table = table.reserve(names, self.genes, spread=isinstance(self.model, Ensemble))
             spec = replace(spec, shapes_key=table.shapes_key)
         names.check()
         image_key = _spatialdata.resolve_image(sdata, spec.image_key, shapes_key=spec.shapes_key)
-        return replace(self, spec=replace(spec, image_key=image_key)), table
+        resolved = replace(self, spec=replace(spec, image_key=image_key))
+        section = resolved.section(sdata, None if table is None else table.shapes_key)
+        return Resolved(resolved, section, table, resolved.raster(sdata))
 
     def section(self, sdata: SpatialData, shapes_key: str | None) -> Section:
         """The section that is predicted; without shapes, its image alone."""
         if shapes_key is None:
             return _spatialdata.image_section(sdata, self.spec, at_mpp=self.model.mpp)
         return _spatialdata.section(sdata, replace(self.spec, shapes_key=shapes_key), at_mpp=self.model.mpp)
+
+
+class Resolved(NamedTuple):
+    """A request for one object, its image and shapes named: the section to predict, and where table and raster go."""
+
+    request: PredictRequest
+    section: Section
+    table: TableDestination | None
+    raster: RasterDestination | None
 
 
 def add_embeddings(model: Model, embeddings: GeneEmbeddings | str | Path | None) -> None:
