@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from operator import methodcaller
 from typing import NamedTuple
 
 import numpy as np
@@ -230,7 +231,7 @@ def fold_batch_norms(model: Model, *, compile: bool = False) -> Model:
     image = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     batch = Batch(image.to(device), None, None, (), np.empty((0, 2), np.int64))
     with torch.autocast(device.type, enabled=False):
-        fast = folded(model, lambda m: m.latent(batch).float())
+        fast = folded(model, methodcaller("latent", batch))
     if compile:
         fast = copied(fast)
         for member in fast.models if isinstance(fast, Ensemble) else [fast]:
