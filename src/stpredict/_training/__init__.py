@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from stpredict._training._evidence import HeldOut, by_gene, evidence, held_out
 from stpredict._training._fit import fit, fit_leaving_out
-from stpredict._training._held_out import HeldOut, by_gene, evidence, held_out
 from stpredict._training._hold_out import hold_out_places
 from stpredict._training._loop import TrainOptions, in_memory
 from stpredict._training._module import MIN_STEPS, FitModule
