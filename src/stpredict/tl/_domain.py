@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
     from stpredict._card import Card
     from stpredict.models import Model
-    from stpredict.tl._predict._destination import TableDestination
-    from stpredict.tl._predict._request import PredictRequest
+    from stpredict.tl._predict._job import Resolved
 
 type Source = tuple[SpatialData, _spatialdata.SectionSpec]  # an object, and a resolved spec of one of its sections
 
@@ -63,20 +62,13 @@ def about(sdatas: Sequence[SpatialData]) -> dict[str, list[str]]:
     return {name: values for name, values in found.items() if values}
 
 
-def domain_percentiles(
-    request: PredictRequest, sdata: SpatialData, section: Section, table: TableDestination | None
-) -> NDArray[np.float64] | None:
+def domain_percentiles(resolved: Resolved) -> NDArray[np.float64] | None:
     """Percentile (n,) of each shape among left-out training shapes; None without a table, or where it is not known.
 
-    Warns of shapes on glass, and of a section or tissue unlike those of the training.
-
-    Parameters
-    ----------
-    request
-        With a resolved image.
-    table
-        Where values inside shapes go; None: only a raster is written, so that points of its tissue are looked at.
+    Without a table points of the tissue are looked at. Warns of shapes on glass, and of tissue unlike that of the
+    training.
     """
+    sdata, request, section, table, _ = resolved
     assert request.model.card is not None
     on_glass = None
     if request.spec.tissue_key is None:

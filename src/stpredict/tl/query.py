@@ -18,7 +18,7 @@ from stpredict._record import fields_of
 from stpredict._section import array_of
 from stpredict.models import Ensemble, load, load_recorded
 from stpredict.models._base import weights_sha256
-from stpredict.tl._predict._destination import raster_channels
+from stpredict.tl._predict._destination import find_table, raster_channels
 from stpredict.tl._predict._provenance import model_record
 from stpredict.tl._predict._request import Output, RasterDtype, add_embeddings, resolve_genes
 from stpredict.tl._readout import find_raster, read_inside, warn_of_empty
@@ -112,7 +112,9 @@ def query(
     with ExitStack() as stack:
         names = _spatialdata.NewNames(sdata, overwrite=overwrite)
         results = Output.parse(output)
-        destination = results.table(sdata, key, shapes_key=shapes_key, table_name=table_name, table_added=table_added)
+        destination = find_table(
+            results, sdata, key, shapes_key=shapes_key, table_name=table_name, table_added=table_added
+        )
         if destination is not None:
             destination = destination.reserve(names, wanted, spread=isinstance(model, Ensemble))
         target = None if not results.raster else _target(names, latent_key, key, raster_channels(model, wanted), dtype)
@@ -123,7 +125,7 @@ def query(
         if destination is not None:
             values, share, spread = reader.inside(sdata, destination.shapes_key, made)
             _warn_of_empty(values, latent_key, key)
-            changes.append(destination.change(values, share, record, model=model, spread=spread))
+            changes.append(destination.change(values, share, record, card=model.card, spread=spread))
         if target is not None:
             reader.map(target)
             map_record = record | {"raster_mpp": made["raster_mpp"], "latent": False, "dtype": dtype}

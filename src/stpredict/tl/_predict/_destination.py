@@ -11,7 +11,6 @@ import shapely
 
 from stpredict import _inference, _spatialdata
 from stpredict._link import TOTAL, with_total
-from stpredict.tl._predict._provenance import gene_evidence, gene_reliability
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,10 +21,11 @@ if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
     from spatialdata import SpatialData
 
+    from stpredict._card import Card
     from stpredict._record import Kind
     from stpredict._section import Section
     from stpredict.models import Model
-    from stpredict.tl._predict._request import PredictRequest
+    from stpredict.tl._predict._request import Output, PredictRequest
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ class TableDestination:
         share: NDArray[np.float64],
         record: Mapping[str, Any],
         *,
-        model: Model | None = None,
+        card: Card | None = None,
         spread: NDArray[np.float32] | None = None,
         domain: NDArray[np.float64] | None = None,
     ) -> _spatialdata.Change:
@@ -120,8 +120,8 @@ class TableDestination:
 
         Parameters
         ----------
-        model
-            Its card says how reliable each gene is; None: nothing is said of that.
+        card
+            Of the model: how reliable each gene is; None: nothing is said of that.
         spread
             (n, g) standard deviation over the members of an ensemble.
         domain
@@ -129,9 +129,9 @@ class TableDestination:
         """
         sdata, key, shapes_key = self.sdata, self.key, self.shapes_key
         known: dict[str, Any] = {"coverage": share, "spread": spread, "domain": domain, "record": self.record(record)}
-        if model is not None:
-            known["val_pcc"] = gene_reliability(model, self.genes)
-            known["held_out"] = gene_evidence(model, self.genes)
+        if card is not None:
+            known["val_pcc"] = _of_genes(card.val_pcc, self.genes)
+            known["held_out"] = {name: _of_genes(values, self.genes) for name, values in card.held_out.items()}
         if self.columns is not None:
             join = _spatialdata.table_rows(sdata, self.table_name, shapes_key)
             return _spatialdata.layer(
@@ -142,6 +142,18 @@ class TableDestination:
             instance_ids=_spatialdata.shapes_element(sdata, shapes_key).index.to_numpy(), **known,
         )  # fmt: skip
         return _spatialdata.TableElement(self.table_name, key, table, record=record)
+
+
+def find_table(
+    output: Output, sdata: SpatialData, key: str, *, shapes_key: str | None, table_name: str | None,
+    table_added: str | None, tissue_key: str | None = None,
+) -> TableDestination | None:  # fmt: skip
+    """Where values inside shapes go; None where only a raster is written. Raises as `TableDestination.resolve`."""
+    if not output.layer:
+        return None
+    return TableDestination.resolve(
+        sdata, key, shapes_key=shapes_key, table_name=table_name, table_added=table_added, tissue_key=tissue_key
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,3 +296,9 @@ def _centroids(sdata: SpatialData, shapes_key: str) -> NDArray[np.float64]:
     affine = known["global"] if "global" in known else next(iter(known.values()))
     centre = _spatialdata.shapes_element(sdata, shapes_key).geometry.centroid
     return np.column_stack([centre.x, centre.y]) @ affine[:2, :2].T + affine[:2, 2]
+
+
+def _of_genes(known: Mapping[str, float | None], genes: Sequence[str]) -> NDArray[np.float64]:
+    """(g,) what a card knows of each gene; NaN where that is nothing."""
+    values = [known.get(gene) for gene in genes]
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)

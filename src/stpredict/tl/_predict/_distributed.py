@@ -18,8 +18,8 @@ from stpredict import _caches, _inference, _spatialdata
 from stpredict._section import Fingerprint, Section, fingerprint
 from stpredict.models import is_hub_name, load, shipped
 from stpredict.models._base import weights_sha256
-from stpredict.tl._predict._job import PredictionJob
-from stpredict.tl._predict._provenance import has_finished_result, texts_digest
+from stpredict.tl._predict._job import PredictionJob, find_raster, has_finished_result, section_of
+from stpredict.tl._predict._provenance import texts_digest
 from stpredict.tl._predict._request import PredictRequest, add_embeddings
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _predict_slide(
     with ExitStack() as stack:
         with _client_lock:
             sdata = _spatialdata.opened(sdata)
-            if has_finished_result(sdata, request):
+            if request.resume and has_finished_result(sdata, request):
                 return
             job = stack.enter_context(PredictionJob(sdata, request))
             waiting = _submit_chunks(client, job, embeddings)
@@ -150,7 +150,7 @@ def run_work_item(item: WorkItem) -> None:
     model, sdata, section = _load_inputs(replace(item, which=()))
     request, store = replace(item.request, model=model), _spatialdata.open_store(sdata)
     with ExitStack() as stack:
-        raster = request.raster(sdata)
+        raster = find_raster(request, sdata)
         writer = None if raster is None else raster.open(store, section, stack, Path(item.folder))
         _inference.run_chunks(
             model, section, request.inferred_genes, item.which, runtime=replace(request.runtime, progress=False),
@@ -179,7 +179,7 @@ def _load_inputs(item: WorkItem) -> tuple[Model, SpatialData, Section]:
             "embeddings= of all genes that are asked for, or save the model again."
         )
     sdata = read_zarr(item.store)
-    section = replace(item.request, model=model).section(sdata, item.shapes_key)
+    section = section_of(replace(item.request, model=model), sdata, item.shapes_key)
     if fingerprint(section) != item.image_and_shapes:
         raise ValueError(f"image or shapes in {item.store!r} have changed since the prediction began; predict again.")
     return model, sdata, section

@@ -1,19 +1,23 @@
-"""A prediction into one object: checks before the work, inference, and one commit."""
+"""A prediction into one object: what is read and written, checks before the work, inference, and one commit."""
 
 from __future__ import annotations
 
 import logging
 import warnings
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
 from stpredict import _inference, _spatialdata
+from stpredict._record import differences
 from stpredict._section import Section, fingerprint, image_digest
+from stpredict.models import Ensemble
 from stpredict.tl._domain import domain_percentiles
+from stpredict.tl._predict._destination import RasterDestination, RasterWriter, TableDestination, find_table
 from stpredict.tl._predict._provenance import provenance, run_inputs
 
 if TYPE_CHECKING:
@@ -21,12 +25,90 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from stpredict._section import Fingerprint
-    from stpredict.tl._predict._destination import RasterWriter, TableDestination
     from stpredict.tl._predict._request import PredictRequest
 
 logger = logging.getLogger("stpredict")
 SMALL_SHARE = 0.05  # of the shapes may be smaller than a cell without a warning: scraps of a segmentation
 SIZE_RTOL = 1e-3  # a bin of the cell's own size is not smaller
+
+
+class Resolved(NamedTuple):
+    """A request for one object, its image and shapes named: the section to predict, and where table and raster go."""
+
+    sdata: SpatialData
+    request: PredictRequest
+    section: Section
+    table: TableDestination | None
+    raster: RasterDestination | None
+
+
+def resolve(request: PredictRequest, names: _spatialdata.NewNames) -> Resolved:
+    """Decide, for one object, what is read and where results go.
+
+    Registers all names that are added, and checks all that can be checked before the work; raises as
+    `TableDestination`, `RasterDestination` and `section_of` do.
+    """
+    sdata, spec = names.sdata, request.spec
+    raster = find_raster(request, sdata)
+    if raster is not None:
+        raster.reserve(names)
+    table = table_of(request, sdata)
+    if table is not None:
+        table = table.reserve(names, request.genes, spread=isinstance(request.model, Ensemble))
+        spec = replace(spec, shapes_key=table.shapes_key)
+    names.check()
+    image_key = _spatialdata.resolve_image(sdata, spec.image_key, shapes_key=spec.shapes_key)
+    request = replace(request, spec=replace(spec, image_key=image_key))
+    section = section_of(request, sdata, None if table is None else table.shapes_key)
+    return Resolved(sdata, request, section, table, find_raster(request, sdata))
+
+
+def table_of(request: PredictRequest, sdata: SpatialData) -> TableDestination | None:
+    """Where the values of a request go, as `find_table` says."""
+    return find_table(
+        request.output, sdata, request.key, shapes_key=request.spec.shapes_key, table_name=request.table_name,
+        table_added=request.table_added, tissue_key=request.spec.tissue_key,
+    )  # fmt: skip
+
+
+def find_raster(request: PredictRequest, sdata: SpatialData) -> RasterDestination | None:
+    """Where the map of a request goes; None where only values inside shapes are written."""
+    return RasterDestination(sdata, request) if request.output.raster else None
+
+
+def section_of(request: PredictRequest, sdata: SpatialData, shapes_key: str | None) -> Section:
+    """The section that is predicted; without shapes, its image alone."""
+    if shapes_key is None:
+        return _spatialdata.image_section(sdata, request.spec, at_mpp=request.model.mpp)
+    return _spatialdata.section(sdata, replace(request.spec, shapes_key=shapes_key), at_mpp=request.model.mpp)
+
+
+def has_finished_result(sdata: SpatialData, request: PredictRequest) -> bool:
+    """Whether an earlier call wrote all of this into a store, so that `resume` can skip it; that is logged.
+
+    Raises ValueError for a result of that name that was made of something else, unless it may be overwritten.
+    """
+    if sdata.path is None:
+        return False
+    _spatialdata.recover(sdata.path)
+    if _spatialdata.checkpoint_folder(sdata.path, request.key).is_dir():
+        return False
+    table = table_of(request, sdata)
+    destinations = [each for each in (find_raster(request, sdata), table) if each is not None]
+    present = [(each, record) for each in destinations if (record := each.stored_record()) is not None]
+    if not present:
+        return False
+    wanted = provenance(request, fingerprint(section_of(request, sdata, None if table is None else table.shapes_key)))
+    other = {what for each, record in present for what in differences(record, each.record(wanted), each.kind)}
+    if other and not request.overwrite:
+        raise ValueError(
+            f"{sdata.path} has a result called {request.key!r} already, which differs from this call in: "
+            f"{'; '.join(sorted(other))}. Pass another key_added, or overwrite=True to replace it."
+        )
+    finished = not other and len(present) == len(destinations)
+    if finished:
+        logger.info("%s has %r of this model already", sdata.path, request.key)
+    return finished
 
 
 class PredictionJob:
@@ -52,9 +134,10 @@ class PredictionJob:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             names = _spatialdata.NewNames(self.sdata, overwrite=self.request.overwrite)
-            request, self.section, self.table, raster = self.request.resolve(names)
+            resolved = resolve(self.request, names)
+            _, request, self.section, self.table, raster = resolved
             self.request = request  # for workers too
-            self.domain = domain_percentiles(request, self.sdata, self.section, self.table)
+            self.domain = domain_percentiles(resolved)
             _warn_of_small(self.section, request, self.sdata.path)
             self._image = image_digest(self.section)
             self.fingerprint = fingerprint(self.section, self._image)
@@ -87,7 +170,9 @@ class PredictionJob:
         if self.table is not None:
             _warn_of_empty(values, self.section, request, self.sdata.path)
             changes.append(
-                self.table.change(values, share, self.record, model=request.model, spread=spread, domain=self.domain)
+                self.table.change(
+                    values, share, self.record, card=request.model.card, spread=spread, domain=self.domain
+                )
             )
         if self.writer is not None:
             changes.append(self.writer.change(self.record))

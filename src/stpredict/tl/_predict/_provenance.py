@@ -1,18 +1,14 @@
-"""Provenance of a prediction: its record and digests, and whether a store already holds the same result."""
+"""Provenance of a prediction: its record and digests."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from stpredict import __version__, _spatialdata
-from stpredict._record import differences, stable_hash
-from stpredict._section import fingerprint
+from stpredict import __version__
+from stpredict._record import stable_hash
 from stpredict.models import Ensemble
 from stpredict.models._base import weights_sha256
 
@@ -20,15 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
-    from numpy.typing import NDArray
-    from spatialdata import SpatialData
 
     from stpredict._section import Fingerprint
     from stpredict.models import Model
     from stpredict.nn.device import Precision
     from stpredict.tl._predict._request import PredictRequest
-
-logger = logging.getLogger("stpredict")
 
 
 def provenance(request: PredictRequest, seen: Fingerprint) -> dict[str, Any]:
@@ -85,23 +77,6 @@ def model_record(model: Model, genes: Sequence[str], *, device: torch.device, pr
     }
 
 
-def gene_reliability(model: Model, genes: Sequence[str]) -> NDArray[np.float64]:
-    """(g,) correlation of each gene on held-out data, from the card; NaN where the card has none."""
-    assert model.card is not None
-    values = [model.card.val_pcc.get(gene) for gene in genes]
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-
-
-def gene_evidence(model: Model, genes: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-    """What else the card says of each gene (g,), by name; NaN for genes that it does not speak of."""
-    assert model.card is not None
-    found = {}
-    for name, known in model.card.held_out.items():
-        values = [known.get(gene) for gene in genes]
-        found[name] = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-    return found
-
-
 def config_digest(model: Model) -> str:
     """A short hash of a model's settings, but those of its training."""
     values = {name: value for name, value in dataclasses.asdict(model.config).items() if name != "recipe"}
@@ -111,31 +86,3 @@ def config_digest(model: Model) -> str:
 def texts_digest(model: Model, genes: Sequence[str]) -> str:
     """A short hash of a model's gene embeddings; "" for one with a fixed panel."""
     return hashlib.sha256(model.text_vectors(genes).tobytes()).hexdigest()[:16] if model.is_text_queried else ""
-
-
-def has_finished_result(sdata: SpatialData, request: PredictRequest) -> bool:
-    """Whether an earlier call wrote all of this, so that resume=True can skip the object; that is logged.
-
-    Raises ValueError for a result of that name that was made of something else, unless it may be overwritten.
-    """
-    if not request.resume or sdata.path is None:
-        return False
-    _spatialdata.recover(sdata.path)
-    if _spatialdata.checkpoint_folder(sdata.path, request.key).is_dir():
-        return False
-    table = request.table(sdata)
-    destinations = [each for each in (request.raster(sdata), table) if each is not None]
-    present = [(each, record) for each in destinations if (record := each.stored_record()) is not None]
-    if not present:
-        return False
-    wanted = provenance(request, fingerprint(request.section(sdata, None if table is None else table.shapes_key)))
-    other = {what for each, record in present for what in differences(record, each.record(wanted), each.kind)}
-    if other and not request.overwrite:
-        raise ValueError(
-            f"{sdata.path} has a result called {request.key!r} already, which differs from this call in: "
-            f"{'; '.join(sorted(other))}. Pass another key_added, or overwrite=True to replace it."
-        )
-    finished = not other and len(present) == len(destinations)
-    if finished:
-        logger.info("%s has %r of this model already", sdata.path, request.key)
-    return finished

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from stpredict import _spatialdata
 from stpredict._embeddings import GeneEmbeddings, closest
-from stpredict.models import Ensemble
-from stpredict.tl._predict._destination import RasterDestination, TableDestination
 
 if TYPE_CHECKING:
-    from spatialdata import SpatialData
-
     from stpredict._inference import Runtime
-    from stpredict._section import Section
     from stpredict.models import Model
 
 OutputName = Literal["layer", "raster", "both", "latent"]
@@ -36,17 +31,6 @@ class Output:
     def parse(cls, name: OutputName) -> Output:
         """From the value of the argument `output`."""
         return OUTPUTS[name]
-
-    def table(
-        self, sdata: SpatialData, key: str, *, shapes_key: str | None, table_name: str | None, table_added: str | None,
-        tissue_key: str | None = None,
-    ) -> TableDestination | None:  # fmt: skip
-        """Where values inside shapes go; None where only a raster is written. Raises as `TableDestination.resolve`."""
-        if not self.layer:
-            return None
-        return TableDestination.resolve(
-            sdata, key, shapes_key=shapes_key, table_name=table_name, table_added=table_added, tissue_key=tissue_key
-        )
 
 
 OUTPUTS: dict[OutputName, Output] = {
@@ -94,50 +78,6 @@ class PredictRequest:
     def inferred_genes(self) -> list[str]:
         """The genes that inference computes: none where only the latent is written."""
         return [] if self.output.latent else self.genes
-
-    def table(self, sdata: SpatialData) -> TableDestination | None:
-        """Where values inside shapes go; None where only a raster is written."""
-        return self.output.table(
-            sdata, self.key, shapes_key=self.spec.shapes_key, table_name=self.table_name,
-            table_added=self.table_added, tissue_key=self.spec.tissue_key,
-        )  # fmt: skip
-
-    def raster(self, sdata: SpatialData) -> RasterDestination | None:
-        """Where the map goes; None where only values inside shapes are written."""
-        return RasterDestination(sdata, self) if self.output.raster else None
-
-    def resolve(self, names: _spatialdata.NewNames) -> Resolved:
-        """Decide, for one object, what is read and where results go.
-
-        Registers all names that are added, and checks all that can be checked before the work; raises as
-        `TableDestination`, `RasterDestination` and `section` do.
-        """
-        sdata, spec = names.sdata, self.spec
-        if (raster := self.raster(sdata)) is not None:
-            raster.reserve(names)
-        if (table := self.table(sdata)) is not None:
-            table = table.reserve(names, self.genes, spread=isinstance(self.model, Ensemble))
-            spec = replace(spec, shapes_key=table.shapes_key)
-        names.check()
-        image_key = _spatialdata.resolve_image(sdata, spec.image_key, shapes_key=spec.shapes_key)
-        resolved = replace(self, spec=replace(spec, image_key=image_key))
-        section = resolved.section(sdata, None if table is None else table.shapes_key)
-        return Resolved(resolved, section, table, resolved.raster(sdata))
-
-    def section(self, sdata: SpatialData, shapes_key: str | None) -> Section:
-        """The section that is predicted; without shapes, its image alone."""
-        if shapes_key is None:
-            return _spatialdata.image_section(sdata, self.spec, at_mpp=self.model.mpp)
-        return _spatialdata.section(sdata, replace(self.spec, shapes_key=shapes_key), at_mpp=self.model.mpp)
-
-
-class Resolved(NamedTuple):
-    """A request for one object, its image and shapes named: the section to predict, and where table and raster go."""
-
-    request: PredictRequest
-    section: Section
-    table: TableDestination | None
-    raster: RasterDestination | None
 
 
 def add_embeddings(model: Model, embeddings: GeneEmbeddings | str | Path | None) -> None:
