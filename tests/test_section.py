@@ -39,7 +39,7 @@ def brute_force(pixels, scale, y, x):
     return total / area
 
 
-@pytest.mark.parametrize("scale", [(1.0, 1.0), (2.0, 2.0), (1.45, 2.3), (3.7, 3.7), (0.6, 0.6), (7.0, 5.5)])
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (2.0, 2.0), (1.45, 2.3), (3.7, 3.7), (7.0, 5.5)])
 def test_pixels_are_area_averages(section_module, pixels, scale):
     view = section_module.ImageView(pixels=pixels, scale=scale, mpp=1.0)
     seen = view.read(view.window)
@@ -52,7 +52,30 @@ def test_pixels_are_area_averages(section_module, pixels, scale):
         np.testing.assert_allclose(seen[y, x], brute_force(pixels, scale, y, x), atol=0.5 + 1e-3)
 
 
-@pytest.mark.parametrize("scale", [(1.0, 1.0), (1.4521591538, 1.4521591538), (2.0, 1.0), (2.7, 1.1), (0.8, 0.8)])
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_a_coarse_image_is_enlarged_as_by_an_image_library(section_module, pixels, factor):
+    from PIL import Image
+
+    pixels = pixels // 4 + 96  # theirs is cut to 0..255 along each axis, which noise of all greys would reach
+    view = section_module.ImageView(pixels=pixels, scale=(1 / factor, 1 / factor), mpp=1.0)
+    picture = Image.fromarray(np.moveaxis(pixels, 0, -1))
+    expected = np.asarray(picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC))
+    inner = (slice(2 * factor, -2 * factor),) * 2  # at the border theirs leaves out pixels that are not there
+    np.testing.assert_allclose(view.read(view.window)[inner].astype(int), expected[inner].astype(int), atol=1)
+
+
+@pytest.mark.parametrize("scale", [0.37, 0.6, 0.99])
+def test_a_ramp_stays_a_ramp_when_enlarged(section_module, scale):
+    ramp = np.broadcast_to(np.arange(0, 200, 4, dtype=np.uint8), (3, 50, 50))
+    view = section_module.ImageView(pixels=ramp, scale=(scale, scale), mpp=1.0)
+    at = (np.arange(view.width) + 0.5) * scale - 0.5
+    inside = (at >= 1) & (at <= 48)
+    np.testing.assert_allclose(view.read(view.window)[3, inside, 0], 4 * at[inside], atol=0.5 + 1e-3)
+
+
+@pytest.mark.parametrize("scale", [
+    (1.0, 1.0), (1.4521591538, 1.4521591538), (2.0, 1.0), (2.7, 1.1), (0.8, 0.8), (0.31, 1.5),
+])  # fmt: skip
 def test_overlapping_windows_agree_to_the_bit(section_module, window_type, pixels, scale):
     view = section_module.ImageView(pixels=pixels, scale=scale, mpp=1.0)
     whole = view.read(view.window)

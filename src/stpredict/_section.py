@@ -27,7 +27,7 @@ HASHED = 2**16  # shapes that are hashed together
 
 @dataclass(frozen=True)
 class ImageView:
-    """An RGB image seen at a working resolution, read lazily and averaged by exact area.
+    """An RGB image seen at a working resolution, read lazily: averaged by exact area, or enlarged by cubic convolution.
 
     Parameters
     ----------
@@ -61,8 +61,9 @@ class ImageView:
     def read(self, window: Window) -> NDArray[np.uint8]:
         """The pixels of a window.
 
-        Every working pixel is the mean of the level's pixels under it, weighted by covered area. Weights depend on
-        absolute positions alone, so two windows agree to the bit where they overlap.
+        Every working pixel is the mean of the level's pixels under it, weighted by covered area. Along an axis on which
+        the level is coarser than the working pixel, it is the level's cubic interpolation (Keys 1981, eq. 15) at the
+        pixel's centre. Weights depend on absolute positions alone, so two windows agree to the bit where they overlap.
 
         Parameters
         ----------
@@ -115,8 +116,8 @@ class ImageView:
         """Rows and columns of the level under a window, and their shares; None: every pixel is one of the level."""
         if self.scale == (1.0, 1.0):
             return slice(part.y0, part.y1), slice(part.x0, part.x1), None
-        y, rows = _shares(part.y0, part.y1, self.scale[0], self.pixels.shape[1])
-        x, columns = _shares(part.x0, part.x1, self.scale[1], self.pixels.shape[2])
+        y, rows = _weights(part.y0, part.y1, self.scale[0], self.pixels.shape[1])
+        x, columns = _weights(part.x0, part.x1, self.scale[1], self.pixels.shape[2])
         return y, x, (rows, columns)
 
     def _levels(self, where: Sequence[tuple[slice, slice]]) -> list[NDArray[np.uint8]]:
@@ -182,20 +183,33 @@ def _n_working(n_level: int, scale: float) -> int:
     return max(1, int(np.ceil(n_level / scale - 1e-6)))
 
 
-def _shares(start: int, stop: int, scale: float, n_level: int) -> tuple[slice, sparse.csr_array]:
-    """Which level pixels lie under working pixels start..stop, and their shares of each, (stop - start, n) float32."""
-    low = np.arange(start, stop, dtype=np.float64) * scale
-    high = np.minimum(np.arange(start + 1, stop + 1, dtype=np.float64) * scale, n_level)
-    first = np.floor(low + 1e-9).astype(np.int64)
-    index = first[:, None] + np.arange(int(np.ceil(scale)) + 1)
+def _weights(start: int, stop: int, scale: float, n_level: int) -> tuple[slice, sparse.csr_array]:
+    """Which level pixels make up working pixels start..stop, and their weights, (stop - start, n) float32."""
+    index, weight = (_shares if scale >= 1 - 1e-9 else _cubic)(np.arange(start, stop), scale, n_level)
+    index = np.clip(index, 0, n_level - 1)
+    used = index[weight != 0]
+    part = slice(int(used.min()), int(used.max()) + 1)
+    pointer = np.arange(len(index) + 1) * index.shape[1]
+    index = np.clip(index - part.start, 0, part.stop - part.start - 1)  # beyond these are only weights of 0
+    shape = (stop - start, part.stop - part.start)
+    return part, sparse.csr_array((weight.astype(np.float32).ravel(), index.ravel(), pointer), shape=shape)
+
+
+def _shares(pixel: NDArray[np.int64], scale: float, n_level: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The level pixels under each working pixel, and their shares of it."""
+    low, high = pixel * scale, np.minimum((pixel + 1) * scale, n_level)
+    index = np.floor(low + 1e-9).astype(np.int64)[:, None] + np.arange(int(np.ceil(scale)) + 1)
     share = np.minimum(high[:, None], index + 1) - np.maximum(low[:, None], index)
     share = np.clip(share, 0.0, None)
-    share = (share / share.sum(axis=1, keepdims=True)).astype(np.float32)
-    index = np.minimum(index, n_level - 1)
-    part = slice(int(index[0, 0]), int(index[share > 0].max()) + 1)
-    pointer = np.arange(len(index) + 1) * index.shape[1]
-    index = np.minimum(index - part.start, part.stop - part.start - 1)  # beyond the last are only shares of 0
-    return part, sparse.csr_array((share.ravel(), index.ravel(), pointer), shape=(len(low), part.stop - part.start))
+    return index, share / share.sum(axis=1, keepdims=True)
+
+
+def _cubic(pixel: NDArray[np.int64], scale: float, n_level: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The four level pixels around the centre of each working pixel, and their weights in cubic convolution."""
+    at = (pixel + 0.5) * scale - 0.5
+    index = np.floor(at).astype(np.int64)[:, None] + np.arange(-1, 3)
+    d = np.abs(at[:, None] - index)
+    return index, np.where(d < 1, (1.5 * d - 2.5) * d * d + 1, ((2.5 - 0.5 * d) * d - 4) * d + 2)
 
 
 def _average(level: NDArray[np.uint8], rows: sparse.csr_array, columns: sparse.csr_array) -> NDArray[np.uint8]:
@@ -206,7 +220,7 @@ def _average(level: NDArray[np.uint8], rows: sparse.csr_array, columns: sparse.c
     level = level.transpose(1, 0, 2).reshape(n_y, 3 * n_x).astype(np.float32)
     level = (rows @ level).reshape(height, 3, n_x).transpose(2, 0, 1).reshape(n_x, height * 3)
     level = (columns @ level).reshape(width, height, 3).transpose(1, 0, 2)
-    return np.rint(level).astype(np.uint8)
+    return np.rint(level.clip(0, 255)).astype(np.uint8)  # cubic weights may overshoot
 
 
 @dataclass(frozen=True)
