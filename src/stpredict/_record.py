@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -99,3 +101,8 @@ def of_one_result(record: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 def _equal(record: Mapping[str, Any], other: Mapping[str, Any], names: Iterable[str]) -> bool:
     """Whether they agree in these fields; lists come back from a store as arrays."""
     return all(np.asarray(record.get(name)).tolist() == np.asarray(other.get(name)).tolist() for name in names)
+
+
+def stable_hash(*values: Any) -> str:
+    """A short hash of plain values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]

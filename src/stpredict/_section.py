@@ -103,13 +103,11 @@ class ImageView:
         parts = [window.intersect(self.window) for window in windows]
         seen = [None if part is None else self._seen(part) for part in parts]
         levels = iter(self._levels([each[:2] for each in seen if each is not None]))
-        made = []
-        for window, part, each in zip(windows, parts, seen, strict=True):
-            out = np.full((*window.shape, 3), WHITE, dtype=np.uint8)
+        made = [np.full((*window.shape, 3), WHITE, dtype=np.uint8) for window in windows]
+        for out, window, part, each in zip(made, windows, parts, seen, strict=True):
             if part is not None and each is not None:
                 shares, level = each[2], next(levels)
                 out[part.slices(window)] = np.moveaxis(level, 0, -1) if shares is None else _average(level, *shares)
-            made.append(out)
         return made
 
     def _seen(self, part: Window) -> tuple[slice, slice, tuple[sparse.csr_array, sparse.csr_array] | None]:
@@ -179,8 +177,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _n_working(n_level: int, scale: float) -> int:
-    # a hair below the ceiling, so that 6400.000001 px from rounding is not 6401
-    return max(1, int(np.ceil(n_level / scale - 1e-6)))
+    return max(1, int(np.ceil(n_level / scale - 1e-6)))  # a hair less: 6400.000001 px, from rounding, are not 6401
 
 
 def _weights(start: int, stop: int, scale: float, n_level: int) -> tuple[slice, sparse.csr_array]:
@@ -199,8 +196,7 @@ def _shares(pixel: NDArray[np.int64], scale: float, n_level: int) -> tuple[NDArr
     """The level pixels under each working pixel, and their shares of it."""
     low, high = pixel * scale, np.minimum((pixel + 1) * scale, n_level)
     index = np.floor(low + 1e-9).astype(np.int64)[:, None] + np.arange(int(np.ceil(scale)) + 1)
-    share = np.minimum(high[:, None], index + 1) - np.maximum(low[:, None], index)
-    share = np.clip(share, 0.0, None)
+    share = np.clip(np.minimum(high[:, None], index + 1) - np.maximum(low[:, None], index), 0.0, None)
     return index, share / share.sum(axis=1, keepdims=True)
 
 
@@ -323,9 +319,8 @@ def image_digest(section: Section, *, n_side: int = 4, side_px: int = 64) -> byt
     digest = hashlib.sha256(f"{height} {width}".encode())
     centres = [[(2 * at + 1) * size // (2 * n_side) for at in range(n_side)] for size in (height, width)]
     half = side_px // 2
-    for square in section.image.read_all(
-        [Window(y - half, x - half, side_px, side_px) for y in centres[0] for x in centres[1]]
-    ):
+    corners = [(y - half, x - half) for y in centres[0] for x in centres[1]]
+    for square in section.image.read_all([Window(*corner, side_px, side_px) for corner in corners]):
         digest.update(square.tobytes())
     return digest.digest()
 

@@ -12,7 +12,7 @@ from spatialdata.transformations import Identity
 
 from stpredict import _caches
 from stpredict._spatialdata import BY_HAND, warn_of_mpp
-from stpredict._spatialdata import _picture as picture
+from stpredict._spatialdata import _nuclei as picture
 from stpredict._spatialdata._nuclei import RGB_OF_HED, blob_diameters_px, nuclear_diameter_px
 from stpredict._spatialdata._scale import MAX_OFF_PICTURE
 from stpredict.io import read_image

@@ -14,7 +14,7 @@ from spatialdata import SpatialData, read_zarr
 from spatialdata.models import Image2DModel
 
 from stpredict._spatialdata._store import _results, _transaction
-from stpredict._spatialdata._store._names import NewName, NewNames
+from stpredict._spatialdata._store._element import NewName, NewNames
 
 from .samples import GENES, backed, disk, holds, make_layer, make_sdata, make_table, make_target, memory, predict
 

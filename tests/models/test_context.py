@@ -55,7 +55,7 @@ def test_the_map_is_the_average_of_both_branches(trained, colour_section):
 
 
 def test_the_closed_form_is_the_ridge_of_reduced_rank_on_the_pooled_statistics(trained, colour_section):
-    from stpredict.models._context import PENALTIES, _statistics
+    from stpredict.models._pixnet import PENALTIES, _statistics
     from stpredict.models._reduced_rank import reduced_rank_ridge
 
     sections, context = [colour_section(0), colour_section(1)], trained.context_map
@@ -75,7 +75,7 @@ def test_the_closed_form_is_the_ridge_of_reduced_rank_on_the_pooled_statistics(t
 def test_the_map_says_what_the_regression_says(trained, colour_section, monkeypatch, zoom):
     from copy import deepcopy
 
-    from stpredict.models._context import _statistics
+    from stpredict.models._pixnet import _statistics
     from stpredict.models._windows import WindowSamples
 
     trained = deepcopy(trained)

@@ -9,7 +9,7 @@ import torch
 
 @pytest.fixture(scope="module")
 def context():
-    from stpredict.models._context import ContextBranch
+    from stpredict.models._pixnet import ContextBranch
     from stpredict.nn.encoders import EncoderSpec
 
     torch.manual_seed(0)
@@ -72,7 +72,7 @@ def test_the_map_is_the_projection_of_standardised_statistics(context, image):
 
 @torch.no_grad()
 def test_an_enlarged_picture_gives_the_statistics_of_an_image_of_half_the_mpp():
-    from stpredict.models._context import ContextBranch
+    from stpredict.models._pixnet import ContextBranch
     from stpredict.nn.encoders import EncoderSpec
 
     torch.manual_seed(0)
@@ -91,7 +91,7 @@ def test_an_enlarged_picture_gives_the_statistics_of_an_image_of_half_the_mpp():
 def test_statistics_inside_shapes_are_those_of_the_interpolated_map():
     import scipy.sparse as sp
 
-    from stpredict.models._context import ContextBranch, _inside, _interpolation
+    from stpredict.models._pixnet import ContextBranch, _inside, _interpolation
     from stpredict.nn.pool import pool, pooling
 
     generator = torch.Generator().manual_seed(3)

@@ -272,7 +272,7 @@ def test_the_sum_has_the_same_shares(model, colour_section):
 
 def test_pieces_add_up_to_the_whole(model, colour_section, tmp_path):
     from stpredict._inference import RuntimeOptions, n_chunks, run_chunks
-    from stpredict._partial import PartialFiles
+    from stpredict._spatialdata import PartialFiles
 
     section, run = colour_section(2), RuntimeOptions(batch_size=1, **RUN).resolve(model.output)
     n, parts = n_chunks(model, section, runtime=run, raster=False), PartialFiles(tmp_path)

@@ -116,7 +116,7 @@ def test_pieces_of_members_that_look_at_patches_have_numbers_of_their_own(colour
     """Two halves of the pieces, done one after the other in another order, give the whole."""
     from stpredict import models
     from stpredict._inference import RuntimeOptions, n_chunks, predict_with_spread, run_chunks
-    from stpredict._partial import PartialFiles
+    from stpredict._spatialdata import PartialFiles
 
     model, section = models.Ensemble([_spots(0), _spots(1)]), colour_section(2)
     run = RuntimeOptions(device="cpu", precision="32", batch_size=8, progress=False).resolve(model.output)

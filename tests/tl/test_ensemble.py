@@ -148,7 +148,7 @@ def test_an_interrupted_prediction_of_an_ensemble_goes_on(left_out, sdata, tmp_p
     from spatialdata import read_zarr
 
     import stpredict as stp
-    from stpredict._partial import PartialFiles
+    from stpredict._spatialdata import PartialFiles
 
     model, _ = left_out
     sdata.write(tmp_path / "whole.zarr")

@@ -43,13 +43,13 @@ def _fill(disk, *, leave):
 
 
 def test_a_disk_that_fills_leaves_the_store_and_says_so(make, pixnet, small_disk, monkeypatch, files_of):
-    from stpredict import _partial
+    from stpredict._spatialdata import PartialFiles
 
     path = small_disk / "slide.zarr"
     make(7, size=1024).write(path)
     sdata = read_zarr(path)
     before = files_of(path)
-    keep = _partial.PartialFiles.keep
+    keep = PartialFiles.keep
 
     def filled(self, piece, part):
         keep(self, piece, part)
@@ -57,7 +57,7 @@ def test_a_disk_that_fills_leaves_the_store_and_says_so(make, pixnet, small_disk
             _fill(small_disk, leave=0)  # a chunk may be smaller than anything else
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left on device") as caught:
-        patch.setattr(_partial.PartialFiles, "keep", filled)
+        patch.setattr(PartialFiles, "keep", filled)
         _predict(sdata, pixnet, output="raster", shapes_key="spots")
     assert files_of(path) == before
     assert "pixnet" not in sdata.images
@@ -96,16 +96,16 @@ def test_a_damaged_chunk_is_named(store, pixnet, files_of):
 def test_an_image_that_changes_under_the_run_is_noticed(store, pixnet, monkeypatch):
     import zarr
 
-    from stpredict import _partial
+    from stpredict._spatialdata import PartialFiles
 
-    sdata, keep = read_zarr(store), _partial.PartialFiles.keep
+    sdata, keep = read_zarr(store), PartialFiles.keep
 
     def disturbed(self, piece, part):
         keep(self, piece, part)
         array = next(array for _, array in zarr.open_group(store / "images" / "image", mode="r+").arrays())
         array[:] = 255 - array[:]
 
-    monkeypatch.setattr(_partial.PartialFiles, "keep", disturbed)
+    monkeypatch.setattr(PartialFiles, "keep", disturbed)
     with pytest.raises(ValueError, match=r"was changed by another process while it was predicted. Nothing was written"):
         _predict(sdata, pixnet, batch_size=4)
     assert "pixnet" not in read_zarr(store).tables["table"].layers
@@ -114,9 +114,9 @@ def test_an_image_that_changes_under_the_run_is_noticed(store, pixnet, monkeypat
 
 @pytest.mark.slow
 def test_a_table_that_changes_under_the_run_is_noticed(store, pixnet, monkeypatch):
-    from stpredict import _partial
+    from stpredict._spatialdata import PartialFiles
 
-    sdata, keep = read_zarr(store), _partial.PartialFiles.keep
+    sdata, keep = read_zarr(store), PartialFiles.keep
 
     def disturbed(self, piece, part):
         keep(self, piece, part)
@@ -127,7 +127,7 @@ def test_a_table_that_changes_under_the_run_is_noticed(store, pixnet, monkeypatc
         other.tables["table"] = table
         other.write_element("table")
 
-    monkeypatch.setattr(_partial.PartialFiles, "keep", disturbed)
+    monkeypatch.setattr(PartialFiles, "keep", disturbed)
     with pytest.raises(ValueError, match=r"obs_names of table 'table' differ between the store"):
         _predict(sdata, pixnet, batch_size=4)
     assert "pixnet" not in sdata.tables["table"].layers

@@ -105,7 +105,7 @@ def test_without_held_out_errors_there_is_none(ridge, sdata):
 
 
 def test_too_few_shapes_keep_no_error_of_a_high_level():
-    from stpredict._training._held_out import conformal_quantile
+    from stpredict._training._evidence import conformal_quantile
 
     error = np.arange(1.0, 10.0)[:, None]  # 9 errors: of 10 the 8th and the 9th
     assert conformal_quantile(error, 0.8) == [8.0]

@@ -53,9 +53,9 @@ def test_of_a_benchmark(make, tmp_path, never_fitted):
 def test_of_unseen_genes(make, tmp_path, never_fitted):
     """The recipe of the hash, written out: a model of text has weights that libraries draw."""
     import stpredict as stp
+    from stpredict._record import stable_hash
     from stpredict.models import GeneQuery
     from stpredict.models._base import first_seed, weights_sha256
-    from stpredict.tl._cache import stable_hash
 
     genes = ("red", "green", "blue", "other")
     vectors = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
@@ -90,6 +90,6 @@ def test_of_unseen_genes(make, tmp_path, never_fitted):
 
 
 def test_a_hash_of_plain_values_is_what_it_was():
-    from stpredict.tl._cache import stable_hash
+    from stpredict._record import stable_hash
 
     assert stable_hash(("a", "b"), 0.5, {"y": None, "x": 1}, [True]) == "3afd31a51fbe7f45"

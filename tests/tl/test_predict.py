@@ -324,9 +324,9 @@ def test_scanpy_and_squidpy_go_on_from_the_layer(make, pixnet):
 
 def _stop_after(monkeypatch, n, error):
     """Let the n-th piece that is kept be the last one before `error`."""
-    from stpredict import _partial
+    from stpredict._spatialdata import PartialFiles
 
-    keep, seen = _partial.PartialFiles.keep, []
+    keep, seen = PartialFiles.keep, []
 
     def stopping(self, piece, part):
         keep(self, piece, part)
@@ -334,7 +334,7 @@ def _stop_after(monkeypatch, n, error):
         if len(seen) == n:
             raise error
 
-    monkeypatch.setattr(_partial.PartialFiles, "keep", stopping)
+    monkeypatch.setattr(PartialFiles, "keep", stopping)
     return seen
 
 
@@ -459,9 +459,9 @@ def test_rows_of_a_spot_model_go_on_too(large, ridge, tmp_path, monkeypatch, fil
 KILLED = """
 import os, signal, sys
 import stpredict as stp
-from stpredict import _partial
+from stpredict._spatialdata import PartialFiles
 
-keep, seen = _partial.PartialFiles.keep, []
+keep, seen = PartialFiles.keep, []
 
 def killed(self, piece, part):
     keep(self, piece, part)
@@ -469,7 +469,7 @@ def killed(self, piece, part):
     if len(seen) == 2:
         os.kill(os.getpid(), signal.SIGKILL)  # no handler, no cleaning up
 
-_partial.PartialFiles.keep = killed
+PartialFiles.keep = killed
 stp.tl.predict(sys.argv[1], sys.argv[2], output="both", device="cpu", precision="32", progress=False)
 """
 

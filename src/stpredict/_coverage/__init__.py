@@ -6,8 +6,7 @@ has no bounds and is nowhere inside.
 
 from __future__ import annotations
 
-from stpredict._coverage._grid import coverage
-from stpredict._coverage._shapes import Shapes, areas, bounds, clip, inside, transform
-from stpredict._coverage._weights import Weights
+from stpredict._coverage._grid import Weights, coverage
+from stpredict._coverage._shapes import Shapes, areas, bounds, clip, in_cells, inside, transform
 
-__all__ = ["Shapes", "Weights", "areas", "bounds", "clip", "coverage", "inside", "transform"]
+__all__ = ["Shapes", "Weights", "areas", "bounds", "clip", "coverage", "in_cells", "inside", "transform"]

@@ -161,6 +161,11 @@ def transform(shapes: Shapes, affine: ArrayLike) -> Shapes:
     return Shapes(shapely.transform(geometry, lambda xy: xy @ linear.T + shift), radius)
 
 
+def in_cells(shapes: Shapes, cell_px: float) -> Shapes:
+    """Shapes in cells of a map, from the corner of its pixel (0, 0), that are `cell_px` pixels wide."""
+    return transform(shapes, np.diag([1 / cell_px, 1 / cell_px, 1.0]))
+
+
 def clip(shapes: Shapes, region: shapely.Geometry) -> Shapes:
     """What of each shape lies in a region.
 

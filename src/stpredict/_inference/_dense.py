@@ -21,7 +21,7 @@ from stpredict._prefetch import prefetch
 from stpredict._section import Section
 from stpredict._window import Tile, Window, tiles
 from stpredict.models._base import Model, Tiling
-from stpredict.models._samples import Batch, to_cells
+from stpredict.models._samples import Batch
 
 READ_DEPTH = 2  # chunks that are read while one is computed
 POOL_DEPTH = 1  # chunks that are pooled while the next is computed
@@ -191,7 +191,7 @@ class DenseInference(ChunkedInference):
         hits = self._shapes_in(core)
         if not len(hits):
             return hits, np.zeros((0, d))
-        shapes = _coverage.transform(self.shapes.rows(hits), to_cells(self.model.stride))
+        shapes = _coverage.in_cells(self.shapes.rows(hits), self.model.stride)
         weights = _coverage.Weights.of(_coverage.coverage(shapes, self._in_cells(core)))
         if latent.is_cuda:
             sums = weights.of_cells(latent.movedim(0, -1).reshape(h * w, d).cpu().numpy()).astype(np.float64)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from operator import methodcaller
 from typing import NamedTuple
 
 import numpy as np
@@ -96,10 +97,7 @@ def predict_with_spread(
     if isinstance(model, Ensemble) and model.output == "spots":
         _check_map(model, raster)
         return _predict_members(model, section, genes, runtime, parts)
-    with _inference_mode(model, runtime):
-        query = _query(model, genes, runtime.device)
-        fast = fold_batch_norms(model, compile=runtime.compile)
-        chunks = _chunked(model, section, runtime, fast=fast, raster=raster, query=query)
+    with _ready(model, section, runtime, genes, raster) as (chunks, query):
         rows, share = _pooled_rows(chunks, parts)
         values = np.full((section.n_shapes, len(genes)), np.nan, dtype=np.float32)
         spread = np.full_like(values, np.nan) if isinstance(model, Ensemble) else None
@@ -176,10 +174,7 @@ def run_chunks(
             if own:
                 run_chunks(member, section, genes, own, runtime=runtime, parts=_PartsFrom(parts, a))
         return
-    with _inference_mode(model, runtime):
-        query = _query(model, genes, runtime.device)
-        fast = fold_batch_norms(model, compile=runtime.compile)
-        chunks = _chunked(model, section, runtime, fast=fast, raster=raster, query=query)
+    with _ready(model, section, runtime, genes, raster) as (chunks, query):
         with closing(chunks.stream(which)) as made:
             for i, part in zip(which, made, strict=True):
                 parts.keep(i, part)
@@ -195,20 +190,27 @@ def embed(model: Model, section: Section, *, runtime: Runtime) -> tuple[NDArray[
     if isinstance(model, Ensemble) and model.output == "spots":
         found = [embed(each, section, runtime=runtime) for each in model.models]
         return np.concatenate([values for values, _ in found], axis=1), found[0][1]
-    with _inference_mode(model, runtime):
-        fast = fold_batch_norms(model, compile=runtime.compile)
-        rows, share = _pooled_rows(_chunked(model, section, runtime, fast=fast), None)
+    with _ready(model, section, runtime) as (chunks, _):
+        rows, share = _pooled_rows(chunks, None)
     values = np.where(share[:, None] > 0, rows, np.nan).astype(np.float32)
     return values[:, : values.shape[1] - model.n_auxiliary], share
 
 
 @contextmanager
-def _inference_mode(model: Model, runtime: Runtime) -> Iterator[None]:
+def _ready(
+    model: Model, section: Section, runtime: Runtime, genes: Sequence[str] = (), raster: Raster | None = None
+) -> Iterator[tuple[ChunkedInference, Tensor | None]]:
+    """The chunks of a section and the rows of the genes (None without any), with the model ready for inference."""
     run_after_fork()
     device = resolve_device(runtime.device)  # raises for one that another machine has
     model.to(device).eval()
     with keep_freed_memory(), torch.inference_mode(), autocast(runtime.precision, device):
-        yield
+        query = None
+        if genes:
+            with torch.autocast(device.type, enabled=False):
+                query = model.query(genes).float()
+        fast = fold_batch_norms(model, compile=runtime.compile)
+        yield _chunked(model, section, runtime, fast=fast, raster=raster, query=query), query
 
 
 def fold_batch_norms(model: Model, *, compile: bool = False) -> Model:
@@ -229,20 +231,13 @@ def fold_batch_norms(model: Model, *, compile: bool = False) -> Model:
     image = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     batch = Batch(image.to(device), None, None, (), np.empty((0, 2), np.int64))
     with torch.autocast(device.type, enabled=False):
-        fast = folded(model, lambda m: m.latent(batch).float())
+        fast = folded(model, methodcaller("latent", batch))
     if compile:
         fast = copied(fast)
         for member in fast.models if isinstance(fast, Ensemble) else [fast]:
             for part in member.children():
                 part.compile()
     return fast
-
-
-def _query(model: Model, genes: Sequence[str], device: torch.device) -> Tensor | None:
-    if not genes:
-        return None
-    with torch.autocast(device.type, enabled=False):
-        return model.query(genes).float()
 
 
 def _chunked(

@@ -18,7 +18,7 @@ from stpredict._spatialdata._elements import (
     resolve_shapes,
     resolve_table,
 )
-from stpredict._spatialdata._picture import picture_mpp
+from stpredict._spatialdata._nuclei import picture_mpp
 from stpredict._spatialdata._scale import BY_HAND, MAX_CONTRADICTION, image_mpp, warn_of_mpp
 from stpredict._spatialdata._sections import (
     areas_um2,
@@ -30,7 +30,7 @@ from stpredict._spatialdata._sections import (
     training_section,
     usable_rows,
 )
-from stpredict._spatialdata._several import Key, specs_of, training_sections
+from stpredict._spatialdata._several import specs_of, training_sections
 from stpredict._spatialdata._shapes import (
     check_some_inside,
     clip_locally,
@@ -40,13 +40,11 @@ from stpredict._spatialdata._shapes import (
     tissue,
 )
 from stpredict._spatialdata._spec import SectionSpec, domain_view
-from stpredict._spatialdata._store._checkpoint import Checkpoint, checkpoint_folder, recover
-from stpredict._spatialdata._store._element import add_shapes
-from stpredict._spatialdata._store._names import NewNames
-from stpredict._spatialdata._store._raster import RasterTarget, check_raster_size, raster_transformations
+from stpredict._spatialdata._store._checkpoint import Checkpoint, PartialFiles, checkpoint_folder, recover
+from stpredict._spatialdata._store._element import NewNames, add_shapes
+from stpredict._spatialdata._store._raster import RasterTarget, raster_transformations
 from stpredict._spatialdata._store._results import (
     Change,
-    ImageElement,
     TableElement,
     TableEntry,
     check_layer_size,
@@ -65,10 +63,9 @@ from stpredict._spatialdata._tables import (
     rows_of_table,
     table_rows,
 )
-from stpredict._spatialdata._target import Target, check_counts, check_target, sparse_target, target, totals, usable
+from stpredict._spatialdata._target import Target, check_counts, sparse_target, target, totals
 from stpredict._spatialdata._transformations import (
     affines,
-    check_resolution,
     is_micrometres,
     pixel_size,
     relative_affine,
@@ -80,10 +77,9 @@ __all__ = [
     "Change",
     "Checkpoint",
     "DIAMETER_COLUMN",
-    "ImageElement",
-    "Key",
     "MAX_CONTRADICTION",
     "NewNames",
+    "PartialFiles",
     "RasterTarget",
     "SectionSpec",
     "Store",
@@ -97,11 +93,8 @@ __all__ = [
     "areas_um2",
     "check_counts",
     "check_layer_size",
-    "check_raster_size",
-    "check_resolution",
     "check_some_inside",
     "check_table_size",
-    "check_target",
     "checkpoint_folder",
     "clip_locally",
     "commit",
@@ -148,7 +141,6 @@ __all__ = [
     "tissue_outline",
     "training_section",
     "training_sections",
-    "usable",
     "usable_rows",
     "warn_of_background",
     "warn_of_mpp",

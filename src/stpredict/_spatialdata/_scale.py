@@ -10,7 +10,7 @@ import numpy as np
 
 from stpredict._spatialdata._arrays import DIAMETER_COLUMN, unit_of_shapes
 from stpredict._spatialdata._elements import resolve_shapes
-from stpredict._spatialdata._picture import picture_mpp
+from stpredict._spatialdata._nuclei import picture_mpp
 from stpredict._spatialdata._transformations import affines, anisotropy, is_micrometres, pixel_size, relative_affine
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from stpredict import metrics
 from stpredict._section import Section
-from stpredict._training._held_out import HeldOut, evidence, held_out, joined
+from stpredict._training._evidence import HeldOut, evidence, held_out, joined
 from stpredict._training._loop import TrainOptions, fit_model
 from stpredict.models import Ensemble
 from stpredict.models._base import Model, new_card

@@ -25,7 +25,7 @@ from stpredict._malloc import keep_freed_memory
 from stpredict._schema import check_fields
 from stpredict._section import ImageView, Section
 from stpredict._training._bar import TrainingBar
-from stpredict._training._held_out import HeldOut, held_out
+from stpredict._training._evidence import HeldOut, held_out
 from stpredict._training._module import FitModule, RestoreBest
 from stpredict.models._base import Model, Recipe
 from stpredict.models._samples import Samples, held_in_memory

@@ -1,14 +1,16 @@
-"""A multiscale, chunked SpatialData image of RGB pixels, with its coordinate systems."""
+"""A multiscale, chunked SpatialData image of RGB pixels, and coordinate systems in micrometres."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 from spatialdata.models import Image2DModel
-from spatialdata.transformations import Identity, Scale, set_transformation
+from spatialdata.transformations import Identity, Scale, get_transformation, set_transformation
+from spatialdata.transformations import Sequence as Chain
 from spatialdata.transformations.transformations import BaseTransformation
 from xarray import DataArray, Dataset, DataTree
 
@@ -23,6 +25,13 @@ def coordinate_systems(mpp: float | None) -> dict[str, BaseTransformation]:
     if mpp is not None:
         systems[MICROMETERS] = Scale([mpp, mpp], axes=("x", "y"))
     return systems
+
+
+def add_micrometers(element: Any, *, system: str, unit_um: float) -> None:
+    """Map an element to "micrometers" as well, through a coordinate system of which one unit is `unit_um`."""
+    to_system: Any = get_transformation(element, system)
+    scale = Scale([unit_um, unit_um], axes=("x", "y"))
+    set_transformation(element, scale if to_system == Identity() else Chain([to_system, scale]), MICROMETERS)
 
 
 def image_element(levels: Sequence[da.Array], *, mpp: float | None) -> DataTree:

@@ -13,8 +13,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from stpredict._window import Window
 from stpredict.io._lazy import Reader, lazy_array
-from stpredict.io._orientation import TAG, upright
-from stpredict.io._rgb import check_decodable, not_rgb, over_white
+from stpredict.io._rgb import TAG, check_decodable, not_rgb, over_white, upright
 
 OPENERS: dict[str, type[ImageFile]] = {".jpg": JpegImageFile, ".jpeg": JpegImageFile, ".png": PngImageFile}
 

@@ -15,8 +15,7 @@ from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile, TiffPageSeries, memmap
 
 from stpredict._window import Window
 from stpredict.io._lazy import MAX_CHUNK_PX, Reader, lazy_array
-from stpredict.io._orientation import SIDEWAYS, TAG, upright
-from stpredict.io._rgb import check_decodable, not_rgb, over_white, rgb_of_ycbcr
+from stpredict.io._rgb import SIDEWAYS, TAG, check_decodable, not_rgb, over_white, rgb_of_ycbcr, upright
 from stpredict.io._tiff_scale import channel_names, stated_mpp
 
 RGB_CHANNELS = ("r", "g", "b")

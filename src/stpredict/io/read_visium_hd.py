@@ -12,11 +12,10 @@ from spatialdata import SpatialData
 from spatialdata.transformations import Identity, set_transformation
 
 from stpredict._arguments import check_arguments
-from stpredict.io._image import image_element
+from stpredict.io._image import add_micrometers, image_element
 from stpredict.io._matrix import with_h5
 from stpredict.io._pixels import open_pixels
 from stpredict.io._space_ranger import COUNTS, check_image, find_counts
-from stpredict.io._units import add_micrometers
 from stpredict.io._visium_hd import VisiumHD, find_hd
 
 # what spatialdata-io says of files that are not needed, and of what it does itself

@@ -13,10 +13,9 @@ from spatialdata.models import TableModel
 from spatialdata.transformations import Affine, set_transformation
 
 from stpredict._arguments import check_arguments
-from stpredict.io._image import image_element
+from stpredict.io._image import add_micrometers, image_element
 from stpredict.io._matrix import with_h5
 from stpredict.io._pixels import open_pixels
-from stpredict.io._units import add_micrometers
 from stpredict.io._xenium import COUNTS, HE, Xenium, find_xenium
 
 CELLS, GLOBAL = "cell_boundaries", "global"  # spatialdata-io's names

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from stpredict import _html
 from stpredict._arguments import check_arguments
-from stpredict._card import FIRST_VERSION, Card, check_version
+from stpredict._card import FIRST_VERSION, Card, check_version, is_hub_name
 from stpredict._embeddings import GeneEmbeddings
 from stpredict._section import Section
 from stpredict.models._constructor import constructor, first_seed
 from stpredict.models._declaration import Tiling, check_declaration
 from stpredict.models._fields import Config, Recipe
 from stpredict.models._folder import write_model
-from stpredict.models._hub import push, revision_of
+from stpredict.models._hub import push
 from stpredict.models._info import ModelInfo
 from stpredict.models._samples import Batch, Samples, sections_of
 from stpredict.models._texts import Vocabulary
@@ -410,7 +410,8 @@ class Model(nn.Module, ABC):
     @property
     def revision(self) -> str | None:
         """Commit of the hub that it was loaded from or pushed as; None for a model of no hub."""
-        return revision_of(self.loaded_from)
+        name = self.loaded_from
+        return name.rpartition("@")[2] if name is not None and is_hub_name(name) else None
 
     def save(self, path: str | Path, *, overwrite: bool = False, version: str | None = None) -> None:
         """Write the model to a folder: `model.safetensors`, `card.json`, and `README.md`, the card for reading.

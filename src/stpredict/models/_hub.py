@@ -84,13 +84,6 @@ def check_revision(revision: str, where: str) -> None:
         raise ValueError(f"{shown(where)}: {shown(revision)} is no revision; name a branch, a tag or a commit.")
 
 
-def revision_of(loaded_from: str | None) -> str | None:
-    """The commit in the name of a model that came from a hub; None for other models."""
-    if loaded_from is None or not is_hub_name(loaded_from):
-        return None
-    return loaded_from.rpartition("@")[2]
-
-
 def find(name_or_path: str | Path, *, ask_hub: bool = True, weights: bool = True) -> tuple[Path, str]:
     """The folder of a model, and what is recorded of where it was: a shipped name, a folder, or a name with its commit.
 

@@ -112,11 +112,6 @@ class Samples(Dataset, ABC):
         return [self[i] for i in indices]
 
 
-def to_cells(stride: float | int) -> NDArray[np.float64]:
-    """The affine from working pixels to cells of a map with this stride."""
-    return np.diag([1 / stride, 1 / stride, 1.0])
-
-
 def dihedral(array: NDArray, turn: int) -> NDArray:
     """One of the 8 symmetries of a square, on the first two axes: `turn` % 4 quarter turns, after a flip if > 3."""
     return np.rot90(array[:, ::-1] if turn > 3 else array, turn % 4)

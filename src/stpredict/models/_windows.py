@@ -15,7 +15,7 @@ from stpredict import _coverage
 from stpredict._places import tissues
 from stpredict._section import Section
 from stpredict._window import Window
-from stpredict.models._samples import Batch, Samples, dihedral, some_genes, to_cells
+from stpredict.models._samples import Batch, Samples, dihedral, some_genes
 from stpredict.nn.pool import pooling
 from stpredict.nn.stain import jitter
 
@@ -86,7 +86,7 @@ class WindowSamples(Samples):
         known = [section.total for section in sections if section.total is not None]
         self.total = np.concatenate(known) if len(known) == len(sections) else None
         self.bounds = [_coverage.bounds(s.shapes) for s in sections]
-        self.cells = [_coverage.transform(s.shapes, to_cells(stride)) for s in sections]
+        self.cells = [_coverage.in_cells(s.shapes, stride) for s in sections]
         self._check_extent()
         self.due = self._windows_due() if train else np.zeros(0)
         several = train and len(tissues(sections)) < len(sections)  # else the finest scale would be nearly all of them

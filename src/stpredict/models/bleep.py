@@ -190,11 +190,7 @@ class BLEEP(Model):
         super().__init__(_config(config, genes, mpp))
         c = self.config
         self.encoder = PatchEncoder(
-            c.encoder_spec,
-            weights=encoder_weights,
-            kind=c.features,
-            frozen=c.frozen,
-            folder=feature_cache,
+            c.encoder_spec, weights=encoder_weights, kind=c.features, frozen=c.frozen, folder=feature_cache,
             patch_px=c.patch_px,
         )  # fmt: skip
         self.image_projection = ProjectionHead(self.encoder.width, c.width, dropout=c.dropout)

@@ -266,11 +266,7 @@ class GeneQuery(Model):
         self.texts = Vocabulary(c.vocabulary, c.text, embeddings)
         self.names = None if c.names is None else Vocabulary(c.vocabulary, c.names, names)
         self.encoder = PatchEncoder(
-            c.encoder_spec,
-            weights=encoder_weights,
-            kind=c.features,
-            frozen=c.frozen,
-            folder=feature_cache,
+            c.encoder_spec, weights=encoder_weights, kind=c.features, frozen=c.frozen, folder=feature_cache,
             patch_px=c.patch_px,
         )  # fmt: skip
         self.image_projection = (

@@ -45,13 +45,12 @@ from stpredict._link import TOTAL, Link
 from stpredict._section import Section
 from stpredict.models._base import Model, Recipe, constructor, predict_batch
 from stpredict.models._config import resolve_config
-from stpredict.models._context import ContextBranch, fit_context
 from stpredict.models._counts import GAIN, CountRates, log_share
 from stpredict.models._fields import EncoderConfig, PanelConfig
 from stpredict.models._folder import checked
-from stpredict.models._heads import PanelHead, TextHead
 from stpredict.models._hub import find
 from stpredict.models._info import ModelInfo
+from stpredict.models._pixnet import ContextBranch, PanelHead, TextHead, fit_context
 from stpredict.models._samples import Batch, Samples
 from stpredict.models._texts import Vocabulary, as_embeddings
 from stpredict.models._windows import WindowSamples

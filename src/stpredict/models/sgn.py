@@ -248,11 +248,7 @@ class SGN(Model):
         c = self.config
         self.texts = Vocabulary(c.vocabulary, c.text, embeddings)
         self.encoder = PatchEncoder(
-            c.encoder_spec,
-            weights=encoder_weights,
-            kind=c.features,
-            frozen=c.frozen,
-            folder=feature_cache,
+            c.encoder_spec, weights=encoder_weights, kind=c.features, frozen=c.frozen, folder=feature_cache,
             patch_px=c.patch_px,
         )  # fmt: skip
         wide = self.encoder.width

@@ -171,11 +171,7 @@ class STNet(Model):
         super().__init__(_config(config, genes, mpp, loss))
         c = self.config
         self.encoder = PatchEncoder(
-            c.encoder_spec,
-            weights=encoder_weights,
-            kind="averaged",
-            frozen=c.frozen,
-            folder=feature_cache,
+            c.encoder_spec, weights=encoder_weights, kind="averaged", frozen=c.frozen, folder=feature_cache,
             patch_px=c.patch_px,
         )  # fmt: skip
         self.linear = nn.Linear(self.encoder.width, len(c.genes))

@@ -8,7 +8,8 @@ import logging
 import threading
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -121,10 +122,11 @@ def _pairs[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> Pairs | None
     )
     with torch.inference_mode(False), torch.no_grad(), exact[0], exact[1]:
         watched = copied(model)  # another thread may be running the model itself
-        before, found = _watched(watched, probe)
+        with _watching(watched) as found:
+            before = probe(watched).float()
         names = {module: name for name, module in watched.named_modules()}
         pairs = [(names[conv], names[norm]) for norm, conv in found.items()]
-        after = probe(_fold_all(copied(model), pairs))
+        after = probe(_fold_all(copied(model), pairs)).float()
     apart = float((after - before).abs().max() / before.std().clamp_min(1e-12))
     if not apart <= TOLERANCE:
         logger.warning("batch norms are not folded: the output would differ by %.1e of its spread", apart)
@@ -181,10 +183,12 @@ def _norms(module: nn.Module) -> list[nn.BatchNorm2d]:
     return [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]
 
 
-def _watched[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> tuple[Tensor, dict[nn.BatchNorm2d, nn.Conv2d]]:
-    """What the model gives, and the convolution that each norm alone reads, where both run once."""
+@contextmanager
+def _watching(model: nn.Module) -> Iterator[dict[nn.BatchNorm2d, nn.Conv2d]]:
+    """While the model runs once: the convolution that each norm alone reads, where both run once; filled at the end."""
     made: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # the tensors are held, so that no id comes back
     read: dict[nn.BatchNorm2d, nn.Conv2d] = {}
+    found: dict[nn.BatchNorm2d, nn.Conv2d] = {}
     runs: Counter[nn.Module] = Counter()
 
     def conv_ran(conv: nn.Conv2d, _: Any, out: Tensor) -> None:
@@ -199,12 +203,12 @@ def _watched[M: nn.Module](model: M, probe: Callable[[M], Tensor]) -> tuple[Tens
     hooks = [m.register_forward_hook(conv_ran) for m in model.modules() if isinstance(m, nn.Conv2d)]
     hooks += [m.register_forward_pre_hook(norm_runs) for m in _norms(model)]
     try:
-        out = probe(model)
+        yield found
     finally:
         for hook in hooks:
             hook.remove()
     shared = Counter(read.values())
-    return out, {n: c for n, c in read.items() if runs[n] == runs[c] == shared[c] == 1 and not n.training}
+    found |= {n: c for n, c in read.items() if runs[n] == runs[c] == shared[c] == 1 and not n.training}
 
 
 def _fold(conv: nn.Module, norm: nn.Module) -> None:

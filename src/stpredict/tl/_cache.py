@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
-def stable_hash(*values: Any) -> str:
-    """A short hash of plain values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
 def cached_json(file: Path | None, of: str, make: Callable[[], dict[str, Any]], *, what: str) -> dict[str, Any]:
     """What `make` returns, from its file if there is one; without a file, made anew.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from stpredict._card import Card
     from stpredict.models import Model
+    from stpredict.tl._predict._job import Resolved
 
 type Source = tuple[SpatialData, _spatialdata.SectionSpec]  # an object, and a resolved spec of one of its sections
 
@@ -60,7 +62,36 @@ def about(sdatas: Sequence[SpatialData]) -> dict[str, list[str]]:
     return {name: values for name, values in found.items() if values}
 
 
-def mismatch(card: Card, sdata: SpatialData) -> str | None:
+def domain_percentiles(resolved: Resolved) -> NDArray[np.float64] | None:
+    """Percentile (n,) of each shape among left-out training shapes; None without a table, or where it is not known.
+
+    Without a table points of the tissue are looked at. Warns of shapes on glass, and of tissue unlike that of the
+    training.
+    """
+    sdata, request, section, table, _ = resolved
+    assert request.model.card is not None
+    on_glass = None
+    if request.spec.tissue_key is None:
+        measured = None
+        if table is not None and not table.is_new:
+            measured = _spatialdata.measured_shapes(sdata, table.table_name, table.shapes_key)
+        on_glass = _spatialdata.warn_of_background(sdata, request.spec, section, measured=measured)
+    section = _sampled(section) if table is None else section
+    skipped = None if table is None else on_glass
+    percentile, unfamiliar = _percentiles(request.model, sdata, request.spec, section, skipped=skipped)
+    mismatched = _mismatch(request.model.card, sdata)
+    if mismatched is not None:
+        warnings.warn(f"section {section.name!r} says of itself that it is of {mismatched}.", stacklevel=4)
+    if unfamiliar is not None:
+        warnings.warn(
+            f"section {section.name!r}: {unfamiliar}. Expect less than the model's scores, or nothing; see "
+            f"obs['{request.key}_domain'] and docs/trust.md.",
+            stacklevel=4,
+        )
+    return None if table is None else percentile
+
+
+def _mismatch(card: Card, sdata: SpatialData) -> str | None:
     """What the object says of itself that the training sections were not, in words.
 
     Patients may differ. Another technology is logged only: it is counted otherwise, but looks the same.
@@ -77,7 +108,7 @@ def mismatch(card: Card, sdata: SpatialData) -> str | None:
     return "; ".join(other) or None
 
 
-def percentiles(
+def _percentiles(
     model: Model, sdata: SpatialData, spec: _spatialdata.SectionSpec, section: Section, *,
     skipped: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.float64] | None, str | None]:  # fmt: skip
@@ -110,7 +141,7 @@ def percentiles(
     return found, said
 
 
-def sampled(section: Section, *, most: int = 400) -> Section:
+def _sampled(section: Section, *, most: int = 400) -> Section:
     """A section without shapes as one of points in a grid on its tissue, or on all of its image."""
     import shapely
 

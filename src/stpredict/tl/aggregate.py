@@ -12,7 +12,7 @@ from stpredict import _spatialdata
 from stpredict._arguments import check_arguments
 from stpredict._link import TOTAL, link_of, linked
 from stpredict._malloc import give_back
-from stpredict.tl._predict._destination import resolve_destination, table_change
+from stpredict.tl._predict._destination import TableDestination
 from stpredict.tl._readout import find_raster, read_inside
 
 if TYPE_CHECKING:
@@ -90,9 +90,9 @@ def aggregate(
         raise ValueError(f"raster {raster_key!r} lacks {len(missing)} of {len(wanted)} genes: {missing[:5]}.")
     key = key_added or raster_key
     names = _spatialdata.NewNames(sdata, overwrite=overwrite)
-    destination = resolve_destination(
-        names, wanted, key=key, shapes_key=shapes_key, table_name=table_name, table_added=table_added, tissue_key=None
-    )
+    destination = TableDestination.resolve(
+        sdata, key, shapes_key=shapes_key, table_name=table_name, table_added=table_added
+    ).reserve(names, wanted)
     names.check()
     if link == "counts":
         positions = np.append(positions, channels.index(TOTAL))
@@ -100,10 +100,7 @@ def aggregate(
     give_back()  # the shapes in pixels
     values = linked(values, link)
     record |= {"genes": wanted, "raster": raster_key, "stat": stat}
-    change = table_change(
-        sdata, destination, values=values, share=share, genes=wanted, gene_reliability=None, record=record
-    )
-    _spatialdata.commit(sdata, [change], overwrite=overwrite)
+    _spatialdata.commit(sdata, [destination.change(values, share, record)], overwrite=overwrite)
 
 
 def _link(record: Mapping[str, Any], channels: Sequence[str], raster_key: str) -> str:

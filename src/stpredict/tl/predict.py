@@ -11,8 +11,7 @@ from stpredict import _inference, _spatialdata
 from stpredict._arguments import check_arguments
 from stpredict.models import load
 from stpredict.tl._predict._distributed import predict_distributed, resolve_runtime_on_worker
-from stpredict.tl._predict._job import PredictionJob
-from stpredict.tl._predict._provenance import has_finished_result
+from stpredict.tl._predict._job import PredictionJob, has_finished_result
 from stpredict.tl._predict._request import (
     Output,
     OutputName,
@@ -198,7 +197,7 @@ def predict(
         try:
             opened = _spatialdata.opened(each)
             runtime = replace(request.runtime, label=f", {k + 1}/{len(many)}" if len(many) > 1 else "")
-            if not has_finished_result(opened, request):
+            if not (request.resume and has_finished_result(opened, request)):
                 with PredictionJob(opened, replace(request, runtime=runtime)) as job:
                     job.finish()
         except BaseException as error:

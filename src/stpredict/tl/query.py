@@ -18,9 +18,9 @@ from stpredict._record import fields_of
 from stpredict._section import array_of
 from stpredict.models import Ensemble, load, load_recorded
 from stpredict.models._base import weights_sha256
-from stpredict.tl._predict._destination import resolve_destination, table_change
-from stpredict.tl._predict._provenance import gene_evidence, gene_reliability, model_record
-from stpredict.tl._predict._request import Output, RasterDtype, add_embeddings, raster_channels, resolve_genes
+from stpredict.tl._predict._destination import find_table, raster_channels
+from stpredict.tl._predict._provenance import model_record
+from stpredict.tl._predict._request import Output, RasterDtype, add_embeddings, resolve_genes
 from stpredict.tl._readout import find_raster, read_inside, warn_of_empty
 
 if TYPE_CHECKING:
@@ -112,10 +112,11 @@ def query(
     with ExitStack() as stack:
         names = _spatialdata.NewNames(sdata, overwrite=overwrite)
         results = Output.parse(output)
-        destination = None if not results.layer else resolve_destination(
-            names, wanted, key=key, shapes_key=shapes_key, table_name=table_name, table_added=table_added,
-            tissue_key=None, spread=isinstance(model, Ensemble),
-        )  # fmt: skip
+        destination = find_table(
+            results, sdata, key, shapes_key=shapes_key, table_name=table_name, table_added=table_added
+        )
+        if destination is not None:
+            destination = destination.reserve(names, wanted, spread=isinstance(model, Ensemble))
         target = None if not results.raster else _target(names, latent_key, key, raster_channels(model, wanted), dtype)
         names.check()
         if target is not None:
@@ -124,19 +125,7 @@ def query(
         if destination is not None:
             values, share, spread = reader.inside(sdata, destination.shapes_key, made)
             _warn_of_empty(values, latent_key, key)
-            changes.append(
-                table_change(
-                    sdata,
-                    destination,
-                    values=values,
-                    share=share,
-                    genes=wanted,
-                    gene_reliability=gene_reliability(model, wanted),
-                    record=record,
-                    held_out=gene_evidence(model, wanted),
-                    spread=spread,
-                )  # fmt: skip
-            )
+            changes.append(destination.change(values, share, record, card=model.card, spread=spread))
         if target is not None:
             reader.map(target)
             map_record = record | {"raster_mpp": made["raster_mpp"], "latent": False, "dtype": dtype}

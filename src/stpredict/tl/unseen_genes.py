@@ -14,9 +14,10 @@ from scipy.stats import rankdata
 
 from stpredict import _spatialdata, _training, metrics
 from stpredict._arguments import check_arguments
+from stpredict._record import stable_hash
 from stpredict.models._base import weights_sha256
 from stpredict.tl._benchmark import _steps
-from stpredict.tl._cache import count_summary, stable_hash
+from stpredict.tl._cache import count_summary
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import uuid
+import zipfile
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from stpredict._partial import PartialFiles
+import numpy as np
+
+from stpredict._partial import PartialSum
 from stpredict._spatialdata._store._lock import Lock
-from stpredict._spatialdata._store._scratch import remove
-from stpredict._spatialdata._store._transaction import Store
+from stpredict._spatialdata._store._transaction import Store, remove
 
 _log = logging.getLogger("stpredict")
 MANIFEST = "manifest.json"
@@ -122,6 +126,38 @@ class Checkpoint:
         done = len(list((self.folder / f"work-{manifest.get('token')}" / "parts").glob("*.npz")))
         _log.info("resuming the interrupted prediction in %s: %d chunks are finished", self.folder, done)
         return manifest.get("token")
+
+
+@dataclass(frozen=True)
+class PartialFiles:
+    """Parts of chunks as files of a folder; a file that is there is whole."""
+
+    folder: Path
+
+    def has(self, chunk: int) -> bool:
+        """Whether this chunk is finished."""
+        return self._path(chunk).is_file()
+
+    def load(self, chunk: int) -> PartialSum:
+        """The part of a finished chunk. Raises ValueError for a file that is damaged."""
+        try:
+            with self._path(chunk).open("rb") as file, np.load(file, allow_pickle=False) as held:
+                return PartialSum(held["rows"], held["values"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{self._path(chunk)}, part of an interrupted run, is damaged ({error}). Predict without resume=True, "
+                "which starts afresh; the store itself is as it was."
+            ) from error
+
+    def keep(self, chunk: int, part: PartialSum) -> None:
+        """Write a part; it is there at once and whole, or not at all."""
+        new = self._path(chunk).with_suffix(f".{socket.gethostname()}-{os.getpid()}")
+        with new.open("wb") as file:
+            np.savez(file, rows=part.rows, values=part.values)
+        os.replace(new, self._path(chunk))
+
+    def _path(self, chunk: int) -> Path:
+        return self.folder / f"{chunk}.npz"
 
 
 def recover(path: Path) -> None:

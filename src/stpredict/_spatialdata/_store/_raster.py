@@ -20,8 +20,7 @@ from spatialdata.transformations import BaseTransformation, Scale, get_transform
 from spatialdata.transformations import Sequence as Chain
 
 from stpredict._spatialdata._store._element import ImageElement, write_aside
-from stpredict._spatialdata._store._scratch import remove
-from stpredict._spatialdata._store._transaction import Store
+from stpredict._spatialdata._store._transaction import Store, remove
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray

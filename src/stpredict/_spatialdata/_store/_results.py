@@ -17,8 +17,7 @@ from anndata import AnnData
 from spatialdata.models import TableModel
 
 from stpredict._card import HELD_OUT
-from stpredict._spatialdata._store._element import ImageElement, TableElement
-from stpredict._spatialdata._store._names import NewNames
+from stpredict._spatialdata._store._element import ImageElement, NewNames, TableElement
 from stpredict._spatialdata._store._table import NAMESPACE, TableEntry, earlier_record, keep_others
 from stpredict._spatialdata._store._transaction import Store, Transaction
 

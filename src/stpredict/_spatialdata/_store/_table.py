@@ -16,8 +16,7 @@ from anndata import ImplicitModificationWarning
 from anndata.io import read_elem, write_elem
 
 from stpredict._record import of_one_result
-from stpredict._spatialdata._store._scratch import InlineStore
-from stpredict._spatialdata._store._transaction import Store, Transaction
+from stpredict._spatialdata._store._transaction import InlineStore, Store, Transaction
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from stpredict._spatialdata._store._commit import Members
-    from stpredict._spatialdata._store._names import NewNames
+    from stpredict._spatialdata._store._element import NewNames
 
 
 NAMESPACE = "stpredict"  # of uns and of sdata.attrs

@@ -20,13 +20,14 @@ from scipy.sparse import csr_matrix
 from scipy.spatial import KDTree
 
 from stpredict import _spatialdata, _training, metrics
+from stpredict._record import stable_hash
 from stpredict.models._base import weights_sha256
 from stpredict.models._patches import array_grid
 from stpredict.nn.device import resolve_device, resolve_precision
 from stpredict.tl._benchmark import _steps
 from stpredict.tl._benchmark._folds import centres_um, usable_spots
 from stpredict.tl._benchmark._labels import relabelled
-from stpredict.tl._cache import environment_info, stable_hash
+from stpredict.tl._cache import environment_info
 from stpredict.tl.evaluate import nulls
 
 if TYPE_CHECKING:

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from stpredict import _caches, _inference, _spatialdata
-from stpredict._partial import PartialFiles
 from stpredict._section import Fingerprint, Section, fingerprint
 from stpredict.models import is_hub_name, load, shipped
 from stpredict.models._base import weights_sha256
-from stpredict.tl._predict._job import PredictionJob, open_raster_writer
-from stpredict.tl._predict._provenance import has_finished_result, texts_digest
+from stpredict.tl._predict._job import PredictionJob, find_raster, has_finished_result, section_of
+from stpredict.tl._predict._provenance import texts_digest
 from stpredict.tl._predict._request import PredictRequest, add_embeddings
 
 if TYPE_CHECKING:
@@ -130,7 +129,7 @@ def _predict_slide(
     with ExitStack() as stack:
         with _client_lock:
             sdata = _spatialdata.opened(sdata)
-            if has_finished_result(sdata, request):
+            if request.resume and has_finished_result(sdata, request):
                 return
             job = stack.enter_context(PredictionJob(sdata, request))
             waiting = _submit_chunks(client, job, embeddings)
@@ -151,10 +150,11 @@ def run_work_item(item: WorkItem) -> None:
     model, sdata, section = _load_inputs(replace(item, which=()))
     request, store = replace(item.request, model=model), _spatialdata.open_store(sdata)
     with ExitStack() as stack:
-        raster = open_raster_writer(sdata, store, section, request, stack, Path(item.folder))
+        raster = find_raster(request, sdata)
+        writer = None if raster is None else raster.open(store, section, stack, Path(item.folder))
         _inference.run_chunks(
             model, section, request.inferred_genes, item.which, runtime=replace(request.runtime, progress=False),
-            parts=PartialFiles(Path(item.folder) / "parts"), raster=raster,
+            parts=_spatialdata.PartialFiles(Path(item.folder) / "parts"), raster=writer,
         )  # fmt: skip
 
 
@@ -179,7 +179,7 @@ def _load_inputs(item: WorkItem) -> tuple[Model, SpatialData, Section]:
             "embeddings= of all genes that are asked for, or save the model again."
         )
     sdata = read_zarr(item.store)
-    section = replace(item.request, model=model).section(sdata, item.shapes_key)
+    section = section_of(replace(item.request, model=model), sdata, item.shapes_key)
     if fingerprint(section) != item.image_and_shapes:
         raise ValueError(f"image or shapes in {item.store!r} have changed since the prediction began; predict again.")
     return model, sdata, section
@@ -207,14 +207,14 @@ def _submit_chunks(client: Client, job: PredictionJob, embeddings: GeneEmbedding
     """The tasks of a slide, for the chunks that are not finished."""
     request, checkpoint = job.request, job.checkpoint
     assert checkpoint is not None and job.parts is not None and request.model.loaded_from is not None
-    n = _inference.n_chunks(request.model, job.section, runtime=request.runtime, raster=job.raster is not None)
+    n = _inference.n_chunks(request.model, job.section, runtime=request.runtime, raster=job.writer is not None)
     missing = [i for i in range(n) if not job.parts.has(i)]
     n_workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
     step = -(-len(missing) // (TASKS_A_WORKER * n_workers)) or 1
     item = WorkItem(
         store=str(Path(job.sdata.path).resolve()), model=request.model.loaded_from, folder=str(checkpoint.work),
         request=replace(request, model=None),  # type: ignore[arg-type]  # workers load their own
-        shapes_key=None if job.destination is None else job.destination.shapes_key,
+        shapes_key=None if job.table is None else job.table.shapes_key,
         image_and_shapes=job.fingerprint, weights=job.record["weights_sha256"],
         texts=texts_digest(request.model, request.genes), embeddings=embeddings,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A prediction into one object: checks before the work, inference, and one commit."""
+"""A prediction into one object: what is read and written, checks before the work, inference, and one commit."""
 
 from __future__ import annotations
 
@@ -8,31 +8,107 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
-import shapely
 
 from stpredict import _inference, _spatialdata
-from stpredict._link import with_total
+from stpredict._record import differences
 from stpredict._section import Section, fingerprint, image_digest
 from stpredict.models import Ensemble
-from stpredict.tl._domain import mismatch, percentiles, sampled
-from stpredict.tl._predict._destination import Destination, resolve_destination, table_change
-from stpredict.tl._predict._provenance import gene_evidence, gene_reliability, provenance, raster_record, run_inputs
+from stpredict.tl._domain import domain_percentiles
+from stpredict.tl._predict._destination import RasterDestination, RasterWriter, TableDestination, find_table
+from stpredict.tl._predict._provenance import provenance, run_inputs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from shapely.geometry.base import BaseGeometry
     from spatialdata import SpatialData
 
-    from stpredict._partial import PartialFiles
     from stpredict._section import Fingerprint
     from stpredict.tl._predict._request import PredictRequest
 
 logger = logging.getLogger("stpredict")
 SMALL_SHARE = 0.05  # of the shapes may be smaller than a cell without a warning: scraps of a segmentation
 SIZE_RTOL = 1e-3  # a bin of the cell's own size is not smaller
+
+
+class Resolved(NamedTuple):
+    """A request for one object, its image and shapes named: the section to predict, and where table and raster go."""
+
+    sdata: SpatialData
+    request: PredictRequest
+    section: Section
+    table: TableDestination | None
+    raster: RasterDestination | None
+
+
+def resolve(request: PredictRequest, names: _spatialdata.NewNames) -> Resolved:
+    """Decide, for one object, what is read and where results go.
+
+    Registers all names that are added, and checks all that can be checked before the work; raises as
+    `TableDestination`, `RasterDestination` and `section_of` do.
+    """
+    sdata, spec = names.sdata, request.spec
+    raster = find_raster(request, sdata)
+    if raster is not None:
+        raster.reserve(names)
+    table = table_of(request, sdata)
+    if table is not None:
+        table = table.reserve(names, request.genes, spread=isinstance(request.model, Ensemble))
+        spec = replace(spec, shapes_key=table.shapes_key)
+    names.check()
+    image_key = _spatialdata.resolve_image(sdata, spec.image_key, shapes_key=spec.shapes_key)
+    request = replace(request, spec=replace(spec, image_key=image_key))
+    section = section_of(request, sdata, None if table is None else table.shapes_key)
+    return Resolved(sdata, request, section, table, find_raster(request, sdata))
+
+
+def table_of(request: PredictRequest, sdata: SpatialData) -> TableDestination | None:
+    """Where the values of a request go, as `find_table` says."""
+    return find_table(
+        request.output, sdata, request.key, shapes_key=request.spec.shapes_key, table_name=request.table_name,
+        table_added=request.table_added, tissue_key=request.spec.tissue_key,
+    )  # fmt: skip
+
+
+def find_raster(request: PredictRequest, sdata: SpatialData) -> RasterDestination | None:
+    """Where the map of a request goes; None where only values inside shapes are written."""
+    return RasterDestination(sdata, request) if request.output.raster else None
+
+
+def section_of(request: PredictRequest, sdata: SpatialData, shapes_key: str | None) -> Section:
+    """The section that is predicted; without shapes, its image alone."""
+    if shapes_key is None:
+        return _spatialdata.image_section(sdata, request.spec, at_mpp=request.model.mpp)
+    return _spatialdata.section(sdata, replace(request.spec, shapes_key=shapes_key), at_mpp=request.model.mpp)
+
+
+def has_finished_result(sdata: SpatialData, request: PredictRequest) -> bool:
+    """Whether an earlier call wrote all of this into a store, so that `resume` can skip it; that is logged.
+
+    Raises ValueError for a result of that name that was made of something else, unless it may be overwritten.
+    """
+    if sdata.path is None:
+        return False
+    _spatialdata.recover(sdata.path)
+    if _spatialdata.checkpoint_folder(sdata.path, request.key).is_dir():
+        return False
+    table = table_of(request, sdata)
+    destinations = [each for each in (find_raster(request, sdata), table) if each is not None]
+    present = [(each, record) for each in destinations if (record := each.stored_record()) is not None]
+    if not present:
+        return False
+    wanted = provenance(request, fingerprint(section_of(request, sdata, None if table is None else table.shapes_key)))
+    other = {what for each, record in present for what in differences(record, each.record(wanted), each.kind)}
+    if other and not request.overwrite:
+        raise ValueError(
+            f"{sdata.path} has a result called {request.key!r} already, which differs from this call in: "
+            f"{'; '.join(sorted(other))}. Pass another key_added, or overwrite=True to replace it."
+        )
+    finished = not other and len(present) == len(destinations)
+    if finished:
+        logger.info("%s has %r of this model already", sdata.path, request.key)
+    return finished
 
 
 class PredictionJob:
@@ -43,13 +119,13 @@ class PredictionJob:
     """
 
     # set on entering
-    destination: Destination | None  # None: only a raster is written
+    table: TableDestination | None  # None: only a raster is written
     section: Section
     domain: NDArray[np.float64] | None  # (n,) percentile among left-out training shapes
     fingerprint: Fingerprint
     record: dict[str, Any]
     checkpoint: _spatialdata.Checkpoint | None  # None: the object is in memory
-    raster: RasterWriter | None  # None: only a layer is written
+    writer: RasterWriter | None  # None: only a layer is written
 
     def __init__(self, sdata: SpatialData, request: PredictRequest) -> None:
         self.sdata, self.request = sdata, request
@@ -57,24 +133,18 @@ class PredictionJob:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            request = self.request
-            names = _spatialdata.NewNames(self.sdata, overwrite=request.overwrite)
-            self.destination = _destination(names, request)
-            names.check()
-            shapes_key = request.spec.shapes_key if self.destination is None else self.destination.shapes_key
-            image_key = _spatialdata.resolve_image(self.sdata, request.spec.image_key, shapes_key=shapes_key)
-            spec = replace(request.spec, image_key=image_key, shapes_key=shapes_key)
-            self.request = request = replace(request, spec=spec)  # resolved once, for workers too
-            self.section = request.section(self.sdata, None if self.destination is None else shapes_key)
-            self.domain = self._domain()
-            if self.destination is not None:
-                _warn_of_small(self.section, request, self.sdata.path)
+            names = _spatialdata.NewNames(self.sdata, overwrite=self.request.overwrite)
+            resolved = resolve(self.request, names)
+            _, request, self.section, self.table, raster = resolved
+            self.request = request  # for workers too
+            self.domain = domain_percentiles(resolved)
+            _warn_of_small(self.section, request, self.sdata.path)
             self._image = image_digest(self.section)
             self.fingerprint = fingerprint(self.section, self._image)
             self.record = provenance(request, self.fingerprint)
             self.checkpoint = self._checkpoint(stack, names.store)
             folder = None if self.checkpoint is None else self.checkpoint.work
-            self.raster = open_raster_writer(self.sdata, names.store, self.section, request, stack, folder)
+            self.writer = None if raster is None else raster.open(names.store, self.section, stack, folder)
             self._stack = stack.pop_all()
         return self
 
@@ -84,7 +154,7 @@ class PredictionJob:
         self._stack.__exit__(kind, error, trace)
 
     @property
-    def parts(self) -> PartialFiles | None:
+    def parts(self) -> _spatialdata.PartialFiles | None:
         """Where the partial sums of finished chunks are kept; None for an object in memory."""
         return None if self.checkpoint is None else self.checkpoint.parts
 
@@ -92,63 +162,26 @@ class PredictionJob:
         """Do what is left of the work, and write the result."""
         request = self.request
         values, share, spread = _inference.predict_with_spread(
-            request.model, self.section, request.inferred_genes, runtime=request.runtime, raster=self.raster,
+            request.model, self.section, request.inferred_genes, runtime=request.runtime, raster=self.writer,
             parts=self.parts,
         )  # fmt: skip
         self._check_unchanged()
         changes: list[_spatialdata.Change] = []
-        if self.destination is not None:
+        if self.table is not None:
             _warn_of_empty(values, self.section, request, self.sdata.path)
-            quality = gene_reliability(request.model, request.genes)
             changes.append(
-                table_change(
-                    self.sdata,
-                    self.destination,
-                    values=values,
-                    share=share,
-                    genes=request.genes,
-                    gene_reliability=quality,
-                    record=self.record,
-                    held_out=gene_evidence(request.model, request.genes),
-                    spread=spread,
-                    domain=self.domain,
+                self.table.change(
+                    values, share, self.record, card=request.model.card, spread=spread, domain=self.domain
                 )
             )
-        if self.raster is not None:
-            changes.append(self.raster.target.image(raster_record(request, self.record)))
+        if self.writer is not None:
+            changes.append(self.writer.change(self.record))
         if self.checkpoint is not None:
             self.checkpoint.check()
         folder = None if self.checkpoint is None else self.checkpoint.folder
         _spatialdata.commit(self.sdata, changes, overwrite=request.overwrite, checkpoint=folder)
         self._stack.close()
         logger.info("wrote %s", ", ".join(place for change in changes for place in change.records({})))
-
-    def _domain(self) -> NDArray[np.float64] | None:
-        """Percentile (n,) of each shape among left-out training shapes; None without a layer, or where it is not known.
-
-        Warns of shapes on glass, and of a section or tissue unlike those of the training.
-        """
-        request, destination, sdata = self.request, self.destination, self.sdata
-        assert request.model.card is not None
-        on_glass = None
-        if request.spec.tissue_key is None:
-            measured = None
-            if destination is not None and destination.columns is not None:
-                measured = _spatialdata.measured_shapes(sdata, destination.table_name, destination.shapes_key)
-            on_glass = _spatialdata.warn_of_background(sdata, request.spec, self.section, measured=measured)
-        section = sampled(self.section) if destination is None else self.section
-        skipped = None if destination is None else on_glass
-        percentile, unfamiliar = percentiles(request.model, sdata, request.spec, section, skipped=skipped)
-        mismatched = mismatch(request.model.card, sdata)
-        if mismatched is not None:
-            warnings.warn(f"section {section.name!r} says of itself that it is of {mismatched}.", stacklevel=4)
-        if unfamiliar is not None:
-            warnings.warn(
-                f"section {section.name!r}: {unfamiliar}. Expect less than the model's scores, or nothing; see "
-                f"obs['{request.key}_domain'] and docs/trust.md.",
-                stacklevel=4,
-            )
-        return None if destination is None else percentile
 
     def _check_unchanged(self) -> None:
         """Raise where another process has replaced the image during the prediction, as far as a sample of it shows."""
@@ -166,92 +199,6 @@ class PredictionJob:
             return None
         inputs = run_inputs(request, self.record)
         return stack.enter_context(_spatialdata.Checkpoint(store, request.key, inputs, resume=request.resume))
-
-
-def _destination(names: _spatialdata.NewNames, request: PredictRequest) -> Destination | None:
-    """Where a table result goes, None where only a raster is requested; registers the names of both."""
-    if request.output.raster:
-        request.raster_factor()  # raises for a model without a map, before any work
-        names.element("images", request.key)
-    if not request.output.layer:
-        return None
-    return resolve_destination(
-        names, request.genes, key=request.key, shapes_key=request.spec.shapes_key, table_name=request.table_name,
-        table_added=request.table_added, tissue_key=request.spec.tissue_key,
-        spread=isinstance(request.model, Ensemble),
-    )  # fmt: skip
-
-
-class RasterWriter:
-    """Downsamples tile cores to the raster's pixel size, cuts them by the tissue, and writes them.
-
-    Parameters
-    ----------
-    factor
-        Cells of the model along a pixel of the raster.
-    tissue
-        In pixels of the raster: pixels whose centre lies outside are NaN. None: the whole image.
-    """
-
-    def __init__(self, target: _spatialdata.RasterTarget, factor: int, tissue: BaseGeometry | None = None) -> None:
-        self.target, self.factor, self.tissue = target, factor, tissue
-        if tissue is not None:
-            shapely.prepare(tissue)
-
-    def __call__(self, y: slice, x: slice, values: np.ndarray) -> None:
-        k = self.factor
-        if k > 1:
-            g, h, w = values.shape
-            values = np.pad(values, ((0, 0), (0, -h % k), (0, -w % k)), mode="edge")
-            values = values.reshape(g, -(-h // k), k, -(-w // k), k).mean(axis=(2, 4))
-        values = with_total(values, len(self.target.genes))
-        y0, x0 = y.start // k, x.start // k
-        y, x = slice(y0, y0 + values.shape[1]), slice(x0, x0 + values.shape[2])
-        self.target.write(y, x, self._cut(y, x, values))
-
-    def _cut(self, y: slice, x: slice, values: np.ndarray) -> np.ndarray:
-        """Values (g, h, w), NaN off the tissue."""
-        if self.tissue is None or shapely.contains(self.tissue, shapely.box(x.start, y.start, x.stop, y.stop)):
-            return values
-        down, right = np.mgrid[y, x] + 0.5
-        return np.where(shapely.contains_xy(self.tissue, right, down), values, np.float32(np.nan))
-
-
-def open_raster_writer(
-    sdata: SpatialData,
-    store: _spatialdata.Store | None,
-    section: Section,
-    request: PredictRequest,
-    stack: ExitStack,
-    folder: Path | None,
-) -> RasterWriter | None:
-    """The writer of the raster, if one is requested; entered into `stack`.
-
-    Parameters
-    ----------
-    folder : Path | None
-        Where it is built, next to the store; None: in memory, or in a scratch folder.
-    """
-    if not request.output.raster:
-        return None
-    model, spec, factor = request.model, request.spec, request.raster_factor()
-    step = model.stride * model.mpp
-    height, width = _inference.raster_shape(model, section)
-    image_key = _spatialdata.resolve_image(sdata, spec.image_key, shapes_key=spec.shapes_key)
-    pixel = step * factor / _spatialdata.image_mpp(sdata, image_key, spec.shapes_key, spec.mpp)
-    target = _spatialdata.RasterTarget(
-        store,
-        request.key,
-        genes=request.raster_channels,
-        shape=(-(-height // factor), -(-width // factor)),
-        transformations=_spatialdata.raster_transformations(sdata.images[image_key], scale=(pixel, pixel)),
-        dtype=request.dtype,
-        chunk_px=round(_inference.tiling_of(model).core_px / model.stride) // factor,
-        folder=folder,
-    )
-    pixels = model.stride * factor
-    tissue = None if section.tissue is None else shapely.transform(section.tissue, lambda xy: xy / pixels)
-    return RasterWriter(stack.enter_context(target), factor, tissue)
 
 
 def _warn_of_small(section: Section, request: PredictRequest, path: Path | None) -> None:

@@ -1,37 +1,26 @@
-"""Provenance of a prediction: its record and digests, and whether a store already holds the same result."""
+"""Provenance of a prediction: its record and digests."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from stpredict import __version__, _spatialdata
-from stpredict._record import differences
-from stpredict._section import fingerprint
+from stpredict import __version__
+from stpredict._record import stable_hash
 from stpredict.models import Ensemble
 from stpredict.models._base import weights_sha256
-from stpredict.tl._cache import stable_hash
-from stpredict.tl._predict._destination import existing_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
-    from numpy.typing import NDArray
-    from spatialdata import SpatialData
 
-    from stpredict._record import Kind
     from stpredict._section import Fingerprint
     from stpredict.models import Model
     from stpredict.nn.device import Precision
     from stpredict.tl._predict._request import PredictRequest
-
-logger = logging.getLogger("stpredict")
 
 
 def provenance(request: PredictRequest, seen: Fingerprint) -> dict[str, Any]:
@@ -39,13 +28,6 @@ def provenance(request: PredictRequest, seen: Fingerprint) -> dict[str, Any]:
     runtime = request.runtime
     record = model_record(request.model, request.genes, device=runtime.device, precision=runtime.precision)
     return record | {"image_digest": seen.image, "shapes_digest": seen.shapes}
-
-
-def raster_record(request: PredictRequest, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of the raster of a prediction, which is of no shapes."""
-    of_image = {name: value for name, value in record.items() if name != "shapes_digest"}
-    step = request.model.stride * request.model.mpp * request.raster_factor()
-    return of_image | {"raster_mpp": step, "latent": request.output.latent, "dtype": request.dtype}
 
 
 def run_inputs(request: PredictRequest, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,23 +77,6 @@ def model_record(model: Model, genes: Sequence[str], *, device: torch.device, pr
     }
 
 
-def gene_reliability(model: Model, genes: Sequence[str]) -> NDArray[np.float64]:
-    """(g,) correlation of each gene on held-out data, from the card; NaN where the card has none."""
-    assert model.card is not None
-    values = [model.card.val_pcc.get(gene) for gene in genes]
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-
-
-def gene_evidence(model: Model, genes: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-    """What else the card says of each gene (g,), by name; NaN for genes that it does not speak of."""
-    assert model.card is not None
-    found = {}
-    for name, known in model.card.held_out.items():
-        values = [known.get(gene) for gene in genes]
-        found[name] = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-    return found
-
-
 def config_digest(model: Model) -> str:
     """A short hash of a model's settings, but those of its training."""
     values = {name: value for name, value in dataclasses.asdict(model.config).items() if name != "recipe"}
@@ -121,60 +86,3 @@ def config_digest(model: Model) -> str:
 def texts_digest(model: Model, genes: Sequence[str]) -> str:
     """A short hash of a model's gene embeddings; "" for one with a fixed panel."""
     return hashlib.sha256(model.text_vectors(genes).tobytes()).hexdigest()[:16] if model.is_text_queried else ""
-
-
-def has_finished_result(sdata: SpatialData, request: PredictRequest) -> bool:
-    """Whether an earlier call wrote all of this, so that resume=True can skip the object; that is logged.
-
-    Raises ValueError for a result of that name that was made of something else, unless it may be overwritten.
-    """
-    if not request.resume or sdata.path is None:
-        return False
-    _spatialdata.recover(sdata.path)
-    if _spatialdata.checkpoint_folder(sdata.path, request.key).is_dir():
-        return False
-    shapes_key = None
-    if request.output.layer:
-        spec = request.spec
-        shapes_key = _spatialdata.resolve_shapes(
-            sdata, spec.shapes_key, table_name=request.table_name, tissue_key=spec.tissue_key
-        )
-    results = _existing_results(sdata, request, shapes_key)
-    present = [record for record, _ in results if record is not None]
-    if not present:
-        return False
-    wanted = _wanted_record(sdata, request, shapes_key)
-    other = {what for record, kind in results if record is not None for what in differences(record, wanted, kind)}
-    if other and not request.overwrite:
-        raise ValueError(
-            f"{sdata.path} has a result called {request.key!r} already, which differs from this call in: "
-            f"{'; '.join(sorted(other))}. Pass another key_added, or overwrite=True to replace it."
-        )
-    finished = not other and len(present) == len(results)
-    if finished:
-        logger.info("%s has %r of this model already", sdata.path, request.key)
-    return finished
-
-
-def _existing_results(
-    sdata: SpatialData, request: PredictRequest, shapes_key: str | None
-) -> list[tuple[Mapping[str, Any] | None, Kind]]:
-    """The record of every requested result, None where it is missing, and its kind."""
-    results: list[tuple[Mapping[str, Any] | None, Kind]] = []
-    if request.output.raster:
-        record = sdata.attrs.get("stpredict", {}).get(f"images/{request.key}")
-        results.append((record if request.key in sdata.images else None, "raster"))
-    if shapes_key is not None:
-        name = request.table_added or existing_table(sdata, shapes_key, request.table_name)
-        table = sdata.tables.get(name) if name else None
-        record = None
-        if table is not None and request.key in table.layers:
-            record = table.uns.get("stpredict", {}).get(request.key)
-        results.append((record, "layer"))
-    return results
-
-
-def _wanted_record(sdata: SpatialData, request: PredictRequest, shapes_key: str | None) -> dict[str, Any]:
-    """The record that a result of this call would have."""
-    wanted = provenance(request, fingerprint(request.section(sdata, shapes_key)))
-    return raster_record(request, wanted) | wanted if request.output.raster else wanted

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
-from stpredict import _inference, _spatialdata
+from stpredict import _spatialdata
 from stpredict._embeddings import GeneEmbeddings, closest
-from stpredict._link import TOTAL
 
 if TYPE_CHECKING:
-    from spatialdata import SpatialData
-
     from stpredict._inference import Runtime
-    from stpredict._section import Section
     from stpredict.models import Model
 
 OutputName = Literal["layer", "raster", "both", "latent"]
@@ -24,7 +20,7 @@ RasterDtype = Literal["float32", "float16"]
 
 @dataclass(frozen=True)
 class Output:
-    """Which results are written: values inside shapes, and a raster, of the genes or of the latent."""
+    """Which results are written: values inside shapes (a layer), and a raster, of the genes or of the latent."""
 
     name: OutputName
     layer: bool
@@ -32,9 +28,17 @@ class Output:
     latent: bool
 
     @classmethod
-    def parse(cls, name: OutputName) -> Self:
+    def parse(cls, name: OutputName) -> Output:
         """From the value of the argument `output`."""
-        return cls(name, layer=name in ("layer", "both"), raster=name != "layer", latent=name == "latent")
+        return OUTPUTS[name]
+
+
+OUTPUTS: dict[OutputName, Output] = {
+    "layer": Output("layer", layer=True, raster=False, latent=False),
+    "raster": Output("raster", layer=False, raster=True, latent=False),
+    "both": Output("both", layer=True, raster=True, latent=False),
+    "latent": Output("latent", layer=False, raster=True, latent=True),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,47 +78,6 @@ class PredictRequest:
     def inferred_genes(self) -> list[str]:
         """The genes that inference computes: none where only the latent is written."""
         return [] if self.output.latent else self.genes
-
-    @property
-    def raster_channels(self) -> list[str]:
-        """Names of the channels of the raster: the genes, or the columns of the latent."""
-        if self.output.latent:
-            return [f"latent{i}" for i in range(self.model.query(self.genes[:1]).shape[1])]
-        return raster_channels(self.model, self.genes)
-
-    def section(self, sdata: SpatialData, shapes_key: str | None) -> Section:
-        """The section that is predicted; without shapes, its image alone."""
-        if shapes_key is None:
-            return _spatialdata.image_section(sdata, self.spec, at_mpp=self.model.mpp)
-        return _spatialdata.section(sdata, replace(self.spec, shapes_key=shapes_key), at_mpp=self.model.mpp)
-
-    def raster_factor(self) -> int:
-        """How many of the model's cells a pixel of the raster is wide.
-
-        Raises
-        ------
-        ValueError
-            For a model without a raster, and where `raster_mpp` is no multiple of its step that divides its tiles.
-        """
-        model = self.model
-        if model.output != "raster":
-            raise ValueError(f"{type(model).__name__} predicts shapes one by one and has no map; use output='layer'.")
-        cells, step = round(_inference.tiling_of(model).core_px / model.stride), model.stride * model.mpp
-        factor = 1 if self.raster_mpp is None else self.raster_mpp / step
-        allowed = [k for k in range(1, cells + 1) if cells % k == 0]
-        close = min(allowed, key=lambda k: abs(k - factor))
-        if abs(close - factor) > 1e-6 * close:
-            raise ValueError(
-                f"raster_mpp={self.raster_mpp} is no step of this model: it maps at {step:g} um, and coarser by a "
-                f"factor of {allowed[1:8]} ... . Use raster_mpp={close * step:g}."
-            )
-        return close
-
-
-def raster_channels(model: Model, genes: Sequence[str]) -> list[str]:
-    """What a raster of these genes is made of: a map of rates ends with that of all RNA."""
-    channels = model.channels(genes)
-    return [*channels, TOTAL] if getattr(model.config, "link", "identity") == "log1p" else channels
 
 
 def add_embeddings(model: Model, embeddings: GeneEmbeddings | str | Path | None) -> None:
