@@ -112,72 +112,45 @@ def build():
         vectors = np.stack([np.random.default_rng([ord(letter) for letter in gene]).normal(size=8) for gene in genes])
         return GeneEmbeddings(genes=tuple(genes), vectors=vectors.astype(np.float32), encoder="letters")
 
-    def genequery(genes):
-        config = None
+    def genequery(genes, encoder):
         if genes and not isinstance(genes, str) and len(set(genes)) == len(genes):
             everything = texts((*genes, "unseen"))
-            model = models.GeneQuery(genes, embeddings=everything)
-            config = dataclasses.replace(model.config, patch_px=64, mpp=1.0, width=32, heads=2, head_width=16)
-            return models.GeneQuery(config=config, embeddings=everything)
+            config = models.GeneQuery(genes, embeddings=everything).config
+            small = {"patch_px": 64, "mpp": 1.0, "width": 32, "heads": 2, "head_width": 16}
+            return models.GeneQuery(config=dataclasses.replace(config, **small), embeddings=everything)
         return models.GeneQuery(genes)
 
-    def sgn(genes):
+    def sgn(genes, encoder):
         if genes and not isinstance(genes, str) and len(set(genes)) == len(genes):
             everything = texts((*genes, "unseen"))
             config = models.SGN(genes, embeddings=everything).config
-            return models.SGN(
-                config=dataclasses.replace(config, mpp=1.0, encoder="mobilenetv2_035", patch_px=64),
-                embeddings=everything,
-            )
+            small = {"patch_px": 64, "mpp": 1.0, "encoder": encoder}
+            return models.SGN(config=dataclasses.replace(config, **small), embeddings=everything)
         return models.SGN(genes)
 
+    patches = {"patch_px": 64}
     small = {
-        "BLEEP": lambda genes: models.BLEEP(
-            config=models.BLEEPConfig(genes=genes, mpp=1.0, encoder="mobilenetv2_035", patch_px=64)
-        ),
-        "DeepSpot": lambda genes: models.DeepSpot(
-            config=models.DeepSpotConfig(
-                genes=genes, mpp=1.0, encoder="mobilenetv2_035", patch_px=96, part_px=32, width=32, members=3
-            )
-        ),
-        "FEAST": lambda genes: models.FEAST(
-            config=models.FEASTConfig(genes=genes, mpp=1.0, encoder="mobilenetv2_035", patch_px=64, width=32)
-        ),
-        "HE2RNA": lambda genes: models.HE2RNA(
-            config=models.HE2RNAConfig(genes=genes, mpp=1.0, encoder="mobilenetv2_035", patch_px=64)
-        ),
-        "EncoderRidge": lambda genes: models.EncoderRidge(
-            config=models.EncoderRidgeConfig(genes=genes, mpp=1.0, encoder="mobilenetv2_035", patch_px=64)
-        ),
-        "EGN": lambda genes: models.EGN(
-            config=models.EGNConfig(genes=genes, mpp=1.0, encoder="mobilenetv2_035", patch_px=64)
-        ),
-        "GeneQuery": genequery,
-        "HisToGene": lambda genes: models.HisToGene(
-            config=models.HisToGeneConfig(genes=genes, mpp=1.0, encoder="mobilenetv2_035", patch_px=64)
-        ),
-        "SGN": sgn,
-        "STNet": lambda genes: models.STNet(
-            config=models.STNetConfig(genes=genes, mpp=1.0, encoder="mobilenetv2_035", patch_px=64)
-        ),
-        "TRIPLEX": lambda genes: models.TRIPLEX(
-            config=models.TRIPLEXConfig(genes=genes, mpp=1.0, encoder="mobilenetv2_035", patch_px=64)
-        ),
-        "PixNet": lambda genes: models.PixNet(
-            config=models.PixNetConfig(
-                genes=genes,
-                mpp=1.0,
-                encoder="mobilenetv2_035",
-                filters=(8, 8, 12, 16),
-                window_px=256,
-                core_px=512,
-                halo_px=256,
-                context_rank=0,  # it doubles the encoder's work and has tests of its own
-            )
-        ),
+        "BLEEP": patches,
+        "DeepSpot": {"patch_px": 96, "part_px": 32, "width": 32, "members": 3},
+        "FEAST": {"patch_px": 64, "width": 32},
+        "HE2RNA": patches,
+        "EncoderRidge": patches,
+        "EGN": patches,
+        "HisToGene": patches,
+        "STNet": patches,
+        "TRIPLEX": patches,
+        # without the context, which doubles the encoder's work and has tests of its own
+        "PixNet": {"filters": (8, 8, 12, 16), "window_px": 256, "core_px": 512, "halo_px": 256, "context_rank": 0},
     }
+    by_text = {"GeneQuery": genequery, "SGN": sgn}
 
-    def make(name: str, genes: tuple[str, ...] = ("red", "green", "blue")):
-        return small[name](genes) if name in small else getattr(models, name)(genes)
+    def make(name: str, genes: tuple[str, ...] = ("red", "green", "blue"), *, encoder: str = "mobilenetv2_035"):
+        if name in by_text:
+            return by_text[name](genes, encoder)
+        cls = getattr(models, name)
+        if name not in small:
+            return cls(genes)
+        config = getattr(models, f"{name}Config")(genes=genes, mpp=1.0, encoder=encoder, **small[name])
+        return cls(config=config)
 
     return make

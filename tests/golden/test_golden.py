@@ -20,6 +20,7 @@ VALUES = Path(__file__).with_name("values.npz")
 OLD = Path(__file__).with_name("891ed2f.zip")
 MAGNIFY = ("PixNet",)
 MODE = os.environ.get("STPREDICT_GOLDEN", "")
+ENCODER = "mobilenetv2_100"  # that of the model whose values are kept; other tests take a smaller one
 QUIET = {"device": "cpu", "precision": "32", "progress": False}
 
 
@@ -59,7 +60,7 @@ def test_a_model_after_three_steps(build, colour_section, no_features, model_nam
     from stpredict._inference import RuntimeOptions, predict
     from stpredict._training import TrainOptions, fit
 
-    model = build(model_name)
+    model = build(model_name, encoder=ENCODER)
     plan = TrainOptions(max_epochs=3, batch_size=64, device="cpu", precision="32", progress=False)
     fit(model, [colour_section(0), colour_section(1)], [], plan, sections=("colour0", "colour1"))
     values, _ = predict(
@@ -71,7 +72,7 @@ def test_a_model_after_three_steps(build, colour_section, no_features, model_nam
 def test_the_map_of_a_pixnet_that_has_taken_no_step(build, colour_section, no_features):
     from stpredict._inference import RuntimeOptions, predict
 
-    model = build("PixNet")
+    model = build("PixNet", encoder=ENCODER)
     model.prepare([colour_section(0), colour_section(1)])
     values, _ = predict(
         model.eval(), colour_section(2), list(model.genes), runtime=RuntimeOptions(**QUIET).resolve(model.output)
