@@ -113,9 +113,8 @@ def run1(ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
     [
         ("memory", 1),
         ("run0", 3),
-        ("fresh", 4),
-        pytest.param("run0", 1, marks=pytest.mark.long),
-        pytest.param("fresh", 1, marks=pytest.mark.long),
+        pytest.param("run0", 1, marks=pytest.mark.slow),
+        pytest.param("fresh", 1, marks=pytest.mark.slow),
     ],
 )
 def test_an_error_at_any_step_changes_nothing(
@@ -178,8 +177,9 @@ NOTHING, RUN0, RUN1 = (False,) * 13, (True,) * 10 + (False,) * 3, (True,) * 7 + 
     ("place", "every"),
     [
         ("run0", 4),
-        pytest.param("run0", 1, marks=pytest.mark.slow),
-        pytest.param("fresh", 1, marks=pytest.mark.slow),
+        ("fresh", 4),
+        pytest.param("run0", 1, marks=pytest.mark.long),
+        pytest.param("fresh", 1, marks=pytest.mark.long),
     ],
 )
 def test_a_process_killed_at_any_step_shows_all_that_was_there_or_all_that_is_new(

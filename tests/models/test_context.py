@@ -14,7 +14,7 @@ def with_context(build):
     from stpredict.models import PixNet, PixNetConfig
 
     rank = PixNetConfig.__dataclass_fields__["context_rank"].default
-    config = dataclasses.replace(build("PixNet").config, context_rank=rank)
+    config = dataclasses.replace(build("PixNet", encoder="mobilenetv2_100").config, context_rank=rank)
     torch.manual_seed(0)  # as `build` does: the weights are random, and those of other seeds see less
     return PixNet(config=config)
 

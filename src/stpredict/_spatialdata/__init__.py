@@ -63,9 +63,10 @@ from stpredict._spatialdata._tables import (
     rows_of_table,
     table_rows,
 )
-from stpredict._spatialdata._target import Target, check_counts, sparse_target, target, totals
+from stpredict._spatialdata._target import Target, check_counts, sparse_target, target, totals, usable
 from stpredict._spatialdata._transformations import (
     affines,
+    check_resolution,
     is_micrometres,
     pixel_size,
     relative_affine,
@@ -93,6 +94,7 @@ __all__ = [
     "areas_um2",
     "check_counts",
     "check_layer_size",
+    "check_resolution",
     "check_some_inside",
     "check_table_size",
     "checkpoint_folder",
@@ -141,6 +143,7 @@ __all__ = [
     "tissue_outline",
     "training_section",
     "training_sections",
+    "usable",
     "usable_rows",
     "warn_of_background",
     "warn_of_mpp",
