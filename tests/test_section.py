@@ -39,7 +39,7 @@ def brute_force(pixels, scale, y, x):
     return total / area
 
 
-@pytest.mark.parametrize("scale", [(1.0, 1.0), (2.0, 2.0), (1.45, 2.3), (3.7, 3.7), (7.0, 5.5)])
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (2.0, 2.0), (1.45, 2.3), (3.7, 3.7), (7.0, 5.5), (0.9995, 0.9995)])
 def test_pixels_are_area_averages(section_module, pixels, scale):
     view = section_module.ImageView(pixels=pixels, scale=scale, mpp=1.0)
     seen = view.read(view.window)

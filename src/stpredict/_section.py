@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 WHITE = 255  # what lies outside the image: empty glass
+ENLARGED = 1 / 1.001  # level pixels per working pixel; from here on a level is as fine, for sizes of levels are rounded
 HASHED = 2**16  # shapes that are hashed together
 
 
@@ -106,12 +107,12 @@ class ImageView:
         made = [np.full((*window.shape, 3), WHITE, dtype=np.uint8) for window in windows]
         for out, window, part, each in zip(made, windows, parts, seen, strict=True):
             if part is not None and each is not None:
-                shares, level = each[2], next(levels)
-                out[part.slices(window)] = np.moveaxis(level, 0, -1) if shares is None else _average(level, *shares)
+                weights, level = each[2], next(levels)
+                out[part.slices(window)] = np.moveaxis(level, 0, -1) if weights is None else _average(level, *weights)
         return made
 
     def _seen(self, part: Window) -> tuple[slice, slice, tuple[sparse.csr_array, sparse.csr_array] | None]:
-        """Rows and columns of the level under a window, and their shares; None: every pixel is one of the level."""
+        """Rows and columns of the level under a window, and their weights; None: every pixel is one of the level."""
         if self.scale == (1.0, 1.0):
             return slice(part.y0, part.y1), slice(part.x0, part.x1), None
         y, rows = _weights(part.y0, part.y1, self.scale[0], self.pixels.shape[1])
@@ -182,14 +183,13 @@ def _n_working(n_level: int, scale: float) -> int:
 
 def _weights(start: int, stop: int, scale: float, n_level: int) -> tuple[slice, sparse.csr_array]:
     """Which level pixels make up working pixels start..stop, and their weights, (stop - start, n) float32."""
-    index, weight = (_shares if scale >= 1 - 1e-9 else _cubic)(np.arange(start, stop), scale, n_level)
+    index, weight = (_shares if scale >= ENLARGED else _cubic)(np.arange(start, stop), scale, n_level)
     index = np.clip(index, 0, n_level - 1)
     used = index[weight != 0]
     part = slice(int(used.min()), int(used.max()) + 1)
-    pointer = np.arange(len(index) + 1) * index.shape[1]
     index = np.clip(index - part.start, 0, part.stop - part.start - 1)  # beyond these are only weights of 0
-    shape = (stop - start, part.stop - part.start)
-    return part, sparse.csr_array((weight.astype(np.float32).ravel(), index.ravel(), pointer), shape=shape)
+    rows = (weight.astype(np.float32).ravel(), index.ravel(), np.arange(0, index.size + 1, index.shape[1]))
+    return part, sparse.csr_array(rows, shape=(stop - start, part.stop - part.start))
 
 
 def _shares(pixel: NDArray[np.int64], scale: float, n_level: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -313,7 +313,7 @@ def take(section: Section, keep: NDArray) -> Section:
 def image_digest(section: Section, *, n_side: int = 4, side_px: int = 64) -> bytes:
     """A hash of the size of a section's image and of 4 x 4 squares of it: parts of one section share it.
 
-    Saved models know their sections by it (`EGN`), so it must never change.
+    Saved models know their sections by it (`EGN`), so it must never change (of enlarged images it did, see CHANGELOG).
     """
     height, width = section.image.height, section.image.width
     digest = hashlib.sha256(f"{height} {width}".encode())
