@@ -112,21 +112,13 @@ def build():
         vectors = np.stack([np.random.default_rng([ord(letter) for letter in gene]).normal(size=8) for gene in genes])
         return GeneEmbeddings(genes=tuple(genes), vectors=vectors.astype(np.float32), encoder="letters")
 
-    def genequery(genes, encoder):
-        if genes and not isinstance(genes, str) and len(set(genes)) == len(genes):
-            everything = texts((*genes, "unseen"))
-            config = models.GeneQuery(genes, embeddings=everything).config
-            small = {"patch_px": 64, "mpp": 1.0, "width": 32, "heads": 2, "head_width": 16}
-            return models.GeneQuery(config=dataclasses.replace(config, **small), embeddings=everything)
-        return models.GeneQuery(genes)
-
-    def sgn(genes, encoder):
-        if genes and not isinstance(genes, str) and len(set(genes)) == len(genes):
-            everything = texts((*genes, "unseen"))
-            config = models.SGN(genes, embeddings=everything).config
-            small = {"patch_px": 64, "mpp": 1.0, "encoder": encoder}
-            return models.SGN(config=dataclasses.replace(config, **small), embeddings=everything)
-        return models.SGN(genes)
+    def by_text(cls, genes, **fields):
+        """With embeddings of the genes and of one more; as it is for genes that no config takes."""
+        if not genes or isinstance(genes, str) or len(set(genes)) < len(genes):
+            return cls(genes)
+        everything = texts((*genes, "unseen"))
+        config = dataclasses.replace(cls(genes, embeddings=everything).config, **fields)
+        return cls(config=config, embeddings=everything)
 
     patches = {"patch_px": 64}
     small = {
@@ -136,21 +128,22 @@ def build():
         "HE2RNA": patches,
         "EncoderRidge": patches,
         "EGN": patches,
+        "GeneQuery": {"patch_px": 64, "width": 32, "heads": 2, "head_width": 16},
         "HisToGene": patches,
+        "SGN": patches,
         "STNet": patches,
         "TRIPLEX": patches,
         # without the context, which doubles the encoder's work and has tests of its own
         "PixNet": {"filters": (8, 8, 12, 16), "window_px": 256, "core_px": 512, "halo_px": 256, "context_rank": 0},
     }
-    by_text = {"GeneQuery": genequery, "SGN": sgn}
 
     def make(name: str, genes: tuple[str, ...] = ("red", "green", "blue"), *, encoder: str = "mobilenetv2_035"):
-        if name in by_text:
-            return by_text[name](genes, encoder)
         cls = getattr(models, name)
         if name not in small:
             return cls(genes)
-        config = getattr(models, f"{name}Config")(genes=genes, mpp=1.0, encoder=encoder, **small[name])
-        return cls(config=config)
+        fields = {"mpp": 1.0, "encoder": encoder} | small[name]
+        if name in ("GeneQuery", "SGN"):
+            return by_text(cls, genes, **fields)
+        return cls(config=getattr(models, f"{name}Config")(genes=genes, **fields))
 
     return make
