@@ -22,6 +22,7 @@ SQUARE_BLOCKS = 8  # along an axis, that are read together: a square of the size
 # in pixels: bands half an octave wide, 3 to 30 um; the wide ones are made on a picture of half the size
 FINE, WIDE = (0.7, 1.0, 1.4, 2.0, 2.8), (2.8, 4.0, 5.7, 8.0)
 THREADS = min(4, os.cpu_count() or 1)  # each holds a square: 60 MB
+THIRD = np.full(3, 1 / 3, np.float32)
 DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)  # optical density of each of the 256 intensities
 
 
@@ -54,9 +55,9 @@ def block_features(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
         for i, j in ((0, 1), (0, 2), (1, 2))
     ]
     colour = [np.log(total + 0.02), *shares, *(np.log(each + 0.01) for each in spread), *pairs]
-    grey: NDArray[np.float32] = density.mean(-1, dtype=np.float32)
-    height, width = (size // 2 for size in grey.shape)
-    half: NDArray[np.float32] = grey.reshape(height, 2, width, 2).mean(axis=(1, 3), dtype=np.float32)
+    grey: NDArray[np.float32] = density @ THIRD  # a product is several times faster than a mean over three
+    rows = grey[::2] + grey[1::2]
+    half: NDArray[np.float32] = (rows[:, ::2] + rows[:, 1::2]) / np.float32(4)
     bands = [*_bands(grey, FINE), *_bands(half, WIDE, zoom=2)]
     energy = [np.log(_mean_product(band, band) + 1e-7) for band in bands]
     level = sum(energy) / len(energy)

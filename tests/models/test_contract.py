@@ -85,6 +85,23 @@ def test_batch_size_does_not_change_the_answer(trained, colour_section, model_na
     assert np.abs(one - many).max() <= 1e-3 * max(one.std(), 1e-6)
 
 
+def test_trains_and_predicts_in_bfloat16(colour_section, build, model_name):
+    from stpredict._inference import RuntimeOptions, predict
+    from stpredict._training import TrainOptions, fit
+
+    model = build(model_name)
+    if model_name == "PixNet":  # with the context, a closed form that is fitted after the last step
+        model = type(model)(config=replace(model.config, context_rank=2))
+    plan = TrainOptions(max_epochs=1, batch_size=64, device="cpu", precision="bf16", progress=False)
+    fit(model, [colour_section(0), colour_section(1)], [], plan, sections=("colour0", "colour1"))
+    half, whole = (
+        predict(model, colour_section(2), list(model.genes), runtime=options.resolve(model.output))[0]
+        for options in (RuntimeOptions(device="cpu", precision=p, progress=False) for p in ("bf16", "32"))
+    )
+    assert np.isfinite(half).all()
+    assert np.abs(half - whole).mean() <= 0.03  # of values between 0 and 1; EGN may choose other exemplars
+
+
 def test_a_shape_off_the_image_is_nan_and_the_others_stay(trained, colour_section, model_name):
     import shapely
 

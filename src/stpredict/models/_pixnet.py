@@ -167,12 +167,13 @@ class ContextBranch(nn.Module):
         """
         if self.zoom > 1:
             image = F.interpolate(image, scale_factor=self.zoom, mode="bilinear", align_corners=False)
-        maps = (encoder or self.encoder)(image)
+        maps = [x.float() for x in (encoder or self.encoder)(image)]
         sides = [self.cell_px // stride for stride in self.encoder.strides]
-        mean = torch.cat([_pooled(x.float(), k) for x, k in zip(maps, sides, strict=True)], dim=1)
-        square = torch.cat([_pooled(x.float().square(), k) for x, k in zip(maps, sides, strict=True)], dim=1)
-        mean, square = self._around(mean), self._around(square)
-        return torch.cat([mean, (square - mean.square()).clamp_min(0).sqrt()], dim=1)
+        with torch.autocast(image.device.type, enabled=False):  # a variance is a difference of nearly equal numbers
+            mean = torch.cat([_pooled(x, k) for x, k in zip(maps, sides, strict=True)], dim=1)
+            square = torch.cat([_pooled(x.square(), k) for x, k in zip(maps, sides, strict=True)], dim=1)
+            mean, square = self._around(mean), self._around(square)
+            return torch.cat([mean, (square - mean.square()).clamp_min(0).sqrt()], dim=1)
 
     def forward(self, image: Float[Tensor, "b 3 h w"], *, size: Sequence[int]) -> Float[Tensor, "b k r c"]:
         """The projected statistics, interpolated to a map of this size; zeros, at no cost, while the share is 0."""
