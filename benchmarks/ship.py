@@ -64,7 +64,9 @@ def renew_domain() -> None:
 def renew_context() -> None:
     """Fit the context of the shipped model as `tl.train` now would; the card says that its scores are of another."""
     card, model = read_card(OUT), pixnet(read_card(OUT).genes)
-    model.load_state_dict(stp.models.load(OUT).state_dict())
+    trained = stp.models.load(OUT).state_dict().items()
+    kept = {key: v for key, v in trained if not key.startswith("context_map.") or ".encoder." in key}
+    model.load_state_dict(kept, strict=False)
     given = stp.datasets.her2st(list(card.sections), path=DATA / "her2st")
     sections = _spatialdata.training_sections(given, [_spatialdata.SectionSpec()], genes=card.genes, at_mpp=card.mpp)
     model.finish(sections)

@@ -23,7 +23,7 @@ SQUARE_BLOCKS = 8  # along an axis, that are read together: a square of the size
 FINE, WIDE = (0.7, 1.0, 1.4, 2.0, 2.8), (2.8, 4.0, 5.7, 8.0)
 THREADS = min(4, os.cpu_count() or 1)  # each holds a square: 60 MB
 THIRD = np.full(3, 1 / 3, np.float32)
-DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)  # optical density of each of the 256 intensities
+DENSITY: NDArray[np.float32] = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)  # optical density of each of the 256 intensities
 
 
 def block_features(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -42,7 +42,7 @@ def block_features(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
         mean optical density) relative to their mean; skewness and log kurtosis of every second band; the mean log
         energy.
     """
-    density = DENSITY[rgb]
+    density: NDArray[np.float32] = DENSITY[rgb]
     inner = slice(MARGIN_PX, -MARGIN_PX)
     channels = [_blocked(density[inner, inner, c]) for c in range(3)]
     mean = [c.mean(-1) for c in channels]
@@ -57,7 +57,7 @@ def block_features(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
     colour = [np.log(total + 0.02), *shares, *(np.log(each + 0.01) for each in spread), *pairs]
     grey: NDArray[np.float32] = density @ THIRD  # a product is several times faster than a mean over three
     rows = grey[::2] + grey[1::2]
-    half: NDArray[np.float32] = (rows[:, ::2] + rows[:, 1::2]) / np.float32(4)
+    half: NDArray[np.float32] = np.float32(0.25) * (rows[:, ::2] + rows[:, 1::2])
     bands = [*_bands(grey, FINE), *_bands(half, WIDE, zoom=2)]
     energy = [np.log(_mean_product(band, band) + 1e-7) for band in bands]
     level = sum(energy) / len(energy)

@@ -182,3 +182,69 @@ def test_what_chooses_the_penalty_is_a_section_or_of_one_alone_a_block(colour_se
     for block in set(alone):  # no shape of another block within the box of its centres
         low, high = centre[alone == block].min(axis=0), centre[alone == block].max(axis=0)
         assert set(alone[((centre >= low) & (centre <= high)).all(axis=1)]) == {block}
+
+
+def test_shares_of_colours_are_what_numpy_makes_of_the_pixels(colour_section):
+    from stpredict.models._pixnet import ColourShares
+    from stpredict.nn.stain import RGB_OF_HED
+
+    rgb = np.moveaxis(colour_section(4).image.read(colour_section(4).image.window), -1, 0)[:, :128, :128]
+    colours = ColourShares(3)
+    image = torch.from_numpy(rgb.astype(np.float32) / 255)[None]
+    density = -np.log((rgb.astype(np.float64) + 1) / 256).reshape(3, 64, 2, 64, 2).mean(axis=(2, 4))
+    density = np.concatenate([density, np.tensordot(np.linalg.inv(RGB_OF_HED.astype(np.float64)).T, density, axes=1)])
+    colours.fit(colours.densities(image).movedim(1, -1).reshape(-1, 6))
+    flat = density.reshape(6, -1)
+    tissue = flat[:, flat[:3].mean(axis=0) > 0.1]
+    np.testing.assert_allclose(colours.levels, np.quantile(tissue, [0.05, 0.5, 0.95], axis=1).T, atol=1e-4)
+    found = colours(image)
+    above = flat[:, None] - colours.levels.numpy()[:, :, None]
+    soft = 1 / (1 + np.exp(-above / (0.2 * tissue.std(axis=1))[:, None, None]))
+    np.testing.assert_allclose(found[0].reshape(6, 3, -1), soft, atol=2e-3)
+    assert (np.diff(found.mean(dim=(0, 2, 3)).reshape(6, 3), axis=1) < 0).all()
+
+
+def test_glass_does_not_move_the_levels_of_colours():
+    from stpredict.models._pixnet import ColourShares
+
+    generator = torch.Generator().manual_seed(0)
+    tissue, glass = 0.3 + torch.rand(500, 6, generator=generator), torch.rand(5000, 6, generator=generator) / 100
+    alone, among = ColourShares(5), ColourShares(5)
+    alone.fit(tissue)
+    among.fit(torch.cat([glass, tissue]))
+    assert torch.equal(alone.levels, among.levels)
+    assert torch.equal(alone.width, among.width)
+    alone.fit(glass)  # nothing else is there: levels lie where it does
+    assert float(alone.levels.max()) < 0.01
+
+
+def test_colours_weigh_as_much_as_the_encoder(trained, colour_section):
+    from stpredict.models._pixnet import _statistics
+
+    context, n = trained.context_map, trained.context_map.n_of_encoder
+    x = _statistics(
+        context, [colour_section(0), colour_section(1)], window_px=2 * trained.config.window_px, stride=trained.stride
+    )
+    z = (x - context.centre.numpy()) / context.spread.numpy()
+    assert z.shape[1] == n + 6 * trained.config.context_levels
+    assert (z[:, n:] ** 2).sum() == pytest.approx(n * len(z), rel=1e-2)
+    assert (x[:, n:] >= 0).all() and (x[:, n:] <= 1).all()
+
+
+def test_a_model_of_before_looks_at_no_colours(trained, tmp_path):
+    import json
+
+    from stpredict import models
+    from stpredict.models import PixNet
+
+    before = PixNet(config=dataclasses.replace(trained.config, context_levels=0))
+    assert before.context_map.colours is None
+    before.card = dataclasses.replace(trained.card, config=dataclasses.asdict(before.config))
+    before.save(tmp_path / "before")
+    path = tmp_path / "before" / "card.json"
+    content = json.loads(path.read_text())
+    del content["config"]["context_levels"]
+    path.write_text(json.dumps(content))
+    loaded = models.load(tmp_path / "before")
+    assert loaded.config.context_levels == 0
+    assert loaded.context_map.colours is None

@@ -390,3 +390,8 @@ def test_numbers_of_numpy_are_kept_as_numbers_of_python(saved):
     config = models.STNetConfig(genes=["a"], mpp=np.float32(0.5), patch_px=np.int64(64), taps=[3])
     assert (config.genes, config.taps) == (("a",), (3,))
     assert type(config.mpp) is float and type(config.patch_px) is int
+
+
+def test_whoever_may_read_the_card_may_read_the_weights(saved):
+    modes = {path.name: path.stat().st_mode & 0o777 for path in saved("stnet").iterdir()}
+    assert modes["model.safetensors"] == modes["card.json"] == modes["README.md"]

@@ -82,7 +82,10 @@ def checked(stores: Sequence[Path]) -> list[Path]:
 def check_store(store: Path) -> None:
     """Raise FileNotFoundError where there is no zarr store."""
     if not store.is_dir():
-        raise FileNotFoundError(f"there is no store {str(store)!r}; name a SpatialData folder (.zarr).")
+        raise FileNotFoundError(
+            f"there is no store {str(store)!r}; name a SpatialData folder (.zarr). Of a picture make one in Python: "
+            "stp.io.read_image(path, mpp=...), stp.pp.tissue, stp.pp.tile_grid, and sdata.write."
+        )
     if not any((store / name).is_file() for name in ("zarr.json", ".zgroup")):
         raise FileNotFoundError(f"{str(store)!r} is a folder but no zarr store; name a SpatialData folder (.zarr).")
 

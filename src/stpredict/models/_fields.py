@@ -29,7 +29,8 @@ LIMITS: Mapping[str, Range] = {
     "heads": (1, 256), "head_width": (1, 4096), "text_heads": (1, 256), "bridge_heads": (1, 256),
     "bridge_head_width": (1, 4096), "gate_width": (1, 65536),
     "bridge_every": (1, 256), "n_bilinear": (0, 16), "attention_window": (1, 256),
-    "context_rank": (0, 4096), "context_cells": (1, 256), "context_zoom": (1, 8), "n_places": (1, 65536),
+    "context_rank": (0, 4096), "context_cells": (1, 256), "context_zoom": (1, 8), "context_levels": (0, 64),
+    "n_places": (1, 65536),
     "side": (1, 63), "layers": (1, 65536), "members": (1, 256),
     "fusion": (0, 16384), "section": (0, 16384), "neighbours": (0, 16384),
     # what is looked at, and how often

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -71,6 +72,7 @@ def write_model(
         save_file(dict(state), folder / NEW_WEIGHTS)
         card = replace(card, weights_sha256=sha256(folder / NEW_WEIGHTS))
         card.write(aside)
+        shutil.copymode(aside, folder / NEW_WEIGHTS)  # safetensors writes for the owner alone, whatever the umask
         (folder / NEW_README).write_text(readme(card, info=info, name=name), encoding="utf-8")
         for path in (folder / NEW_WEIGHTS, aside):
             _sync(path)

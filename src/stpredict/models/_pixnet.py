@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,19 @@ from stpredict._embeddings import GeneEmbeddings
 from stpredict._places import check_inner_validation, inner_groups
 from stpredict._section import Section
 from stpredict.models._reduced_rank import reduced_rank_ridge
+from stpredict.models._samples import Batch
 from stpredict.models._scale import measured_expression, of_panel_or_mean
 from stpredict.models._texts import Vocabulary
 from stpredict.models._windows import WindowSamples
 from stpredict.nn.encoders import Encoder, EncoderSpec, folded_encoder, rgb
 from stpredict.nn.pool import Pooling
+from stpredict.nn.stain import HED_OF_RGB
 
 PENALTIES = tuple(10 ** (k / 2) for k in range(4, 11))  # 10^2 .. 10^5
 WINDOWS = 2  # a forward pass
+GLASS = 0.1  # mean optical density of red, green and blue below which a pixel shows no tissue
+COLOUR_PX = 2  # side of the squares whose mean colours are looked at
+COLOUR_STEP = 4  # of these squares, every fourth along each axis tells where the levels are
 
 
 class PanelHead(nn.Module):
@@ -105,12 +110,51 @@ class TextHead(nn.Module):
         return torch.cat([rows[:, :-1], rows[:, -1:] + mean[:, None]], dim=1)
 
 
-class ContextBranch(nn.Module):
-    """Mean and standard deviation of a frozen CNN's maps in a square around each cell, as linear channels of the map.
+class ColourShares(nn.Module):
+    """Share of a place that is darker than some levels, in red, green, blue, haematoxylin, eosin and DAB.
 
-    The square is centred on its cell: the outermost of `cells` + 1 cells count by half. Mean and standard deviation are
-    standardised by buffers that training fills, as the projection and the weights are; `share`, the part of the
-    prediction that comes from here, is 0 until then.
+    Levels are quantiles of optical densities of the training tissue; a share is a sigmoid with a fifth of their
+    standard deviation, so that it is bounded on any slide, whatever its stain.
+    """
+
+    levels: Tensor
+    width: Tensor
+    hed: Tensor
+
+    def __init__(self, n_levels: int) -> None:
+        super().__init__()
+        self.register_buffer("levels", torch.zeros(6, n_levels))
+        self.register_buffer("width", torch.ones(6))
+        self.register_buffer("hed", torch.from_numpy(HED_OF_RGB), persistent=False)
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b f r c"]:
+        """The shares of every square of `COLOUR_PX` pixels; RGB in [0, 1]."""
+        above = self.densities(image)[:, :, None] - self.levels[:, :, None, None]
+        return torch.sigmoid(above / self.width[:, None, None, None]).flatten(1, 2)
+
+    def densities(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 6 r c"]:
+        """Mean optical densities of the channels and of the stains in every square of `COLOUR_PX` pixels."""
+        density = F.avg_pool2d(-torch.log((image * 255 + 1) / 256), COLOUR_PX)
+        return torch.cat([density, torch.einsum("bchw,cs->bshw", density, self.hed)], dim=1)
+
+    def fit(self, densities: Float[Tensor, "n 6"]) -> None:
+        """Set the levels by squares of training tissue; glass among them is left out."""
+        seen = densities.double().cpu().numpy()
+        tissue = seen[seen[:, :3].mean(axis=1) > GLASS]
+        seen = tissue if len(tissue) else seen
+        n = self.levels.shape[1]
+        levels = np.quantile(seen, np.linspace(0.05, 0.95, n) if n > 1 else [0.5], axis=0).T
+        width = np.maximum(0.2 * seen.std(axis=0), 1e-3)
+        self.levels, self.width = (torch.tensor(v, dtype=torch.float32).to(self.hed) for v in (levels, width))
+
+
+class ContextBranch(nn.Module):
+    """What a frozen CNN and plain colours say of a square around each cell, as linear channels of the map.
+
+    Of the CNN's maps it is the mean and standard deviation, of colours their shares (`ColourShares`), which carry over
+    better to the slides of another laboratory. The square is centred on its cell: the outermost of `cells` + 1 cells
+    count by half. All are standardised by buffers that training fills, as the projection and the weights are; `share`,
+    the part of the prediction that comes from here, is 0 until then.
 
     Parameters
     ----------
@@ -125,6 +169,8 @@ class ContextBranch(nn.Module):
     zoom : int, default 1
         How many times the image is enlarged for the encoder: what it was pretrained on is seen closer than tissue at 2
         um per pixel. Its cells are then so many times smaller, and its work is the square of it.
+    levels : int, default 0
+        Of each colour; 0: colours are not looked at.
     """
 
     centre: Tensor
@@ -136,13 +182,16 @@ class ContextBranch(nn.Module):
     share: Tensor
 
     def __init__(
-        self, spec: EncoderSpec, *, weights: str | Path | None, cells: int, rank: int, n_genes: int, zoom: int = 1
-    ) -> None:
+        self, spec: EncoderSpec, *, weights: str | Path | None, cells: int, rank: int, n_genes: int, zoom: int = 1,
+        levels: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.zoom = zoom
         self.encoder = Encoder(spec, weights=weights).requires_grad_(False)
         self.cell_px = max(self.encoder.strides)
-        n = 2 * sum(self.encoder.channels)
+        self.colours = ColourShares(levels) if levels else None
+        self.n_of_encoder = 2 * sum(self.encoder.channels)
+        n = self.n_of_encoder + 6 * levels
         weight = torch.ones(cells + 1)
         weight[[0, -1]] = 0.5
         self.register_buffer("box", weight / cells, persistent=False)
@@ -158,7 +207,9 @@ class ContextBranch(nn.Module):
         return super().train(False)
 
     def statistics(self, image: Float[Tensor, "b 3 h w"], encoder: Encoder | None = None) -> Float[Tensor, "b f r c"]:
-        """Means, then standard deviations, of every channel around every coarse cell; RGB in [0, 1].
+        """Means, then standard deviations, of every channel, and shares of colours, around every coarse cell.
+
+        RGB in [0, 1].
 
         Parameters
         ----------
@@ -170,10 +221,13 @@ class ContextBranch(nn.Module):
         maps = [x.float() for x in (encoder or self.encoder)(image)]
         sides = [self.cell_px // stride for stride in self.encoder.strides]
         with torch.autocast(image.device.type, enabled=False):  # a variance is a difference of nearly equal numbers
-            mean = torch.cat([_pooled(x, k) for x, k in zip(maps, sides, strict=True)], dim=1)
-            square = torch.cat([_pooled(x.square(), k) for x, k in zip(maps, sides, strict=True)], dim=1)
+            mean = torch.cat([F.avg_pool2d(x, k) for x, k in zip(maps, sides, strict=True)], dim=1)
+            square = torch.cat([F.avg_pool2d(x.square(), k) for x, k in zip(maps, sides, strict=True)], dim=1)
             mean, square = self._around(mean), self._around(square)
-            return torch.cat([mean, (square - mean.square()).clamp_min(0).sqrt()], dim=1)
+            found = [mean, (square - mean.square()).clamp_min(0).sqrt()]
+            if self.colours is not None:
+                found.append(self._around(F.avg_pool2d(self.colours(image.float()), self.cell_px // COLOUR_PX)))
+            return torch.cat(found, dim=1)
 
     def forward(self, image: Float[Tensor, "b 3 h w"], *, size: Sequence[int]) -> Float[Tensor, "b k r c"]:
         """The projected statistics, interpolated to a map of this size; zeros, at no cost, while the share is 0."""
@@ -207,28 +261,29 @@ class ContextBranch(nn.Module):
         return F.conv2d(x, self.box.view(1, 1, 1, -1).expand(n, 1, 1, -1), groups=n)
 
 
-def _pooled(x: Tensor, k: int) -> Tensor:
-    return F.avg_pool2d(x, k) if k > 1 else x
-
-
 def fit_context(
     context: ContextBranch, sections: Sequence[Section], *, window_px: int, stride: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Standardise and project the statistics so that they predict expression, and say how.
 
-    A ridge of reduced rank for all genes (`reduced_rank_ridge`), within sections. Its penalty and its rank, at most
-    that of the projection, are chosen by leaving out one image at a time with all of its sections (of a single image,
-    one of four by four blocks: the squares around neighbours overlap).
+    A ridge of reduced rank for all genes (`reduced_rank_ridge`), within sections, for which colours together weigh as
+    much as all maps of the encoder. Its penalty and its rank, at most that of the projection, are chosen by leaving out
+    one image at a time with all of its sections (of a single image, one of four by four blocks: the squares around
+    neighbours overlap).
 
     Returns
     -------
     The weights (g, rank) of the projected channels, 0 beyond the rank that was chosen, and the intercepts (g,).
     """
     check_inner_validation(sections, "the context of PixNet")
+    if context.colours is not None:
+        context.colours.fit(_densities(context, sections, window_px=window_px, stride=stride))
     x = _statistics(context, sections, window_px=window_px, stride=stride)
     y = measured_expression(sections).astype(np.float64)
     centre, spread = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
     spread[spread < 1e-6] = 1.0
+    n = context.n_of_encoder
+    spread[n:] /= np.sqrt(n / max(1, len(spread) - n))
     x -= centre.astype(np.float32)
     x /= spread.astype(np.float32)
     rank = context.projection.shape[0]
@@ -244,20 +299,37 @@ def fit_context(
     return weights.astype(np.float32), y.mean(axis=0).astype(np.float32)
 
 
+def _batches(sections: Sequence[Section], *, window_px: int, stride: float) -> Iterator[Batch]:
+    samples = WindowSamples(
+        sections, window_px=window_px, stride=stride, reduction="mean", stain_jitter=0.0, train=False, seed=0
+    )
+    for k in range(0, len(samples), WINDOWS):
+        yield samples.collate([samples[i] for i in range(k, min(k + WINDOWS, len(samples)))])
+
+
+def _densities(
+    context: ContextBranch, sections: Sequence[Section], *, window_px: int, stride: float
+) -> Float[Tensor, "n 6"]:
+    """Optical densities of some squares of the sections' windows, for the levels of colours."""
+    assert context.colours is not None
+    found = []
+    with torch.no_grad(), torch.autocast(context.share.device.type, enabled=False):
+        for batch in _batches(sections, window_px=window_px, stride=stride):
+            densities = context.colours.densities(rgb(batch.image.to(context.share.device)).float())
+            found.append(densities[:, :, ::COLOUR_STEP, ::COLOUR_STEP].movedim(1, -1).reshape(-1, 6).cpu())
+    return torch.cat(found)
+
+
 def _statistics(
     context: ContextBranch, sections: Sequence[Section], *, window_px: int, stride: float
 ) -> NDArray[np.float32]:
     """The statistics (n, f) pooled inside every shape of the sections, as a map of the projected ones will be."""
-    samples = WindowSamples(
-        sections, window_px=window_px, stride=stride, reduction="mean", stain_jitter=0.0, train=False, seed=0
-    )
     n = round(window_px / stride)
     fine = _interpolation(window_px * context.zoom // context.cell_px, n)
     device, encoder = context.projection.device, folded_encoder(context.encoder)
     found: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
     with torch.no_grad():
-        for k in range(0, len(samples), WINDOWS):
-            batch = samples.collate([samples[i] for i in range(k, min(k + WINDOWS, len(samples)))])
+        for batch in _batches(sections, window_px=window_px, stride=stride):
             assert batch.pooling is not None
             coarse = context.statistics(rgb(batch.image.to(device)), encoder)
             found.append((batch.rows, _inside(coarse, batch.pooling, fine)))

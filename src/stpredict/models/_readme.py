@@ -55,7 +55,7 @@ def readme(card: Card, *, info: ModelInfo | None = None, name: str | None = None
         license=licence.lower() if known else None if licence == "not stated" else "other",
         license_name=None if known or licence == "not stated" else licence,
         tags=["stpredict", "spatial-transcriptomics", "histology", "gene-expression", "scverse", card.model.lower()],
-        stpredict_version=card.version or None,
+        model_version=card.version or None,
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body(card, info=info, name=name)}")).rstrip() + "\n"
 

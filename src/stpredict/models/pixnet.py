@@ -114,6 +114,8 @@ class PixNetConfig(EncoderConfig, PanelConfig):
     context_zoom : int, default 1
         How many times the image is enlarged for its encoder. 2 sees tissue as at half the mpp (with `context_cells=4`
         over the same square), and costs four times as much; no better on left-out sections (benchmarks/README.md).
+    context_levels : int, default 5
+        Levels of each colour that it looks at, beside its encoder (0: none).
     context_share : float, default 0.5
         The context's share of the map.
     turns : int, default 1
@@ -151,6 +153,7 @@ class PixNetConfig(EncoderConfig, PanelConfig):
     # another patient (benchmarks/README.md)
     context_cells: int = 2
     context_zoom: int = 1
+    context_levels: int = 5  # 5 to 95 % of the training tissue; as good as nine on left-out sections
     context_share: float = 0.5  # the plain average, not tuned
     turns: int = 1
     recipe: Recipe = field(
@@ -159,6 +162,11 @@ class PixNetConfig(EncoderConfig, PanelConfig):
             max_epochs=20, batch_size=8, lr=3e-3, encoder_lr=1e-3, weight_decay=1e-2, patience=10
         )
     )
+
+    @classmethod
+    def older(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The context looked at no colours."""
+        return {"context_levels": 0}
 
 
 PUBLISHED: Mapping[str, Any] = {
@@ -543,8 +551,9 @@ def _context(c: PixNetConfig, spec: EncoderSpec, weights: str | Path | None) -> 
         return None
     stages = replace(spec, taps=tuple(range(max(spec.taps) + 1)))
     return ContextBranch(
-        stages, weights=weights, cells=c.context_cells, rank=c.context_rank, n_genes=len(c.genes), zoom=c.context_zoom
-    )
+        stages, weights=weights, cells=c.context_cells, rank=c.context_rank, n_genes=len(c.genes), zoom=c.context_zoom,
+        levels=c.context_levels,
+    )  # fmt: skip
 
 
 def _genes_head(c: PixNetConfig, embeddings: GeneEmbeddings | None) -> PanelHead | TextHead:
