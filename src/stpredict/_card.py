@@ -292,14 +292,16 @@ def is_hub_name(name_or_path: str | Path) -> bool:
 def find_model(name_or_path: str | Path) -> Path:
     """The folder of a saved model: the name of one that comes with the package, or a path.
 
-    Raises FileNotFoundError, naming the closest shipped names, where there is neither.
+    Raises FileNotFoundError, naming the closest shipped name or model folder beside it, where there is neither.
     """
     known = shipped()
     if str(name_or_path) in known:
         return known[str(name_or_path)]
     folder = Path(name_or_path)
     if not card_file(folder).is_file():
-        close = difflib.get_close_matches(str(name_or_path), known, n=1)
+        beside = folder.parent.glob(f"*/{CARD}") if folder.parent.is_dir() else ()
+        there = {name.casefold(): name for name in (*known, *(str(card.parent) for card in beside))}
+        close = [there[name] for name in difflib.get_close_matches(str(name_or_path).casefold(), there, n=1)]
         raise FileNotFoundError(
             f"no model {str(name_or_path)!r}: it is neither a folder with a {CARD} nor one of the models that come "
             f"with the package, {sorted(known)}; a model of a hub is named 'hf://owner/name'."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -79,6 +80,9 @@ def test_what_is_not_there_is_said(saved, tmp_path):
 
     with pytest.raises(FileNotFoundError, match="no model 'pixnet-her2'"):
         models.load("pixnet-her2")
+    for typed, meant in (("PixNet-HER2ST", "pixnet-her2st"), (saved.with_name(f"{saved.name}s"), saved)):
+        with pytest.raises(FileNotFoundError, match=re.escape(f"Did you mean {str(meant)!r}?")):
+            models.load(typed)
     (saved / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="has a card but no model.safetensors"):
         models.load(saved)

@@ -294,6 +294,8 @@ def test_a_saved_pixnet_gives_its_encoder_and_decoder_away(build, colour_section
     assert heir.genes_head.weight.shape == (2, 8)
     with pytest.raises(FileNotFoundError, match="no model 'pixnet-of-nobody'"):
         PixNet(["a"], encoder_weights="pixnet-of-nobody")
+    with pytest.raises(FileNotFoundError, match="encoder_weights='imagenet.safetensors': there is no such file"):
+        PixNet(["a"], encoder_weights="imagenet.safetensors")
 
 
 def test_sizes_that_do_not_divide_are_refused_with_the_unit():

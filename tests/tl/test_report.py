@@ -221,6 +221,10 @@ def test_of_18000_genes_those_of_the_best_evidence_are_drawn_and_all_are_listed(
     assert data["genes"] == [f"G{i}" for i in range(17_999, 17_959, -1)]
     assert len(data["table"]["gene"]) == 18_000
     assert "40 of 18,000 genes: those with the highest correlation on held-out data" in text
+    verdicts = stp.tl.reliability(sdata, "wide")["verdict"].value_counts()
+    weak, not_at_all = (verdicts[f"{which} on held-out data"] for which in ("weak", "not predicted"))
+    assert f"genes; {weak:,} weakly; {not_at_all:,} not predicted" in text
+    assert verdicts["predicted on held-out data"] + weak + not_at_all == 18_000
     assert path.stat().st_size < 20e6
     del sdata.tables["table"].var["wide_val_pcc"]
     data = data_of(stp.tl.report(sdata, "wide", path=path, n_genes=40, overwrite=True).read_text())

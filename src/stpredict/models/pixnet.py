@@ -505,6 +505,8 @@ def _home_of(encoder_weights: str | Path | None) -> Path | None:
     """The folder of the saved PixNet that gives its weights; None for a file, for timm's weights and for none."""
     if encoder_weights is None or encoder_weights == "timm" or Path(encoder_weights).is_file():
         return None
+    if Path(encoder_weights).suffix == ".safetensors":
+        raise FileNotFoundError(f"encoder_weights={str(encoder_weights)!r}: there is no such file in {Path.cwd()}.")
     return find(encoder_weights)[0]
 
 

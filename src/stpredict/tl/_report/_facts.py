@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stpredict import __version__, _spatialdata
-from stpredict.tl.reliability import GOOD, LITTLE, MOST_OUTSIDE, OUTSIDE
+from stpredict.tl.reliability import GOOD, LIKE_RIDGE, LITTLE, MOST_OUTSIDE, NOTHING, OUTSIDE
 
 if TYPE_CHECKING:
     from stpredict.tl._report._content import Content
@@ -44,11 +44,12 @@ def cards(
     """The figures on top: a title, a value, and what it is."""
     out = [{"title": "genes predicted", "value": f"{len(source.genes):,}", "note": f"by {_model(source)}"}]
     if known is not None and known["val_pcc"].notna().any():
-        good = int((known["verdict"] == GOOD).sum())
-        some = int((known["verdict"] == LITTLE).sum())
-        out.append(
-            {"title": "predicted on held-out data", "value": f"{good:,}", "note": f"genes; {some:,} more weakly"}
+        said = known["verdict"].value_counts()
+        others = {LITTLE: "weakly", LIKE_RIDGE: "no better than Ridge", NOTHING: "not predicted"}
+        note = "; ".join(
+            ["genes", *(f"{said[verdict]:,} {word}" for verdict, word in others.items() if verdict in said)]
         )
+        out.append({"title": "predicted on held-out data", "value": f"{said.get(GOOD, 0):,}", "note": note})
         out.append({"title": "held-out correlation", "value": _two(known["val_pcc"].mean()), "note": _company(known)})
     if scored.table is not None and scored.genes is not None:
         ceiling = scored.genes["ceiling"].mean()
