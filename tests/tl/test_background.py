@@ -47,6 +47,27 @@ def test_a_map_of_glass_is_told_of_and_one_that_is_cut_is_not(slide, pixnet):
     assert 0.2 < np.isfinite(slide.images["cut"].to_numpy()[0]).mean() < 0.3
 
 
+def test_points_of_a_map_on_glass_say_nothing_of_the_tissue(slide, pixnet, monkeypatch):
+    import stpredict as stp
+    from stpredict.tl import _domain
+
+    seen = []
+
+    def percentiles(model, sdata, spec, section, *, skipped):
+        seen.append((shapely.get_coordinates(section.geometry), skipped))
+        return None, None
+
+    monkeypatch.setattr(_domain, "_percentiles", percentiles)
+    with pytest.warns(UserWarning, match=r"7\d% of the image 'image' is background"):
+        stp.tl.predict(slide, pixnet, shapes_key="spots", output="raster", **RUN)
+    ((points, skipped),) = seen
+    side = points.max() / 2
+    on_tissue = (points < 0.95 * side).all(axis=1)
+    off_it = (points > 1.05 * side).any(axis=1)
+    assert on_tissue.sum() > 50 and off_it.sum() > 150
+    assert skipped[off_it].all() and not skipped[on_tissue].any()
+
+
 def test_spots_on_their_tissue_are_not_warned_of(slide, ridge):
     import stpredict as stp
 

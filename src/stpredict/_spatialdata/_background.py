@@ -130,8 +130,9 @@ def tissue_outline(sdata: SpatialData, image_key: str, mpp: float) -> BaseGeomet
 
 
 def warn_of_background(
-    sdata: SpatialData, spec: SectionSpec, section: Section, *, measured: NDArray[np.bool_] | None = None
-) -> NDArray[np.bool_] | None:
+    sdata: SpatialData, spec: SectionSpec, section: Section, shapes: _coverage.Shapes | None = None, *,
+    measured: NDArray[np.bool_] | None = None,
+) -> NDArray[np.bool_] | None:  # fmt: skip
     """Warn where more than `MOST_BARE` of the shapes, or `MOST_BARE_MAP` of an image without shapes, is glass.
 
     Parameters
@@ -140,13 +141,15 @@ def warn_of_background(
         With a resolved image, and without a tissue.
     section
         What `section` or `image_section` made of it.
+    shapes
+        (m,) what the answer is about, where the section has no shapes of its own; None: these.
     measured
         (n,) which shapes have counts: these lie on tissue, unless picture and shapes are shifted. None: none.
 
     Returns
     -------
     ndarray of bool, optional
-        (n,) which shapes lie on bare glass; None where that was not looked at.
+        (n,) which shapes (or (m,) of those given) lie on bare glass; None where that was not looked at.
 
     Notes
     -----
@@ -157,11 +160,11 @@ def warn_of_background(
     if min(levels[0].sizes["y"], levels[0].sizes["x"]) * mpp < SMALLEST_PX * THUMBNAIL_UM:
         return None
     rgb, (down, right) = thumbnail(sdata, spec.image, mpp)
-    glass, zoom, bare = bare_glass(rgb), mpp / section.mpp, None
+    glass, zoom = bare_glass(rgb), mpp / section.mpp
+    bare = on_glass(glass, (down * zoom, right * zoom), section.shapes if shapes is None else shapes)
     if not section.n_shapes:
         share, what = float(glass.mean()), f"image {spec.image!r}"
     else:
-        bare = on_glass(glass, (down * zoom, right * zoom), section.shapes)
         share, what = float(np.nanmean(bare)), f"{len(bare)} shapes of {spec.shapes_key!r}"
         known = np.isfinite(bare) if measured is None else np.isfinite(bare) & measured
         shifted = float(bare[known].mean()) if measured is not None and known.any() else 0.0
@@ -183,7 +186,7 @@ def warn_of_background(
             UserWarning,
             stacklevel=3,
         )
-    return None if bare is None else bare == 1
+    return bare == 1
 
 
 def on_glass(glass: NDArray[np.bool_], scale: tuple[float, float], shapes: _coverage.Shapes) -> NDArray[np.float64]:

@@ -70,15 +70,13 @@ def domain_percentiles(resolved: Resolved) -> NDArray[np.float64] | None:
     """
     sdata, request, section, table, _ = resolved
     assert request.model.card is not None
-    on_glass = None
+    on_glass, seen = None, _sampled(section) if table is None else section
     if request.spec.tissue_key is None:
         measured = None
         if table is not None and not table.is_new:
             measured = _spatialdata.measured_shapes(sdata, table.table_name, table.shapes_key)
-        on_glass = _spatialdata.warn_of_background(sdata, request.spec, section, measured=measured)
-    section = _sampled(section) if table is None else section
-    skipped = None if table is None else on_glass
-    percentile, unfamiliar = _percentiles(request.model, sdata, request.spec, section, skipped=skipped)
+        on_glass = _spatialdata.warn_of_background(sdata, request.spec, section, seen.shapes, measured=measured)
+    percentile, unfamiliar = _percentiles(request.model, sdata, request.spec, seen, skipped=on_glass)
     mismatched = _mismatch(request.model.card, sdata)
     if mismatched is not None:
         warnings.warn(f"section {section.name!r} says of itself that it is of {mismatched}.", stacklevel=4)
