@@ -2,6 +2,7 @@
 
     python benchmarks/her2st.py --out results/her2st
     python benchmarks/ship.py --results results/her2st
+    python benchmarks/ship.py --scores results/her2st   # weights stay: only the scores are those of other folds
     python benchmarks/ship.py --domain          # weights and scores stay: only what the card says of the tissue
     python benchmarks/ship.py --context         # scores and the trained half stay: only the context is fitted anew
 
@@ -27,6 +28,7 @@ from stpredict.tl._domain import about, domain_record
 
 OUT = Path(__file__).resolve().parents[1] / "src" / "stpredict" / "models" / "weights" / "pixnet-her2st"
 
+SOURCE = "leave-one-section-out over C2..C5 of one patient; mean over the folds whose panel has the gene"
 BEFORE = "; measured with the context before its last fit"
 
 
@@ -75,10 +77,23 @@ def renew_context() -> None:
     model.save(OUT, overwrite=True)
 
 
+def read_folds(results: Path, seed: int) -> list[dict]:
+    """What `her2st.py` wrote of each fold."""
+    return [json.loads((results / f"{name}_seed{seed}.json").read_text()) for name in SECTIONS]
+
+
+def renew_scores(folds: list[dict]) -> None:
+    """Write the scores of these folds into the card."""
+    card = read_card(OUT)
+    card = replace(card, val_pcc=reliability(folds, list(card.genes)), val_source=SOURCE, scores=scores(folds))
+    card.write(card_file(OUT))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--results", type=Path)
+    what.add_argument("--scores", type=Path)
     what.add_argument("--domain", action="store_true")
     what.add_argument("--context", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
@@ -89,7 +104,10 @@ def main() -> None:
     if args.context:
         renew_context()
         return
-    folds = [json.loads((args.results / f"{name}_seed{args.seed}.json").read_text()) for name in SECTIONS]
+    folds = read_folds(args.scores or args.results, args.seed)
+    if args.scores:
+        renew_scores(folds)
+        return
     sections = stp.datasets.her2st(list(SECTIONS), path=DATA / "her2st")
     panel = stp.pp.gene_panel(sections, n_genes=250, by="mean")
     with first_seed(args.seed):
@@ -102,9 +120,8 @@ def main() -> None:
         progress=False,
         licence="BSD-3-Clause (weights); encoder started from Apache-2.0 ImageNet weights; training data: research use",
     )
-    source = "leave-one-section-out over C2..C5 of one patient; mean over the folds whose panel has the gene"
     assert model.card is not None
-    model.card = replace(model.card, val_pcc=reliability(folds, panel), val_source=source, scores=scores(folds))
+    model.card = replace(model.card, val_pcc=reliability(folds, panel), val_source=SOURCE, scores=scores(folds))
     model.save(OUT, overwrite=True)
     size = sum(path.stat().st_size for path in OUT.iterdir()) / 1e6
     print(f"{OUT.name}: {size:.1f} MB, {sum(p.numel() for p in model.parameters())} parameters")
