@@ -23,9 +23,8 @@ SQUARE_BLOCKS = 8  # along an axis, that are read together: a square of the size
 FINE, WIDE = (0.7, 1.0, 1.4, 2.0, 2.8), (2.8, 4.0, 5.7, 8.0)
 THREADS = min(4, os.cpu_count() or 1)  # each holds a square: 60 MB
 THIRD = np.full(3, 1 / 3, np.float32)
-DENSITY: NDArray[np.float32] = -np.log(
-    (np.arange(256, dtype=np.float32) + 1) / 256
-)  # optical density of each of the 256 intensities
+# optical density of each of the 256 intensities
+DENSITY: NDArray[np.float32] = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
 
 
 def block_features(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:

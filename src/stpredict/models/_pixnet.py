@@ -24,7 +24,7 @@ from stpredict.models._texts import Vocabulary
 from stpredict.models._windows import WindowSamples
 from stpredict.nn.encoders import Encoder, EncoderSpec, folded_encoder, rgb
 from stpredict.nn.pool import Pooling
-from stpredict.nn.stain import HED_OF_RGB
+from stpredict.nn.stain import optical_density, unmix
 
 PENALTIES = tuple(10 ** (k / 2) for k in range(4, 11))  # 10^2 .. 10^5
 WINDOWS = 2  # a forward pass
@@ -115,17 +115,20 @@ class ColourShares(nn.Module):
 
     Levels are quantiles of optical densities of the training tissue; a share is a sigmoid with a fifth of their
     standard deviation, so that it is bounded on any slide, whatever its stain.
+
+    Parameters
+    ----------
+    n_levels : int
+        Levels of each of the six; zeros until `fit` sets them.
     """
 
     levels: Tensor
     width: Tensor
-    hed: Tensor
 
     def __init__(self, n_levels: int) -> None:
         super().__init__()
         self.register_buffer("levels", torch.zeros(6, n_levels))
         self.register_buffer("width", torch.ones(6))
-        self.register_buffer("hed", torch.from_numpy(HED_OF_RGB), persistent=False)
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b f r c"]:
         """The shares of every square of `COLOUR_PX` pixels; RGB in [0, 1]."""
@@ -134,8 +137,8 @@ class ColourShares(nn.Module):
 
     def densities(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 6 r c"]:
         """Mean optical densities of the channels and of the stains in every square of `COLOUR_PX` pixels."""
-        density = F.avg_pool2d(-torch.log((image * 255 + 1) / 256), COLOUR_PX)
-        return torch.cat([density, torch.einsum("bchw,cs->bshw", density, self.hed)], dim=1)
+        density = F.avg_pool2d(optical_density(image), COLOUR_PX)
+        return torch.cat([density, unmix(density)], dim=1)
 
     def fit(self, densities: Float[Tensor, "n 6"]) -> None:
         """Set the levels by squares of training tissue; glass among them is left out."""
@@ -145,7 +148,7 @@ class ColourShares(nn.Module):
         n = self.levels.shape[1]
         levels = np.quantile(seen, np.linspace(0.05, 0.95, n) if n > 1 else [0.5], axis=0).T
         width = np.maximum(0.2 * seen.std(axis=0), 1e-3)
-        self.levels, self.width = (torch.tensor(v, dtype=torch.float32).to(self.hed) for v in (levels, width))
+        self.levels, self.width = (torch.tensor(v).to(self.levels) for v in (levels, width))
 
 
 class ContextBranch(nn.Module):

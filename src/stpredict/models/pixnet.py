@@ -506,7 +506,9 @@ def _home_of(encoder_weights: str | Path | None) -> Path | None:
     if encoder_weights is None or encoder_weights == "timm" or Path(encoder_weights).is_file():
         return None
     if Path(encoder_weights).suffix == ".safetensors":
-        raise FileNotFoundError(f"encoder_weights={str(encoder_weights)!r}: there is no such file in {Path.cwd()}.")
+        raise FileNotFoundError(
+            f"encoder_weights={str(encoder_weights)!r}: there is no such file (a relative path begins at {Path.cwd()})."
+        )
     return find(encoder_weights)[0]
 
 

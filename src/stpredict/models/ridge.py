@@ -22,7 +22,7 @@ from stpredict.models._info import ModelInfo
 from stpredict.models._samples import Batch, PatchSamples, Samples
 from stpredict.models._scale import measured_expression
 from stpredict.nn.encoders import rgb
-from stpredict.nn.stain import HED_OF_RGB
+from stpredict.nn.stain import optical_density, unmix
 
 N_FEATURES = 42  # 7 statistics x (R, G, B, haematoxylin, eosin, DAB)
 
@@ -173,9 +173,8 @@ class Ridge(Model):
 
 def colour_statistics(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 42"]:
     """Mean, sd and percentiles 5, 25, 50, 75, 95 of R, G, B, haematoxylin, eosin, DAB; RGB in [0, 1]."""
-    density = -torch.log((image * 255 + 1) / 256)
     with torch.autocast(image.device.type, enabled=False):  # a closed form, in float32 in training and in prediction
-        stains = torch.einsum("bchw,cs->bshw", density, torch.from_numpy(HED_OF_RGB).to(image))
+        stains = unmix(optical_density(image))
     values = torch.cat([image, stains], dim=1).flatten(2)  # (b, 6, pixels)
     levels = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=values.dtype, device=values.device)
     percentiles = torch.quantile(values, levels, dim=2).movedim(0, -1)  # (b, 6, 5)

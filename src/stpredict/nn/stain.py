@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
 # optical density of R, G, B for unit haematoxylin, eosin, DAB: Ruifrok and Johnston 2001, table 1
 RGB_OF_HED: NDArray[np.float32] = np.array(
@@ -19,6 +22,16 @@ def separate(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     Source: Ruifrok and Johnston 2001, colour deconvolution; the order and matrix of skimage's ``rgb2hed``.
     """
     return _DENSITY[image] @ HED_OF_RGB
+
+
+def optical_density(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Natural optical density of RGB in [0, 1], as of its uint8: 0 where it is white, log 256 where it is black."""
+    return -torch.log((image * 255 + 1) / 256)
+
+
+def unmix(density: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Amounts of haematoxylin, eosin and DAB of the optical densities of R, G, B: `separate`, of tensors."""
+    return torch.einsum("bchw,cs->bshw", density, torch.from_numpy(HED_OF_RGB).to(density))
 
 
 def jitter(image: NDArray[np.uint8], *, strength: float, rng: np.random.Generator) -> NDArray[np.uint8]:
