@@ -41,3 +41,13 @@ def test_jitter_is_seeded_bounded_and_moves_colours(image):
     np.testing.assert_array_equal(one, same)
     assert (one != other).mean() > 0.3
     assert 0 < np.abs(one.astype(int) - image).mean() < 60
+
+
+def test_tensors_are_unmixed_as_arrays_are():
+    import torch
+
+    from stpredict.nn.stain import optical_density, separate, unmix
+
+    image = np.random.default_rng(5).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    found = unmix(optical_density(torch.from_numpy(image).permute(2, 0, 1)[None] / 255))
+    np.testing.assert_allclose(found[0].permute(1, 2, 0), separate(image), atol=1e-4)
