@@ -6,7 +6,6 @@ import difflib
 import hashlib
 import json
 import os
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from stpredict._messages import warn
 from stpredict._schema import Range, check_fields, parse_json, shown
 
 FORMAT = "stpredict-gene-embeddings/1"
@@ -268,11 +268,9 @@ class GeneEmbeddings:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         if _HASH not in metadata:
-            warnings.warn(
+            warn(
                 f"{path} is of an older version and has no hash, so that damage would not be seen. Save it again: "
                 "stp.tl.GeneEmbeddings.load(path).save(path).",
-                UserWarning,
-                stacklevel=2,
             )
         return made
 

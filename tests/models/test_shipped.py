@@ -41,8 +41,10 @@ def test_it_predicts_an_h_and_e_section(model):
     import stpredict as stp
 
     sdata = stp.datasets.toy(1, size_um=600)[0]
-    with pytest.warns(UserWarning, match="do not look like what the model was trained on, by colour"):  # simulated
+    said = "do not look like what the model was trained on, by colour"  # simulated
+    with pytest.warns(UserWarning, match=said) as caught:
         stp.tl.predict(sdata, model, shapes_key="spots", table_added="predicted", progress=False, output="both")
+    assert caught[0].filename == __file__
     table = sdata.tables["predicted"]
     assert table.shape[1] == 250
     assert np.isfinite(table.X).all()

@@ -31,15 +31,18 @@ def test_tiles_on_glass_are_told_of_with_the_way_out(slide, ridge):
     import stpredict as stp
 
     stp.pp.tile_grid(slide, diameter_um=64.0)
-    with pytest.warns(UserWarning, match=r"7\d% of the 256 shapes of 'tiles' is background.*pp\.tissue.*tissue_key="):
+    said = r"7\d% of the 256 shapes of 'tiles' is background.*pp\.tissue.*tissue_key="
+    with pytest.warns(UserWarning, match=said) as caught:
         stp.tl.predict(slide, ridge, shapes_key="tiles", **RUN)
+    assert caught[0].filename == __file__
 
 
 def test_a_map_of_glass_is_told_of_and_one_that_is_cut_is_not(slide, pixnet):
     import stpredict as stp
 
-    with pytest.warns(UserWarning, match=r"7\d% of the image 'image' is background"):
+    with pytest.warns(UserWarning, match=r"7\d% of the image 'image' is background") as caught:
         stp.tl.predict(slide, pixnet, shapes_key="spots", output="raster", **RUN)
+    assert caught[0].filename == __file__
     stp.pp.tissue(slide)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -58,8 +61,9 @@ def test_points_of_a_map_on_glass_say_nothing_of_the_tissue(slide, pixnet, monke
         return None, None
 
     monkeypatch.setattr(_domain, "_percentiles", percentiles)
-    with pytest.warns(UserWarning, match=r"7\d% of the image 'image' is background"):
+    with pytest.warns(UserWarning, match=r"7\d% of the image 'image' is background") as caught:
         stp.tl.predict(slide, pixnet, shapes_key="spots", output="raster", **RUN)
+    assert caught[0].filename == __file__
     ((points, skipped),) = seen
     side = points.max() / 2
     on_tissue = (points < 0.95 * side).all(axis=1)

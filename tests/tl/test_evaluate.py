@@ -114,8 +114,11 @@ def test_a_layer_whose_marks_were_dropped_is_scored_by_its_record_or_its_values(
     _without(table, marks=True, record=False)
     assert stp.tl.evaluate(predicted, "ridge").equals(whole)
     _without(table, marks=False, record=True)
-    with pytest.warns(UserWarning, match=r"(?s)without var\['ridge'\].*merge='same', uns_merge='same'.*the 3 genes"):
+    with pytest.warns(
+        UserWarning, match=r"(?s)without var\['ridge'\].*merge='same', uns_merge='same'.*the 3 genes"
+    ) as caught:
         assert stp.tl.evaluate(predicted, "ridge").equals(whole)
+    assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize("kind", ["whole", "sparse", "nan"])

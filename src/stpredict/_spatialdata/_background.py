@@ -6,7 +6,6 @@ lie on tissue, and this outline 89 to 100 % (benchmarks/tissue.py).
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +13,7 @@ import shapely
 from scipy import ndimage
 
 from stpredict import _coverage
+from stpredict._messages import warn
 from stpredict._section import array_of
 from stpredict._spatialdata._elements import image_levels
 from stpredict._spatialdata._outline import outline
@@ -169,22 +169,18 @@ def warn_of_background(
         known = np.isfinite(bare) if measured is None else np.isfinite(bare) & measured
         shifted = float(bare[known].mean()) if measured is not None and known.any() else 0.0
         if measured is not None and shifted > MOST_BARE:
-            warnings.warn(
+            warn(
                 f"section {section.name!r}: {shifted:.0%} of the {int(measured.sum())} measured spots in "
                 f"{spec.shapes_key!r} lie on bare glass, so picture and spots seem to be shifted, turned or mirrored "
                 "against each other, or of another scale. Look at them with stp.pl.expression, and correct the "
                 "transformations.",
-                UserWarning,
-                stacklevel=3,
             )
             return bare == 1
     if share > (MOST_BARE if section.n_shapes else MOST_BARE_MAP):
-        warnings.warn(
+        warn(
             f"section {section.name!r}: {share:.0%} of the {what} is background: bare glass, for which a model has no "
             "answer. Outline the tissue with stp.pp.tissue(sdata), and pass tissue_key='tissue' here and to "
             "stp.pp.tile_grid.",
-            UserWarning,
-            stacklevel=3,
         )
     return bare == 1
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +14,7 @@ from spatialdata.models import get_table_keys
 from spatialdata.transformations import get_transformation
 from xarray import DataTree
 
+from stpredict._messages import warn
 from stpredict._spatialdata._store._checkpoint import recover
 
 if TYPE_CHECKING:
@@ -191,12 +191,10 @@ def warn_of_missing_chunks(sdata: SpatialData, image_key: str) -> None:
     array: Any = group[described["multiscales"][0]["datasets"][0]["path"]]
     n_missing = array.nchunks - array.nchunks_initialized
     if n_missing > 0:
-        warnings.warn(
+        warn(
             f"{n_missing} of {array.nchunks} chunks of image {image_key!r} are not in {sdata.path}, and are read as "
             "black. That is right where the image is black, as writers leave such chunks out; else the store is not "
             "whole: copy it again.",
-            UserWarning,
-            stacklevel=3,
         )
 
 

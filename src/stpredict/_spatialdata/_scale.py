@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stpredict._messages import warn
 from stpredict._spatialdata._arrays import DIAMETER_COLUMN, unit_of_shapes
 from stpredict._spatialdata._elements import resolve_shapes
 from stpredict._spatialdata._nuclei import picture_mpp
@@ -92,11 +92,9 @@ def warn_of_mpp(sdata: SpatialData, image_key: str, shapes_key: str | None, mpp:
 
 
 def _warn(mpp: float, image_key: str, why: str) -> None:
-    warnings.warn(
+    warn(
         f"mpp={mpp:.4g} um per pixel is hardly right for image {image_key!r}: {why}. It is used as given; what a model "
         "sees at a wrong scale has little to do with the tissue. Correct mpp= unless you know it.",
-        UserWarning,
-        stacklevel=4,
     )
 
 
@@ -130,11 +128,9 @@ def _from_system(sdata: SpatialData, image_key: str) -> float | None:
     name = min(sizes)
     stretch = anisotropy(affines(sdata, image_key)[name])
     if stretch > MAX_ANISOTROPY:
-        warnings.warn(
+        warn(
             f"the pixels of image {image_key!r} are stretched: one side is {stretch:.2f} times as long as the "
             f"other in {name!r}. Their geometric mean, {sizes[name]:.4g} um, is taken.",
-            UserWarning,
-            stacklevel=3,
         )
     return sizes[name]
 

@@ -13,13 +13,13 @@ import pandas as pd
 import shapely
 
 from stpredict import _coverage
+from stpredict._messages import say_once
 from stpredict._section import Section, take
 from stpredict._spatialdata._elements import (
     is_predicted,
     resolve_image,
     resolve_shapes,
 )
-from stpredict._spatialdata._said import say_once
 from stpredict._spatialdata._scale import image_mpp
 from stpredict._spatialdata._shapes import check_some_inside, shapes_element, shapes_in_pixels, tissue
 from stpredict._spatialdata._spec import SectionSpec, image_view

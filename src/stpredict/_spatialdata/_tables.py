@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import pandas as pd
 from scipy import sparse
 from spatialdata.models import get_table_keys
 
+from stpredict._messages import warn
 from stpredict._spatialdata._elements import missing_key, regions
 from stpredict._spatialdata._shapes import shapes_element
 
@@ -69,11 +69,9 @@ def _of_genes(matrix: Any, table: AnnData, what: str) -> Any:
     if genes.all():
         return matrix
     kinds = sorted(set(table.var["feature_types"].astype(str)[~genes]))
-    warnings.warn(
+    warn(
         f"{what} has {int((~genes).sum())} features that are no genes by var['feature_types'] "
         f"({', '.join(kinds[:4])}); they are left out of totals and panels.",
-        UserWarning,
-        stacklevel=4,
     )
     return sparse.csr_array(matrix) @ sparse.diags_array(genes.astype(np.float64))
 

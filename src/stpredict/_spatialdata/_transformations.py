@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from spatialdata.transformations import get_transformation
 
+from stpredict._messages import warn
 from stpredict._spatialdata._elements import raster_size
 
 if TYPE_CHECKING:
@@ -141,9 +141,7 @@ def check_resolution(image: float, at_mpp: float, image_key: str) -> None:
             "mpp, or correct mpp= if it is wrong."
         )
     if coarser > 1.25 * (1 + 1e-9):
-        warnings.warn(
-            f"{message}. The image is enlarged; expect less than the model's scores.", UserWarning, stacklevel=3
-        )
+        warn(f"{message}. The image is enlarged; expect less than the model's scores.")
 
 
 def level_scale(sizes: Sequence[tuple[int, int]], step: float) -> tuple[int, tuple[float, float]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
 from spatialdata import SpatialData
 
 from stpredict._arguments import check_arguments
+from stpredict._messages import warn
 from stpredict._spatialdata import BY_HAND, MAX_CONTRADICTION
 from stpredict.io._image import image_element
 from stpredict.io._pixels import Pixels, open_pixels
@@ -76,9 +76,7 @@ def read_image(path: str | Path, *, mpp: float | None = None, name: str = "slide
 def _warn_of_tags(pixels: Pixels, mpp: float) -> None:
     sides = pixels.sides_um or (mpp, mpp)
     if all(max(mpp, side) > MAX_CONTRADICTION * min(mpp, side) for side in sides):
-        warnings.warn(
+        warn(
             f"mpp={mpp:.4g} was given for {pixels.path.name}, but the file states {sides[0]:.4g} um per pixel. It is "
             "used as given; leave mpp= out to use what the file states.",
-            UserWarning,
-            stacklevel=3,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
@@ -22,6 +21,7 @@ from stpredict import _html
 from stpredict._arguments import check_arguments
 from stpredict._card import FIRST_VERSION, Card, check_version, is_hub_name
 from stpredict._embeddings import GeneEmbeddings
+from stpredict._messages import warn
 from stpredict._section import Section
 from stpredict.models._constructor import constructor, first_seed
 from stpredict.models._declaration import Tiling, check_declaration
@@ -490,10 +490,9 @@ class Model(nn.Module, ABC):
 
 
 def _warn_renamed(old: str, new: str) -> None:
-    warnings.warn(
+    warn(
         f"Model.{old} is now called Model.{new}; the old name goes in the next version.",
         DeprecationWarning,
-        stacklevel=3,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from stpredict._arguments import check_arguments
+from stpredict._messages import warn
 from stpredict._spatialdata import ENSEMBL
 from stpredict.pp._definitions import Definition, DefinitionCache, clean, read_definitions
 from stpredict.pp._text_sources import PLACEHOLDER, Found, from_generator, from_ncbi, from_table, plain_id
@@ -178,7 +178,7 @@ def _tell(report: Mapping[str, Any], *, wanted: bool) -> None:
             "(id -> symbol, such as adata.var['gene_name'])."
         )
     if messages:
-        warnings.warn(" ".join(messages) + " attrs['report'] lists all.", UserWarning, stacklevel=3)
+        warn(" ".join(messages) + " attrs['report'] lists all.")
 
 
 def _some(names: Sequence[str] | Mapping[str, Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from stpredict import _caches, _spatialdata
 from stpredict._appearance import describe, spatial_groups
 from stpredict._domain import FACTORS, Domain, outside
+from stpredict._messages import warn
 from stpredict._places import tissues
 from stpredict._section import Section, take
 
@@ -79,12 +79,11 @@ def domain_percentiles(resolved: Resolved) -> NDArray[np.float64] | None:
     percentile, unfamiliar = _percentiles(request.model, sdata, request.spec, seen, skipped=on_glass)
     mismatched = _mismatch(request.model.card, sdata)
     if mismatched is not None:
-        warnings.warn(f"section {section.name!r} says of itself that it is of {mismatched}.", stacklevel=4)
+        warn(f"section {section.name!r} says of itself that it is of {mismatched}.")
     if unfamiliar is not None:
-        warnings.warn(
+        warn(
             f"section {section.name!r}: {unfamiliar}. Expect less than the model's scores, or nothing; see "
             f"obs['{request.key}_domain'] and docs/trust.md.",
-            stacklevel=4,
         )
     return None if table is None else percentile
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections import OrderedDict
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
@@ -14,6 +13,7 @@ import numpy as np
 import shapely
 
 from stpredict import _caches, _coverage, _spatialdata
+from stpredict._messages import warn
 from stpredict._prefetch import prefetch
 from stpredict._section import array_of, shapes_digest
 from stpredict._window import Window
@@ -88,13 +88,12 @@ def read_inside(
     return totals.values(stat), np.clip(totals.covered() / area, 0.0, 1.0)
 
 
-def warn_of_empty(n_empty: int, n_shapes: int, *, where: str, drop: str, stacklevel: int) -> None:
+def warn_of_empty(n_empty: int, n_shapes: int, *, where: str, drop: str) -> None:
     """One warning, where shapes have no value: how many, and how to drop their rows."""
     if n_empty:
-        warnings.warn(
+        warn(
             f"{n_empty} of {n_shapes} shapes have nothing on the {where}, so their values are NaN. Drop them before "
             f"scanpy or squidpy: {drop}.",
-            stacklevel=stacklevel + 1,
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +13,7 @@ from torch.nn import Module
 
 from stpredict import _spatialdata, pp
 from stpredict._arguments import check_arguments
+from stpredict._messages import warn
 from stpredict.tl._benchmark import _run as runs
 from stpredict.tl._benchmark._folds import (
     Explicit,
@@ -217,10 +217,9 @@ def _warn_of_failed(frame: pd.DataFrame) -> None:
     failed = frame.dropna(subset="error")
     if len(failed):
         runs_of = {name: f"{name} ({len(part)}: {part['error'].iloc[0]})" for name, part in failed.groupby("model")}
-        warnings.warn(
+        warn(
             f"{len(failed)} runs failed, and their models have no place in the tables: {'; '.join(runs_of.values())}. "
             "The column `error` has all of them; with path=, the next call tries these again.",
-            stacklevel=3,
         )
 
 
@@ -314,10 +313,9 @@ def _all(
                     known["made_by"] += [] if of["made_by"] in known["made_by"] else [of["made_by"]]
     mixed = [name for name, of in made.items() if len(of["made_by"]) > 1]
     if mixed:
-        warnings.warn(
+        warn(
             f"runs of {mixed} were made by different versions, devices or thread counts (attrs and {MADE} say which): "
             "delete the older files of path= for a table of one make.",
-            stacklevel=3,
         )
     return pd.concat(frames, ignore_index=True).reindex(columns=list(runs.COLUMNS)), made
 

@@ -124,7 +124,7 @@ def embed(
     values, share = _inference.embed(model, section, runtime=runtime)
     where = "image and tissue" if tissue_key else "image"
     drop = f"t = t[~np.isnan(t.obsm[{key!r}][:, 0])]"
-    warn_of_empty(int((share <= 0).sum()), len(share), where=where, drop=drop, stacklevel=2)
+    warn_of_empty(int((share <= 0).sum()), len(share), where=where, drop=drop)
     wide = np.full((sdata.tables[table_name].n_obs, values.shape[1]), np.nan, dtype=np.float32)
     wide[rows] = values[positions]
     record = model_record(model, [], device=runtime.device, precision=runtime.precision)

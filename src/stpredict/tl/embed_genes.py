@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ import pandas as pd
 
 from stpredict._arguments import check_arguments
 from stpredict._embeddings import GeneEmbeddings
+from stpredict._messages import warn
 from stpredict.nn.text import TextEncoder, encoder_identity
 
 logger = logging.getLogger("stpredict")
@@ -93,10 +93,8 @@ def embed_genes(
     model = TextEncoder(encoder, revision=revision, pooling=pooling, max_tokens=max_tokens, device=device)
     vectors, n_truncated = model.encode(list(definitions.values()), batch_size=batch_size, progress=progress)
     if n_truncated:
-        warnings.warn(
+        warn(
             f"{n_truncated} of {len(definitions)} texts are longer than {model.max_tokens} tokens and were cut there.",
-            UserWarning,
-            stacklevel=2,
         )
     made = GeneEmbeddings(
         genes=tuple(definitions),

@@ -14,6 +14,7 @@ import pandas as pd
 from stpredict import _spatialdata, metrics
 from stpredict._arguments import check_arguments
 from stpredict._frames import ScoresFrame, named
+from stpredict._messages import warn
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -237,12 +238,10 @@ def _predicted_columns(table: AnnData, key: str, rows: NDArray[np.int64], *, wha
         )
     if genes := set(map(str, _record(table, key).get("genes", ()))):
         return np.flatnonzero(table.var_names.isin(genes))
-    warnings.warn(
+    warn(
         f"{what} has the layer {key!r} without var[{key!r}] and uns['stpredict'][{key!r}], which say of which genes "
         "and in which units it is; spatialdata.concatenate and anndata.concat drop them unless they are given "
         f"merge='same', uns_merge='same'. Scored are the {len(columns)} genes that have values in it, as log1p_cp10k.",
-        UserWarning,
-        stacklevel=4,
     )
     return columns
 

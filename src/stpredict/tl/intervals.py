@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ import pandas as pd
 from stpredict import _spatialdata
 from stpredict._arguments import check_arguments
 from stpredict._card import ERROR_LEVELS
+from stpredict._messages import warn
 from stpredict.tl._predicted import PredictedLayer, predicted_layer
 
 if TYPE_CHECKING:
@@ -128,10 +128,9 @@ def _of_another_size(
         other[rows] = (area < sizes[0] / OTHER_SIZE) | (area > sizes[1] * OTHER_SIZE)
         found.append(area)
     if other.any():
-        warnings.warn(
+        warn(
             f"{int(other.sum())} of {len(other)} shapes have no interval: their median area is "
             f"{np.median(np.concatenate(found)):.4g} um2, and the errors of {layer.key!r} are known of shapes of "
             f"{sizes[0]:.4g} to {sizes[1]:.4g} um2. Train with held-out shapes of this size.",
-            stacklevel=3,
         )
     return other

@@ -185,7 +185,7 @@ def _record(model: Model, genes: Sequence[str], made: Mapping[str, Any]) -> dict
 
 def _warn_of_empty(values: NDArray[np.float32], latent_key: str, key: str) -> None:
     n_empty, drop = int(np.isnan(values[:, 0]).sum()), f"t = t[t.obs['{key}_coverage'] > 0]"
-    warn_of_empty(n_empty, len(values), where=f"raster {latent_key!r}", drop=drop, stacklevel=3)
+    warn_of_empty(n_empty, len(values), where=f"raster {latent_key!r}", drop=drop)
 
 
 def _target(

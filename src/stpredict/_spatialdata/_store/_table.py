@@ -15,6 +15,7 @@ import zarr
 from anndata import ImplicitModificationWarning
 from anndata.io import read_elem, write_elem
 
+from stpredict._messages import warn
 from stpredict._record import of_one_result
 from stpredict._spatialdata._store._transaction import InlineStore, Store, Transaction
 
@@ -220,11 +221,10 @@ def keep_others(
             if layer is not None and isinstance(earlier, np.ndarray):
                 layer[other] = earlier[other]
         return
-    warnings.warn(
+    warn(
         f"{int(other.sum())} rows of table {table_name!r}, which annotate other shapes, held values of another model, "
         f"other genes or other settings under {key!r}; they are NaN now. Write these shapes again with this model, or "
         "pass another key_added for one of the two.",
-        stacklevel=6,
     )
 
 

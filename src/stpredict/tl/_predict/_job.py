@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 from stpredict import _inference, _spatialdata
+from stpredict._messages import warn
 from stpredict._record import differences
 from stpredict._section import Section, fingerprint, image_digest
 from stpredict.models import Ensemble
@@ -206,12 +206,11 @@ def _warn_of_small(section: Section, request: PredictRequest, path: Path | None)
     cell, side = request.model.cell_um, np.sqrt(section.area) * section.mpp
     small = np.zeros(0, bool) if cell is None else side < cell * (1 - SIZE_RTOL)
     if small.any() and small.mean() > SMALL_SHARE:
-        warnings.warn(
+        warn(
             f"{f'{path}: ' if path else ''}{small.sum()} of {section.n_shapes} shapes are smaller than a cell of this "
             f"{type(request.model).__name__}'s map: they are {np.median(side[small]):.3g} um wide in the median, the "
             f"cell {cell:g} um. Several of them read the same cell, so that they differ less than the tissue does. "
             f"Predict shapes of {cell:g} um and more, or a model with a smaller cell_um (trained with a smaller mpp=).",
-            stacklevel=4,
         )
 
 
@@ -219,10 +218,9 @@ def _warn_of_empty(values: np.ndarray, section: Section, request: PredictRequest
     """One warning, where shapes have no prediction."""
     n_empty = int(np.isnan(values[:, 0]).sum())
     if n_empty:
-        warnings.warn(
+        warn(
             f"{f'{path}: ' if path else ''}{n_empty} of {section.n_shapes} shapes have nothing on the image"
             + (" and tissue" if request.spec.tissue_key else "")
             + ", so their predictions are NaN. Drop them before scanpy or squidpy: "
             f"t = t[t.obs['{request.key}_coverage'] > 0].",
-            stacklevel=4,
         )

@@ -1,8 +1,11 @@
-"""Log each message about an object or store once at level INFO; repeats go to DEBUG."""
+"""What users are told beside results: warnings that point at their own line, and log lines that do not repeat."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -13,8 +16,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stpredict")
 
+_OWN = (str(Path(__file__).parent), str(contextlib.__file__))
+
 _objects: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 _stores: dict[str, set[str]] = {}
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line that called the package, however deep inside it the cause was found."""
+    warnings.warn(message, category, skip_file_prefixes=_OWN)
 
 
 def say_once(sdata: SpatialData, text: str, *values: object) -> None:
