@@ -131,6 +131,21 @@ def test_the_small_configuration_counts_as_derived_by_hand(build):
     assert sum(p.numel() for p in model.decoder.parameters()) == wanted
 
 
+def test_a_new_decoder_shows_no_pattern_where_the_image_has_none():
+    import torch
+
+    from stpredict.models.pixnet import Decoder
+
+    torch.manual_seed(0)
+    decoder = Decoder((6, 8, 10, 12), (8, 8, 12, 16), n_bilinear=1, window=8).eval()
+    assert [type(up).__name__ for up in decoder.ups] == ["DepthToSpaceUp"] * 2 + ["BilinearUp"]
+    even = [torch.randn(1, c, 1, 1).expand(1, c, 256 // 2**i, 256 // 2**i) for i, c in enumerate((6, 8, 10, 12))]
+    with torch.inference_mode():
+        seen = decoder(even)[0, :, 96:160, 96:160]  # far from the border
+    assert seen.std(dim=0).mean() > 1e-3  # channels differ
+    assert (seen - seen.mean(dim=(1, 2), keepdim=True)).abs().max() < 1e-5 * seen.abs().max()
+
+
 def test_attention_with_a_gradient_has_the_values_and_gradients_of_torchs_own():
     import torch
 

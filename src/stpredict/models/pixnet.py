@@ -405,11 +405,18 @@ class ConvBlock(nn.Sequential):
 
 
 class DepthToSpaceUp(nn.Sequential):
-    """Upsampling of a deep level: 3x3 to 4 C, depth-to-space by 2, 3x3, block (K = C 2^d filters, d = 2)."""
+    """Upsampling of a deep level: 3x3 to 4 C, depth-to-space by 2, 3x3, block (K = C 2^d filters, d = 2).
+
+    The four channels of a square of 2 x 2 cells start equal (ICNR; Aitken et al. 2017, arXiv:1707.02937): means inside
+    spots hardly tell them apart, so that training would leave a difference at the start as a woven pattern.
+    """
 
     def __init__(self, c_in: int, c_out: int) -> None:
+        into_squares = nn.Conv2d(c_in, 4 * c_out, 3, padding=1)
+        for parameter in into_squares.parameters():
+            parameter.data = parameter.data[::4].repeat_interleave(4, dim=0)
         super().__init__(
-            nn.Conv2d(c_in, 4 * c_out, 3, padding=1),
+            into_squares,
             nn.ReLU(),
             nn.PixelShuffle(2),
             nn.Conv2d(c_out, c_out, 3, padding=1),
