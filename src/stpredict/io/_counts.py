@@ -15,6 +15,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import NDArray
 
+from stpredict.io._files import reading
+
 LARGEST_EXACT = 2**24  # float32 holds every integer up to here
 MISSING = ("", "NA", "NaN", "nan")
 
@@ -69,9 +71,11 @@ def _read(path: Path) -> _Table:
         raise FileNotFoundError(f"no counts table at {path}")
     name = path.name.lower().removesuffix(".gz")
     if name.endswith(".h5ad"):
-        return _of_anndata(ad.read_h5ad(path))
+        with reading(path):
+            return _of_anndata(ad.read_h5ad(path))
     if name.endswith((".tsv", ".csv", ".txt")):
-        return _read_text(path)
+        with reading(path):
+            return _read_text(path)
     raise ValueError(
         f"counts table of unknown format: {path.name!r}. Give .tsv, .csv or .txt (also .gz), .h5ad, or an AnnData "
         "built from what you have (obs_names = spot ids, var_names = genes)."

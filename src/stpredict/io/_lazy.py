@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stpredict._window import Window
+from stpredict.io._files import reading
 
 type Reader = Callable[[Window], NDArray[np.uint8]]
 """The pixels of a window, (3, height, width) uint8 RGB."""
@@ -24,21 +25,23 @@ MAX_CHUNK_PX = 32_000_000  # 96 MB of RGB: a row of wide strips may be larger th
 class _Source:
     """A reader that is opened on first use; copies and pickles travel unopened."""
 
-    def __init__(self, opener: Callable[[], Reader], token: tuple[Any, ...]) -> None:
+    def __init__(self, opener: Callable[[], Reader], path: Path, token: tuple[Any, ...]) -> None:
         self.opener = opener
+        self.path = path
         self.token = token
         self._reader: Reader | None = None
         self._lock = Lock()
 
     def read(self, window: Window) -> NDArray[np.uint8]:
-        with self._lock:
-            if self._reader is None:
-                self._reader = self.opener()
-        # a copy: the reader may hand out a read-only view of all its pixels
-        return np.array(self._reader(window), order="C")
+        with reading(self.path):
+            with self._lock:
+                if self._reader is None:
+                    self._reader = self.opener()
+            # a copy: the reader may hand out a read-only view of all its pixels
+            return np.array(self._reader(window), order="C")
 
     def __reduce__(self) -> tuple[type[_Source], tuple[Any, ...]]:
-        return _Source, (self.opener, self.token)
+        return _Source, (self.opener, self.path, self.token)
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
         return self.token
@@ -69,7 +72,7 @@ def lazy_array(
     )
     return da.map_blocks(
         _read_block,
-        source=_Source(partial(opener, path, *args), token),
+        source=_Source(partial(opener, path, *args), path, token),
         chunks=chunks,
         dtype=np.uint8,
         meta=np.empty((0, 0, 0), np.uint8),

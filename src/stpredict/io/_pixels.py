@@ -7,6 +7,7 @@ from pathlib import Path
 
 import dask.array as da
 
+from stpredict.io._files import reading
 from stpredict.io._jpg_png import OPENERS, open_jpg_png
 from stpredict.io._slide import SLIDE_SUFFIXES, open_slide
 from stpredict.io._tiff import open_tiff
@@ -59,10 +60,11 @@ def open_pixels(path: Path) -> Pixels:
     if not path.exists():
         raise FileNotFoundError(f"no image at {path}")
     suffix = path.suffix.lower()
-    if suffix in OPENERS:
-        return Pixels(path, (open_jpg_png(path),), None)
-    if suffix in TIFF_SUFFIXES:
-        return Pixels(path, *open_tiff(path))
-    if suffix in SLIDE_SUFFIXES:
-        return Pixels(path, *open_slide(path))
+    with reading(path):
+        if suffix in OPENERS:
+            return Pixels(path, (open_jpg_png(path),), None)
+        if suffix in TIFF_SUFFIXES:
+            return Pixels(path, *open_tiff(path))
+        if suffix in SLIDE_SUFFIXES:
+            return Pixels(path, *open_slide(path))
     raise ValueError(f"image of unknown format: {path.name!r}. Known are {list(SUFFIXES)}; convert others to OME-TIFF.")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL.PngImagePlugin import PngImageFile
 
+from stpredict.io._files import read_json_object, reading
 from stpredict.io._matrix import is_matrix_folder
 from stpredict.io._pixels import SUFFIXES
 
@@ -107,8 +107,8 @@ def check_image(image: Path, shape: tuple[int, int], *, hires: Path, scales: Pat
     """Raise ValueError where the image of `shape` (height, width) is not the one that Space Ranger reduced."""
     if not hires.is_file():
         return
-    factor = float(json.loads(scales.read_text())["tissue_hires_scalef"])
-    with PngImageFile(hires) as reduced:
+    factor = _factor(scales, "tissue_hires_scalef")
+    with reading(hires), PngImageFile(hires) as reduced:
         expected = reduced.height / factor, reduced.width / factor
     # the reduced image has whole pixels, and its factor is rounded
     if any(abs(side - full) > 1.5 / factor + 0.005 * full for side, full in zip(shape, expected, strict=True)):
@@ -120,13 +120,20 @@ def check_image(image: Path, shape: tuple[int, int], *, hires: Path, scales: Pat
 
 def check_scale(folder: SpaceRanger, mpp: float) -> None:
     """Raise ValueError where the spot diameter in the scale factors and the pitch behind `mpp` do not fit."""
-    diameter = float(json.loads(folder.scales.read_text())["spot_diameter_fullres"])
+    diameter = _factor(folder.scales, "spot_diameter_fullres")
     if not DRAWN_UM[0] <= diameter * mpp <= DRAWN_UM[1]:
         raise ValueError(
             f"{folder.scales} gives spots of {diameter:.1f} px, which is {diameter * mpp:.0f} um at the pitch of "
             f"{folder.positions} ({100 / mpp:.1f} px for 100 um); 55 or 65 um are expected. The "
             "files do not belong together."
         )
+
+
+def _factor(scales: Path, name: str) -> float:
+    value = read_json_object(scales).get(name)
+    if not isinstance(value, int | float) or value <= 0:
+        raise ValueError(f"{scales} must state {name}, a positive number, but it is {value!r}; copy the file anew.")
+    return float(value)
 
 
 def _one(files: list[Path], what: str) -> Path | None:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from stpredict.io._counts import delimiter
+from stpredict.io._files import reading
 
 PIXEL_COLUMNS = (("pixel_x", "pixel_y"), ("x_px", "y_px"))
 ID_COLUMNS = ("spot", "barcode")
@@ -23,7 +24,8 @@ def read_spots(path: Path) -> pd.DataFrame:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no spot file at {path}")
-    table = pd.read_csv(path, sep=delimiter(path), dtype=dict.fromkeys(ID_COLUMNS, str))
+    with reading(path):
+        table = pd.read_csv(path, sep=delimiter(path), dtype=dict.fromkeys(ID_COLUMNS, str))
     columns = next((pair for pair in PIXEL_COLUMNS if set(pair) <= set(table.columns)), None)
     if columns is None:
         raise ValueError(f"{path}: no pixel positions; needed are pixel_x, pixel_y or x_px, y_px, found {list(table)}.")

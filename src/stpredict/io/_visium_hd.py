@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from stpredict.io._files import read_json_object
 from stpredict.io._space_ranger import COUNTS, FOLDER, HD_POSITIONS, HIRES, SCALES, find_counts, find_image
 
 BINS, SLICES = "binned_outputs", "feature_slice.h5"
@@ -106,8 +107,8 @@ def _mpp(bins: Sequence[Path]) -> float:
     found = {}
     for folder in bins:
         path = folder / "spatial" / SCALES
-        stated = json.loads(path.read_text(encoding="utf-8"))
-        values = [stated.get(key) for key in ("microns_per_pixel", "bin_size_um", "spot_diameter_fullres")]
+        stated = read_json_object(path)
+        values: list[Any] = [stated.get(key) for key in ("microns_per_pixel", "bin_size_um", "spot_diameter_fullres")]
         if not all(isinstance(value, int | float) and value > 0 for value in values):
             raise ValueError(
                 f"{path} must state microns_per_pixel, bin_size_um and spot_diameter_fullres, each a positive number; "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from stpredict.io._files import read_json_object
 from stpredict.io._matrix import is_matrix_folder
 
 SPECS, CELLS, OUTLINES = "experiment.xenium", "cells.parquet", "cell_boundaries.parquet"
@@ -101,7 +101,7 @@ def _image(folders: set[Path]) -> Path | None:
 
 
 def _pixel_um(specs: Path) -> float:
-    stated = json.loads(specs.read_text(encoding="utf-8")).get("pixel_size")
+    stated = read_json_object(specs).get("pixel_size")
     if not isinstance(stated, int | float) or not PIXEL_UM[0] <= stated <= PIXEL_UM[1]:
         raise ValueError(
             f"{specs} must state pixel_size, micrometres per pixel in [{PIXEL_UM[0]:g}, {PIXEL_UM[1]:g}] (it is .2125 "

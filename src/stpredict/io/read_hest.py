@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from spatialdata import SpatialData
 from stpredict._arguments import check_arguments
 from stpredict.io._assemble import ARRAY_COLUMNS, assemble, check_on_image
 from stpredict.io._counts import read_counts
+from stpredict.io._files import read_json_object, reading
 from stpredict.io._grid import pitch_px
 from stpredict.io._pixels import open_pixels
 
@@ -72,10 +72,11 @@ def read_hest(
     folder = Path(path)
     sample = _only_sample(folder) if name is None else name
     counts, image, metadata = _files(folder, sample)
-    stated = json.loads(metadata.read_text(encoding="utf-8"))
+    stated = read_json_object(metadata)
     scale = _length(stated, MPP, mpp, "mpp", metadata)
     diameter = _length(stated, DIAMETER, spot_diameter_um, "spot_diameter_um", metadata)
-    source = ad.read_h5ad(counts)
+    with reading(counts):
+        source = ad.read_h5ad(counts)
     spot_table = _spot_table(source, counts)
     pixels = open_pixels(image)
     check_on_image(spot_table, pixels.shape, str(counts))

@@ -13,6 +13,7 @@ from spatialdata import SpatialData
 from stpredict._arguments import check_arguments
 from stpredict.io._assemble import assemble, check_on_image
 from stpredict.io._counts import read_counts
+from stpredict.io._files import reading
 from stpredict.io._grid import pitch_px
 from stpredict.io._matrix import with_h5
 from stpredict.io._pixels import open_pixels
@@ -64,7 +65,7 @@ def read_visium(path: str | Path, *, name: str | None = None, image: str | Path 
     folder = find(Path(path), None if image is None else Path(image))
     source = _read(folder)
     table = _raw_counts(source)
-    spot_table = _spot_table(source)
+    spot_table = _spot_table(source, folder.positions)
     pixels = open_pixels(folder.image)
     check_image(folder.image, pixels.shape, hires=folder.hires, scales=folder.scales)
     check_on_image(spot_table, pixels.shape, str(folder.positions))
@@ -80,7 +81,7 @@ def _read(folder: SpaceRanger) -> AnnData:
         from spatialdata_io import visium
     except ImportError as error:
         raise ImportError("read_visium needs spatialdata-io: pip install 'stpredict[io]'.") from error
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), reading(folder.root):
         # some symbols occur twice in every 10x reference; spatialdata-io makes them unique right after the first
         for message in ("Variable names are not unique", "Converting `region_key"):
             warnings.filterwarnings("ignore", message=message, category=UserWarning)
@@ -98,7 +99,7 @@ def _raw_counts(source: AnnData) -> AnnData:
     return table
 
 
-def _spot_table(source: AnnData) -> pd.DataFrame:
+def _spot_table(source: AnnData, positions: Path) -> pd.DataFrame:
     obs: pd.DataFrame = source.obs
     spot_table = pd.DataFrame(
         source.obsm["spatial"], index=source.obs_names, columns=["x_px", "y_px"], dtype=np.float64
@@ -106,8 +107,8 @@ def _spot_table(source: AnnData) -> pd.DataFrame:
     lost = spot_table.index[~np.isfinite(spot_table).all(axis=1)].tolist()
     if lost:
         raise ValueError(
-            f"barcodes of the counts without a position: {lost[:5]} ({len(lost)} of {len(spot_table)}). The tissue "
-            "positions belong to another section."
+            f"barcodes of the counts without a position: {lost[:5]} ({len(lost)} of {len(spot_table)}). "
+            f"{positions} is damaged, or belongs to another section."
         )
     for column in ("array_row", "array_col"):
         spot_table[column] = obs[column].to_numpy(dtype=np.int64)

@@ -12,6 +12,7 @@ from spatialdata import SpatialData
 from spatialdata.transformations import Identity, set_transformation
 
 from stpredict._arguments import check_arguments
+from stpredict.io._files import reading
 from stpredict.io._image import add_micrometers, image_element
 from stpredict.io._matrix import with_h5
 from stpredict.io._pixels import open_pixels
@@ -91,7 +92,7 @@ def read_visium_hd(
 
 def _read(folder: VisiumHD, sizes: list[int]) -> SpatialData:
     """All but the full-resolution image."""
-    with contextlib.ExitStack() as stack:
+    with reading(folder.root), contextlib.ExitStack() as stack:
         root = folder.root
         for bins in folder.bins:
             counts = find_counts(bins)

@@ -13,6 +13,7 @@ from spatialdata.models import TableModel
 from spatialdata.transformations import Affine, set_transformation
 
 from stpredict._arguments import check_arguments
+from stpredict.io._files import reading
 from stpredict.io._image import add_micrometers, image_element
 from stpredict.io._matrix import with_h5
 from stpredict.io._pixels import open_pixels
@@ -87,7 +88,7 @@ def _read(folder: Xenium) -> SpatialData:
         from spatialdata_io import xenium
     except ImportError as error:
         raise ImportError("read_xenium needs spatialdata-io: pip install 'stpredict[io]'.") from error
-    with contextlib.ExitStack() as stack:
+    with reading(folder.root), contextlib.ExitStack() as stack:
         root = folder.root
         if folder.counts.is_dir():
             root = stack.enter_context(with_h5(root, folder.counts, root / COUNTS, leave_out=LARGE))

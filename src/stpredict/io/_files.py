@@ -1,0 +1,35 @@
+"""Files that other libraries read: whatever they raise for a damaged one becomes an error that names it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise ValueError naming the file or folder, in place of an error that does not name it or is of another kind."""
+    try:
+        yield
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError | OSError) and str(path) in str(error):
+            raise
+        said = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{path} cannot be read ({type(error).__name__}: {said}). It may be damaged, cut short on its way here, or "
+            "of another kind or version than its name says; copy it anew."
+        ) from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; ValueError naming the file where it holds something else."""
+    with reading(path):
+        found = json.loads(path.read_bytes())  # NaN, too: some metadata have it
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold a JSON object, but holds a {type(found).__name__}; copy it anew.")
+    return found
