@@ -58,6 +58,8 @@ class Card:
         Name of its image encoder; None where it has none.
     sections : tuple[str, ...], default ()
         Names of the training sections.
+    image_digests : tuple[str, ...], default ()
+        Hashes of their images, by which a prediction of one of them is recognised; () in older cards.
     min_counts : tuple[float, ...], default ()
         Total counts that a shape of each of these needed to be trained on; () where it is not known (cards of older
         models), and where the target is no count.
@@ -102,6 +104,7 @@ class Card:
     n_target_genes: int | None = None
     encoder: str | None = None
     sections: tuple[str, ...] = ()
+    image_digests: tuple[str, ...] = ()
     min_counts: tuple[float, ...] = ()
     seed: int | None = None
     val_pcc: Mapping[str, float | None] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Frames that say in a notebook what they are of: a training history, and scores."""
+"""Frames that say what they are of: a training history and scores in a notebook, models where they are printed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pandas as pd
 from stpredict import _html
 
 FEW = 12  # rows that are shown without unfolding
+WIDTH = 15  # of the names of what is said of a model
 
 
 class HistoryFrame(pd.DataFrame):
@@ -39,6 +40,18 @@ class ScoresFrame(pd.DataFrame):
             return _plain(self)
         said = f"protocol {self.attrs.get('protocol', 'not stated')}"
         return _html.block("Scores", _html.line(said), _plain(pd.DataFrame(summary).round(3)), _rows(self, "genes"))
+
+
+class ModelsFrame(pd.DataFrame):
+    """A list of models, one row each; a part of it is a plain DataFrame."""
+
+    def __repr__(self) -> str:
+        """A paragraph a model, for its columns are too many for a line; what is not known is left out."""
+        paragraphs = (
+            "\n".join(f"{name:<{WIDTH}} {value}" for name, value in row.items() if not pd.isna(value))
+            for _, row in self.iterrows()
+        )
+        return "\n\n".join(paragraphs) or super().__repr__()
 
 
 def named[F: pd.DataFrame](frame: pd.DataFrame, kind: type[F]) -> F:

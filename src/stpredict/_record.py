@@ -59,6 +59,7 @@ FIELDS: Mapping[str, Field] = {
     # the sample
     "image_digest": Field("image, mpp or tissue", of="sample"),
     "shapes_digest": Field("shapes", of="sample", only="layer"),
+    "trained_on": Field(of="sample"),
     "raster": Field("tool", of="sample"),
     "device": Field(of="sample"),
     "versions": Field(of="sample"),

@@ -74,6 +74,18 @@ def test_the_classes_are_a_table():
     assert "licence" in models.list_models(trained=True).columns
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_printed_list_of_models_leaves_nothing_out(trained):
+    from stpredict import models
+
+    table = models.list_models(trained=trained)
+    printed = repr(table)
+    for _, row in table.iterrows():
+        assert all(str(value) in printed for value in row.dropna())
+    assert repr(table.iloc[:0])  # none
+    assert type(table[["name"]]) is pd.DataFrame
+
+
 def test_an_entry_for_a_bibliography():
     from stpredict import models
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -29,6 +31,31 @@ def test_scores_are_those_of_the_metrics(predicted):
     assert summary["pcc_m"] == pytest.approx(scores["pcc"].mean())
     assert (summary["n_spots"], summary["n_dropped"]) == (30, 0)
     assert (scores["ceiling"] > scores["pcc"] - 0.05).all()
+
+
+def test_scores_of_a_section_that_was_trained_on_are_said_to_be_that(make, tmp_path):
+    import stpredict as stp
+
+    ridge = stp.models.Ridge(["red", "green", "blue"])
+    stp.tl.train([make(0), make(1)], ridge, progress=False)
+    ridge.save(tmp_path / "ridge")
+    loaded = stp.models.load(tmp_path / "ridge")
+    assert len(set(loaded.card.image_digests)) == 2
+    for seed, trained in ((1, True), (2, False)):
+        sdata = make(seed)
+        sdata.attrs["name"] = "called anything"
+        stp.tl.predict(sdata, loaded, progress=False)
+        if trained:
+            with pytest.warns(UserWarning, match="'called anything': this Ridge was trained on its image") as caught:
+                scores = stp.tl.evaluate(sdata, "ridge")
+            assert caught[0].filename == __file__
+        else:
+            scores = stp.tl.evaluate(sdata, "ridge")
+        assert scores.attrs["trained_on"] == {"called anything": trained}
+    older = stp.models.load(tmp_path / "ridge")
+    older.card = dataclasses.replace(older.card, image_digests=())
+    stp.tl.predict(sdata, older, key_added="older", progress=False)
+    assert stp.tl.evaluate(sdata, "older").attrs["trained_on"] == {"called anything": None}
 
 
 def test_spots_below_the_minimum_are_dropped_and_counted(predicted):

@@ -43,7 +43,8 @@ def test_evaluate_scores_one_region(atlas, ridge, make):
     for seed, region in ((0, "spots-a"), (1, "spots-b")):
         alone = make(seed)
         stp.tl.predict(alone, ridge, progress=False)
-        found, wanted = stp.tl.evaluate(atlas, "ridge", shapes_key=region), stp.tl.evaluate(alone, "ridge")
+        with pytest.warns(UserWarning, match="was trained on its image"):
+            found, wanted = stp.tl.evaluate(atlas, "ridge", shapes_key=region), stp.tl.evaluate(alone, "ridge")
         assert found["section"].unique().tolist() == [f"image-{region[-1]}/{region}"]
         np.testing.assert_array_equal(found["pcc"], wanted["pcc"])
         assert found.attrs["summary"]["n_spots"].tolist() == [30]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stpredict._training._bar import stage
 from stpredict._training._evidence import by_gene
 from stpredict._training._fit import fit, fit_leaving_out
 from stpredict._training._hold_out import hold_out_places
@@ -17,4 +18,5 @@ __all__ = [
     "fit_leaving_out",
     "hold_out_places",
     "in_memory",
+    "stage",
 ]

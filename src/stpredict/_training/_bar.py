@@ -1,12 +1,22 @@
-"""The progress bar of a training: one for all epochs, in place of a bar an epoch with another inside it."""
+"""Progress bars of a training: one for all epochs, in place of a bar an epoch with another inside it, and stages."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from tqdm.auto import tqdm
+
+
+@contextmanager
+def stage(name: str, *, progress: bool) -> Iterator[None]:
+    """A bar of one step, for work before or after the epochs that takes its time."""
+    with tqdm(desc=name, total=1, disable=not progress, bar_format="{l_bar}{bar}| {elapsed}") as bar:
+        yield
+        bar.update()
 
 
 class TrainingBar(Callback):

@@ -24,7 +24,7 @@ from stpredict._arguments import LIMITS
 from stpredict._malloc import keep_freed_memory
 from stpredict._schema import check_fields
 from stpredict._section import ImageView, Section
-from stpredict._training._bar import TrainingBar
+from stpredict._training._bar import TrainingBar, stage
 from stpredict._training._evidence import HeldOut, held_out
 from stpredict._training._module import FitModule, RestoreBest
 from stpredict.models._base import Model, Recipe
@@ -96,7 +96,9 @@ def fit_model(
             history = _loop(model, train, val, plan, recipe)
         model.to(device)  # Lightning brings it back to the CPU, and a closed form may be computed there
         with autocast(precision, device):
-            model.finish(train)
+            has_finish = type(model).finish is not Model.finish
+            with stage("closed-form part of the model", progress=plan.progress and has_finish):
+                model.finish(train)
             model.eval()
             _check_finite(model, history, recipe)
             return history, held_out(model, val) if val else None

@@ -131,7 +131,7 @@ def check_scale(folder: SpaceRanger, mpp: float) -> None:
 
 def _factor(scales: Path, name: str) -> float:
     value = read_json_object(scales).get(name)
-    if not isinstance(value, int | float) or value <= 0:
+    if not (isinstance(value, int | float) and value > 0):
         raise ValueError(f"{scales} must state {name}, a positive number, but it is {value!r}; copy the file anew.")
     return float(value)
 

@@ -129,6 +129,8 @@ def list_models(*, trained: bool = True) -> pd.DataFrame:
     """
     import pandas as pd
 
+    from stpredict._frames import ModelsFrame, named
+
     check_arguments(list_models, locals())
     if not trained:
         return _class_table()
@@ -148,19 +150,20 @@ def list_models(*, trained: bool = True) -> pd.DataFrame:
         for name, card in cards.items()
     ]
     columns = ["name", "model", "n_genes", "mpp", "cell_um", "encoder", "sections", "licence", "version"]
-    return pd.DataFrame(rows, columns=columns).astype({"cell_um": float})
+    return named(pd.DataFrame(rows, columns=columns).astype({"cell_um": float}), ModelsFrame)
 
 
 def _class_table() -> pd.DataFrame:
     import pandas as pd
 
+    from stpredict._frames import ModelsFrame, named
     from stpredict.models._info import ModelInfo
     from stpredict.models._registry import known_classes
 
     rows = [
         {"name": name} if kind.info is None else asdict(kind.info) for name, kind in sorted(known_classes().items())
     ]
-    return pd.DataFrame(rows, columns=[field.name for field in fields(ModelInfo)], dtype=object)
+    return named(pd.DataFrame(rows, columns=[field.name for field in fields(ModelInfo)], dtype=object), ModelsFrame)
 
 
 def cite(name: str) -> str:

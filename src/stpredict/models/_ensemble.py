@@ -320,6 +320,9 @@ def _card_of(ensemble: Ensemble) -> Card | None:
         target=known[0].target,
         n_target_genes=min(numbers, default=None),
         sections=tuple(dict.fromkeys(name for each in known for name in each.sections)),
+        image_digests=tuple(dict.fromkeys(digest for each in known for digest in each.image_digests))
+        if all(each.image_digests for each in known)
+        else (),
         seed=known[0].seed,
         licence="; ".join(dict.fromkeys(each.licence for each in known)),
         protocol=known[0].protocol,

@@ -88,8 +88,10 @@ def evaluate(
         and ``attrs["summary_seen"]`` the same for either kind. An unseen gene has no scale of its own, so its mse and
         mae are NaN, and count in no mean. ``attrs["min_counts"]`` says for each section how many counts a shape needed
         (None: the target is no count), and ``attrs["targeted_panel"]`` for those whose table has fewer than 7,000 genes
-        how many: their totals, and with them mse and mae, do not compare with those of a whole transcriptome. A region
-        of a table of several samples is called by its object and its shapes.
+        how many: their totals, and with them mse and mae, do not compare with those of a whole transcriptome.
+        ``attrs["trained_on"]`` says for each whether the model was trained on its image (None: the model's card has no
+        hashes of images); scores of such a section are no evidence, and a warning says so. A region of a table of
+        several samples is called by its object and its shapes.
 
     Raises
     ------
@@ -128,13 +130,14 @@ def evaluate(
         min_counts=min_counts,
     )  # fmt: skip
     frames = []
-    record: dict[str, dict[str, Any]] = {"min_counts": {}, "targeted_panel": {}}
+    record: dict[str, dict[str, Any]] = {"min_counts": {}, "targeted_panel": {}, "trained_on": {}}
     summaries: dict[str, dict[str, pd.Series]] = {"summary": {}, "summary_seen": {}, "summary_unseen": {}}
     for i, sdata in enumerate(sections):
         own = _own(sdata, key, spec)
         name = _name(sdata, i, own)
         frame, found = _one(sdata, key, own, scores)
         record["min_counts"][name] = None if own.target == "as_is" else own.min_counts
+        record["trained_on"][name] = _trained_on(sdata.tables[table_name], key, name)
         if own.target != "as_is" and (n_genes := _spatialdata.n_targeted_genes(sdata.tables[table_name])):
             record["targeted_panel"][name] = n_genes
         frame.insert(0, "section", name)
@@ -264,6 +267,21 @@ def _check_scores(scores: Sequence[str] | None, unseen: Sequence[str]) -> None:
 
 def _record(table: AnnData, key: str) -> Mapping[str, Any]:
     return table.uns.get("stpredict", {}).get(key, {})
+
+
+def _trained_on(table: AnnData, key: str, name: str) -> bool | None:
+    """Whether the record says that the model was trained on this image; warns where it was."""
+    record = _record(table, key)
+    trained = record.get("trained_on")
+    if trained is None:
+        return None
+    if trained:
+        warn(
+            f"section {name!r}: this {record.get('model', 'model')} was trained on its image, so that its scores here "
+            "are better than on any other slide. Score sections that it has not seen: leave them out of "
+            "stp.tl.train, or let stp.tl.benchmark do so in turn."
+        )
+    return bool(trained)
 
 
 def _target_of(table: AnnData, key: str) -> _spatialdata.Target:

@@ -12,7 +12,7 @@ from stpredict import _spatialdata, _training
 from stpredict._arguments import check_arguments
 from stpredict._frames import HistoryFrame, named
 from stpredict._places import lies_on, tissues
-from stpredict._section import Section
+from stpredict._section import Section, fingerprint
 from stpredict._spatialdata import Target
 from stpredict.models import Ensemble
 from stpredict.tl._domain import about, domain_record
@@ -174,16 +174,20 @@ def train(
         source = "validation sections: " + ", ".join(s.name for s in folds[0][1])
     card: dict[str, Any] = {
         "target": target, "sections": tuple(s.name for s in sections), "val_source": source, "licence": licence,
+        "image_digests": tuple(dict.fromkeys(fingerprint(section).picture for section in sections)),
         "n_target_genes": _n_target_genes(given, specs) if target != "as_is" else None,
         "min_counts": tuple(float(s.min_counts) for s in sections if s.min_counts is not None),
-        "domain": domain_record(sources, sections, seed=seed), "about": about(given),
+        "about": about(given),
     }  # fmt: skip
+    with _training.stage("description of the training tissue", progress=progress):
+        card["domain"] = domain_record(sources, sections, seed=seed)
     if ensemble is None:
         history = _training.fit(model, *folds[0], plan, **card)
     else:
         history = _training.fit_leaving_out(ensemble, sections, plan, **card)
     measured = sources if others is None else [(sdata, each.resolved(sdata)) for sdata in others for each in specs]
-    add_references(model, folds, measured, plan)
+    with _training.stage("Ridge and ceiling on held-out shapes", progress=progress and any(held for _, held in folds)):
+        add_references(model, folds, measured, plan)
     return named(history, HistoryFrame)
 
 

@@ -27,7 +27,9 @@ def provenance(request: PredictRequest, seen: Fingerprint) -> dict[str, Any]:
     """The record of a result: model and genes, settings, image and shapes. Plain values."""
     runtime = request.runtime
     record = model_record(request.model, request.genes, device=runtime.device, precision=runtime.precision)
-    return record | {"image_digest": seen.image, "shapes_digest": seen.shapes}
+    trained = () if request.model.card is None else request.model.card.image_digests
+    known = {"trained_on": seen.picture in trained} if trained else {}
+    return record | {"image_digest": seen.image, "shapes_digest": seen.shapes} | known
 
 
 def run_inputs(request: PredictRequest, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -86,10 +86,12 @@ def notices(
         out.append({"level": level, "text": text})
 
     if trained_on(source):
+        sure = source.record.get("trained_on") is not None
+        where = "on this slide, so that" if sure else f"on a section called {_name(source)!r}. If it is this one,"
         say(
             "bad",
-            f"The model was trained on a section called {_name(source)!r}. If it is this one, maps and scores here are "
-            "of what the model has seen, and better than on any other slide: only the held-out figures count.",
+            f"The model was trained {where} maps and scores here are of what the model has seen, and better than on "
+            "any other slide: only the held-out figures count.",
         )
     if source.layer is None:
         say(
@@ -183,7 +185,10 @@ def _plain(value: Any) -> str:
 
 
 def trained_on(source: Source) -> bool:
-    """Whether the model was trained on a section of this name."""
+    """Whether the model was trained on this image; on a section of this name where its card has no hashes of images."""
+    known = source.record.get("trained_on")
+    if known is not None:
+        return bool(known)
     return _name(source) in (source.record.get("training_sections") or [])
 
 
