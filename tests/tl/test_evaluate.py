@@ -30,6 +30,8 @@ def test_scores_are_those_of_the_metrics(predicted):
     summary = scores.attrs["summary"].iloc[0]
     assert summary["pcc_m"] == pytest.approx(scores["pcc"].mean())
     assert (summary["n_spots"], summary["n_dropped"]) == (30, 0)
+    assert summary["ceiling"] == pytest.approx(scores["ceiling"].mean())
+    assert summary["log_depth"] == pytest.approx(scores["pcc_log_depth"].mean(), nan_ok=True)
     assert (scores["ceiling"] > scores["pcc"] - 0.05).all()
 
 

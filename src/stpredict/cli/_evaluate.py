@@ -79,6 +79,4 @@ def summary_table(frame: pd.DataFrame) -> pd.DataFrame:
         "ceiling": "ceiling", "mse": "MSE", "mae": "MAE", "n_spots": "spots", "n_dropped": "dropped",
         "n_genes": "genes", "n_nan_genes": "NaN genes",
     }  # fmt: skip
-    means = frame.groupby("section", sort=False)[["pcc_log_depth", "ceiling"]].mean()
-    table = frame.attrs["summary"].join(means.rename(columns={"pcc_log_depth": "log_depth"}))
-    return table[list(names)].rename(columns=names)
+    return frame.attrs["summary"][list(names)].rename(columns=names)

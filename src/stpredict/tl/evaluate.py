@@ -84,14 +84,14 @@ def evaluate(
         mse, mae (over spots, in target units), pcc_log_depth (a null: the truth against the log of the spot's total
         count), ceiling (the correlation that a perfect predictor could reach; NaN where counts are no raw counts).
         ``attrs["summary"]`` holds, a row a section, what `stp.metrics.summary` says (PCC@F / S / M, HEG, HVG, MSE, MAE,
-        counts of spots and genes), plus n_dropped; where some genes were never trained on, ``attrs["summary_unseen"]``
-        and ``attrs["summary_seen"]`` the same for either kind. An unseen gene has no scale of its own, so its mse and
-        mae are NaN, and count in no mean. ``attrs["min_counts"]`` says for each section how many counts a shape needed
-        (None: the target is no count), and ``attrs["targeted_panel"]`` for those whose table has fewer than 7,000 genes
-        how many: their totals, and with them mse and mae, do not compare with those of a whole transcriptome.
-        ``attrs["trained_on"]`` says for each whether the model was trained on its image (None: the model's card has no
-        hashes of images); scores of such a section are no evidence, and a warning says so. A region of a table of
-        several samples is called by its object and its shapes.
+        counts of spots and genes), plus log_depth and ceiling (means over genes) and n_dropped; where some genes were
+        never trained on, ``attrs["summary_unseen"]`` and ``attrs["summary_seen"]`` the same for either kind. An unseen
+        gene has no scale of its own, so its mse and mae are NaN, and count in no mean. ``attrs["min_counts"]`` says for
+        each section how many counts a shape needed (None: the target is no count), and ``attrs["targeted_panel"]`` for
+        those whose table has fewer than 7,000 genes how many: their totals, and with them mse and mae, do not compare
+        with those of a whole transcriptome. ``attrs["trained_on"]`` says for each whether the model was trained on its
+        image (None: the model's card has no hashes of images); scores of such a section are no evidence, and a warning
+        says so. A region of a table of several samples is called by its object and its shapes.
 
     Raises
     ------
@@ -189,12 +189,13 @@ def _one(
         frame[name] = values if of_layers[name].scale_free else np.where(seen, values, np.nan)
     frame["pcc_log_depth"], frame["ceiling"] = nulls(matrix, columns, true, spec.target)
     n_dropped = float(sum(dropped.values()) + (~there).sum())
-    return frame, _summaries(pred, true, seen, n_dropped)
+    return frame, _summaries(pred, true, frame, n_dropped)
 
 
 def _summaries(
-    pred: NDArray[np.float64], true: NDArray[np.float64], seen: NDArray[np.bool_], n_dropped: float
+    pred: NDArray[np.float64], true: NDArray[np.float64], frame: pd.DataFrame, n_dropped: float
 ) -> dict[str, pd.Series]:
+    seen = frame["seen"].to_numpy()
     kinds = {"summary": np.ones_like(seen)}
     if not seen.all():
         kinds |= {"summary_seen": seen, "summary_unseen": ~seen}
@@ -202,6 +203,8 @@ def _summaries(
     for kind, columns in kinds.items():
         if columns.any():
             found[kind] = metrics.summary(pred[:, columns], true[:, columns])
+            found[kind]["log_depth"] = frame["pcc_log_depth"][columns].mean()
+            found[kind]["ceiling"] = frame["ceiling"][columns].mean()
             found[kind]["n_dropped"] = n_dropped
             if not seen[columns].all():
                 scaled = columns & seen
