@@ -302,6 +302,12 @@ def find_model(name_or_path: str | Path) -> Path:
         return known[str(name_or_path)]
     folder = Path(name_or_path)
     if not card_file(folder).is_file():
+        if folder.is_dir():
+            held = sorted(file.name for file in folder.iterdir())
+            raise FileNotFoundError(
+                f"{folder} is no model: the folder has no {CARD}, and holds {held[:8] or 'nothing'}. A training that "
+                "was interrupted leaves checkpoints (stp.tl.train(resume=True)); model.save writes the card."
+            )
         beside = folder.parent.glob(f"*/{CARD}") if folder.parent.is_dir() else ()
         there = {name.casefold(): name for name in (*known, *(str(card.parent) for card in beside))}
         close = [there[name] for name in difflib.get_close_matches(str(name_or_path).casefold(), there, n=1)]

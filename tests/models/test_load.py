@@ -112,3 +112,21 @@ def test_the_hash_of_the_provenance_is_that_of_the_file(saved):
 
     model = models.load(saved)
     assert weights_sha256(model) == model.card.weights_sha256
+
+
+def test_a_folder_without_a_card_is_told_from_no_folder(tmp_path):
+    import stpredict as stp
+
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(FileNotFoundError, match=r"is no model: the folder has no card.json, and holds \['last.ckpt'\]"):
+        stp.models.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match="neither a folder with a card.json nor one of the models"):
+        stp.models.load(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(("name", "meant"), [("Pixnet", "PixNet"), ("pixnetconfig", "PixNetConfig"), ("Ridg", "Ridge")])
+def test_a_misspelt_model_names_the_one_that_was_meant(name, meant):
+    import stpredict as stp
+
+    with pytest.raises(AttributeError, match=f"stpredict.models has no {name!r}. Did you mean {meant!r}"):
+        getattr(stp.models, name)

@@ -5,6 +5,7 @@ The directory is the list: a class in a new file is found, offered and tested wi
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -92,7 +93,10 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(f"{__name__}.{_SHARED[name]}"), name)
     kind = _classes().get(name.removesuffix("Config"))
     if kind is None:
-        raise AttributeError(f"stpredict.models has no {name!r}; it has {_public()}")
+        known = {each.casefold(): each for each in _public()}
+        close = difflib.get_close_matches(name.casefold(), known, n=1)
+        said = f"Did you mean {known[close[0]]!r}?" if close else f"It has {', '.join(_public())}."
+        raise AttributeError(f"stpredict.models has no {name!r}. {said}", name=name)
     return kind if name == kind.__name__ else kind.config_class
 
 
