@@ -107,7 +107,8 @@ def test_the_side_of_a_cell_is_said_by_model_card_and_list(build, colour_section
 def test_the_published_decoder_has_the_shapes_of_the_paper():
     import torch
 
-    from stpredict.models.pixnet import PUBLISHED, Decoder
+    from stpredict.models._pixnet import Decoder
+    from stpredict.models.pixnet import PUBLISHED
 
     with torch.device("meta"):
         decoder = Decoder((1536,) * 4, PUBLISHED["filters"], n_bilinear=2, window=8)
@@ -125,31 +126,86 @@ def test_the_published_decoder_has_the_shapes_of_the_paper():
 def test_the_small_configuration_counts_as_derived_by_hand(build):
     model = build("PixNet")
     c, f = model.encoder.channels, (8, 8, 12, 16)
-    wanted = _block(c[3], f[3]) + _depth_to_space(f[3], f[2]) + _fusion(c[2], f[2])
-    wanted += _depth_to_space(f[2], f[1]) + _fusion(c[1], f[1])
+    wanted = _block(c[3], f[3]) + _bilinear(f[3], f[2]) + _fusion(c[2], f[2])
+    wanted += _bilinear(f[2], f[1]) + _fusion(c[1], f[1])
     wanted += _bilinear(f[1], f[0]) + _fusion(c[0], f[0]) + _block(f[0], f[0])
     assert sum(p.numel() for p in model.decoder.parameters()) == wanted
 
 
-def test_a_new_decoder_shows_no_pattern_where_the_image_has_none():
+def test_an_even_image_has_an_even_map():
     import torch
 
-    from stpredict.models.pixnet import Decoder
+    from stpredict.models._pixnet import Decoder
+    from stpredict.models.pixnet import PixNetConfig
 
     torch.manual_seed(0)
-    decoder = Decoder((6, 8, 10, 12), (8, 8, 12, 16), n_bilinear=1, window=8).eval()
-    assert [type(up).__name__ for up in decoder.ups] == ["DepthToSpaceUp"] * 2 + ["BilinearUp"]
-    even = [torch.randn(1, c, 1, 1).expand(1, c, 256 // 2**i, 256 // 2**i) for i, c in enumerate((6, 8, 10, 12))]
+    c, channels = PixNetConfig(genes=("a",)), (6, 8, 10, 12)
+    even = [torch.randn(1, n, 1, 1).expand(1, n, 256 // 2**i, 256 // 2**i) for i, n in enumerate(channels)]
+    spread = {}
+    for n_bilinear in (c.n_bilinear, 1):
+        decoder = Decoder(channels, c.filters, n_bilinear=n_bilinear, window=8, n_grids=c.attention_grids).eval()
+        with torch.inference_mode():
+            seen = decoder(even)[0, :, 96:160, 96:160]  # far from the border
+        assert seen.std(dim=0).mean() > 1e-3  # channels differ
+        spread[n_bilinear] = float((seen - seen.mean(dim=(1, 2), keepdim=True)).abs().max() / seen.abs().max())
+    assert spread[c.n_bilinear] < 1e-6
+    assert spread[1] > 1e-4  # depth-to-space: the cells of a square differ
+
+
+def test_two_grids_of_attention_exchange_their_parts_half_a_square_further_on():
+    import torch
+
+    from stpredict.models._pixnet import SkipFusion
+
+    torch.manual_seed(0)
+    fusion = SkipFusion(5, 6, window=8, n_grids=2).eval()
+    torch.testing.assert_close(fusion.weight + fusion.weight.roll((4, 4), (0, 1)), torch.ones(8, 8))
+    skip, up = torch.randn(2, 5, 64, 48), torch.randn(2, 6, 64, 48)
     with torch.inference_mode():
-        seen = decoder(even)[0, :, 96:160, 96:160]  # far from the border
-    assert seen.std(dim=0).mean() > 1e-3  # channels differ
-    assert (seen - seen.mean(dim=(1, 2), keepdim=True)).abs().max() < 1e-5 * seen.abs().max()
+        here = fusion(skip, up)
+        moved = fusion(skip.roll((4, 4), (2, 3)), up.roll((4, 4), (2, 3))).roll((-4, -4), (2, 3))
+    inner = (..., slice(16, -16), slice(16, -16))
+    torch.testing.assert_close(here[inner], moved[inner], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [1, 2, 7, 8])
+def test_two_grids_of_squares_of_any_side_agree_where_all_is_even(window):
+    import torch
+
+    from stpredict.models._pixnet import SkipFusion
+
+    torch.manual_seed(0)
+    two, one = (SkipFusion(5, 6, window=window, n_grids=n).eval() for n in (2, 1))
+    one.load_state_dict(two.state_dict())
+    skip, up = (torch.randn(1, n, 1, 1).expand(1, n, 112, 112) for n in (5, 6))
+    with torch.inference_mode():
+        torch.testing.assert_close(two(skip, up)[..., 8:-8, 8:-8], one(skip, up)[..., 8:-8, 8:-8])
+    assert 0 < two.weight.min() <= two.weight.max() < 1
+
+
+def test_a_cell_at_the_border_of_a_square_is_hardly_of_that_square():
+    import torch
+
+    from stpredict.models._pixnet import SkipFusion
+
+    torch.manual_seed(0)
+    over = []
+    for n_grids in (1, 2):
+        fusion = SkipFusion(5, 6, window=8, n_grids=n_grids).eval()
+        smooth = torch.nn.functional.interpolate(torch.randn(1, 11, 8, 8), size=(128, 128), mode="bicubic")
+        with torch.inference_mode():
+            seen = fusion(smooth[:, :5], smooth[:, 5:])
+        steps = (seen - smooth[:, 5:]).diff(dim=3).abs().mean(dim=(0, 1, 2))[16:-16]
+        border = (torch.arange(16, 16 + len(steps)) + 1) % 8 == 0
+        over.append(float(steps[border].mean() / steps[~border].mean()))
+    assert over[0] > 3 * over[1]
+    assert over[1] < 3
 
 
 def test_attention_with_a_gradient_has_the_values_and_gradients_of_torchs_own():
     import torch
 
-    from stpredict.models.pixnet import _attend
+    from stpredict.models._pixnet import _attend
 
     torch.manual_seed(0)
     given = [torch.randn(3, 16, 6, dtype=torch.float64, requires_grad=True) for _ in range(3)]
@@ -164,7 +220,7 @@ def test_attention_with_a_gradient_has_the_values_and_gradients_of_torchs_own():
 def test_skip_fusion_is_attention_in_windows():
     import torch
 
-    from stpredict.models.pixnet import SkipFusion
+    from stpredict.models._pixnet import SkipFusion
 
     torch.manual_seed(0)
     fusion = SkipFusion(5, 6, window=4).eval()

@@ -11,10 +11,12 @@ Where we differ, or had to choose:
   side (224 px), one by one, with no context across them.
 - the learning rate rises over a tenth of the steps and falls along a cosine, gradients are clipped at 1, and a batch
   has 8 windows (the paper gives AdamW, rate, decay and epochs); windows, tiles, halo and augmentation are ours.
-- with six filters the rules give three depth-to-space and two bilinear steps; the two finest levels have no skip.
+- with six filters the rules give three depth-to-space and two bilinear steps; the two finest levels have no skip. The
+  small configuration has bilinear steps alone: spots hardly tell the cells of a depth-to-space step apart, and those
+  that were trained on them left a woven pattern in the map.
 - self-attention of the skip fusion is in fixed windows laid from pixel (0, 0) of the section (MCADS: image rows), so an
-  answer does not depend on the tile; the residual adds the upsampled tensor U (Figure 2; the notes' formula is not
-  channel-consistent).
+  answer does not depend on the tile; in the small configuration of two such grids, blended, so that no square shows.
+  The residual adds the upsampled tensor U (Figure 2; the notes' formula is not channel-consistent).
 - the map is pooled as an area-weighted mean by default (the paper: a sum; see `PixNetConfig.reduction`).
 - the small configuration has a second branch, the context: a closed-form ridge regression on statistics over 128 um
   of the same CNN with its pretrained weights, as some more linear channels of the map. Fine-tuning on a few hundred
@@ -37,7 +39,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from stpredict._card import WEIGHTS, read_card
 from stpredict._embeddings import GeneEmbeddings
@@ -50,7 +52,7 @@ from stpredict.models._fields import EncoderConfig, PanelConfig
 from stpredict.models._folder import checked
 from stpredict.models._hub import find
 from stpredict.models._info import ModelInfo
-from stpredict.models._pixnet import ContextBranch, PanelHead, TextHead, fit_context
+from stpredict.models._pixnet import ContextBranch, Decoder, PanelHead, TextHead, fit_context
 from stpredict.models._samples import Batch, Samples
 from stpredict.models._texts import Vocabulary, as_embeddings
 from stpredict.models._windows import WindowSamples
@@ -75,10 +77,12 @@ class PixNetConfig(EncoderConfig, PanelConfig):
         See `stpredict.nn.EncoderSpec`; four taps, finest first: three skips and the bottom.
     filters : tuple[int, ...], default (32, 48, 64, 96)
         Decoder widths, finest level first.
-    n_bilinear : int, default 1
+    n_bilinear : int, default 3
         How many of the finest upsampling steps are bilinear; the deeper ones are depth-to-space.
     attention_window : int, default 8
         Side, in cells of its level, of the squares within which the skip fusion attends.
+    attention_grids : {1, 2}, default 2
+        How many grids of such squares there are; the second lies half a square further on along both axes.
     reduction : {"mean", "sum"}, default "mean"
         How the map is pooled inside a shape: the area-weighted mean, or the sum.
     link : {"identity", "log1p", "counts"}, default "identity"
@@ -133,8 +137,11 @@ class PixNetConfig(EncoderConfig, PanelConfig):
     mpp: float = 2.0  # not given; of 1 and 2 um the better on a held-out training section (benchmarks/README.md)
     taps: tuple[int, ...] = (1, 2, 3, 4)
     filters: tuple[int, ...] = (32, 48, 64, 96)  # narrow: 2 cores; chosen before any score was seen
-    n_bilinear: int = 1  # the paper has 2 of 5; a CNN pyramid needs 3 steps, the finest of which is bilinear
+    # all that a CNN pyramid needs (the paper has 2 of 5): spots hardly tell the cells of a depth-to-space step apart,
+    # which left a woven pattern in maps (benchmarks/README.md)
+    n_bilinear: int = 3
     attention_window: int = 8  # not given; 64 tokens cost little, and the window of a level stays below a 100 um spot
+    attention_grids: Literal[1, 2] = 2  # ours: the squares of a single one show in the map
     reduction: Literal["mean", "sum"] = "mean"  # the paper sums; log expression is intensive (docs: concepts)
     link: Link = "identity"  # the paper: the map is in log units
     pcc_weight: float = 0.5  # the paper
@@ -165,8 +172,8 @@ class PixNetConfig(EncoderConfig, PanelConfig):
 
     @classmethod
     def older(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The context looked at no colours."""
-        return {"context_levels": 0}
+        """The context looked at no colours, and attention had one grid."""
+        return {"context_levels": 0, "attention_grids": 1}
 
 
 PUBLISHED: Mapping[str, Any] = {
@@ -184,6 +191,7 @@ PUBLISHED: Mapping[str, Any] = {
     "encoder_std": IMAGENET[1],
     "filters": (64, 128, 256, 512, 512, 512),
     "n_bilinear": 2,
+    "attention_grids": 1,
     "context_rank": 0,
     "window_px": 896,  # not given; a multiple of 224 and of every attention window
     "core_px": 1792,
@@ -272,7 +280,13 @@ class PixNet(Model):
         super().__init__(replace(made, **donor))
         c, spec = self.config, self.config.encoder_spec
         self.encoder = Encoder(spec, weights=weights)
-        self.decoder = Decoder(self.encoder.channels, c.filters, n_bilinear=c.n_bilinear, window=c.attention_window)
+        self.decoder = Decoder(
+            self.encoder.channels,
+            c.filters,
+            n_bilinear=c.n_bilinear,
+            window=c.attention_window,
+            n_grids=c.attention_grids,
+        )
         self.genes_head = _genes_head(c, embeddings)
         self.count_rates = CountRates(len(c.genes), c.filters[0]) if c.link == "counts" else None
         if self.count_rates is not None and isinstance(self.genes_head, PanelHead):
@@ -390,124 +404,6 @@ class PixNet(Model):
             self.context_map.fitted(*fitted, share=self.config.context_share)
 
 
-class ConvBlock(nn.Sequential):
-    """Depth-wise 3x3, batch norm, leaky ReLU, then 1x1, batch norm, leaky ReLU."""
-
-    def __init__(self, c_in: int, c_out: int) -> None:
-        super().__init__(
-            nn.Conv2d(c_in, c_in, 3, padding=1, groups=c_in, bias=False),
-            nn.BatchNorm2d(c_in),
-            nn.LeakyReLU(),
-            nn.Conv2d(c_in, c_out, 1, bias=False),
-            nn.BatchNorm2d(c_out),
-            nn.LeakyReLU(),
-        )
-
-
-class DepthToSpaceUp(nn.Sequential):
-    """Upsampling of a deep level: 3x3 to 4 C, depth-to-space by 2, 3x3, block (K = C 2^d filters, d = 2).
-
-    The four channels of a square of 2 x 2 cells start equal (ICNR; Aitken et al. 2017, arXiv:1707.02937): means inside
-    spots hardly tell them apart, so that training would leave a difference at the start as a woven pattern.
-    """
-
-    def __init__(self, c_in: int, c_out: int) -> None:
-        into_squares = nn.Conv2d(c_in, 4 * c_out, 3, padding=1)
-        for parameter in into_squares.parameters():
-            parameter.data = parameter.data[::4].repeat_interleave(4, dim=0)
-        super().__init__(
-            into_squares,
-            nn.ReLU(),
-            nn.PixelShuffle(2),
-            nn.Conv2d(c_out, c_out, 3, padding=1),
-            nn.ReLU(),
-            ConvBlock(c_out, c_out),
-        )
-
-
-class BilinearUp(nn.Sequential):
-    """Upsampling of a shallow level: block, bilinear by 2, block."""
-
-    def __init__(self, c_in: int, c_out: int) -> None:
-        super().__init__(ConvBlock(c_in, c_out), nn.Upsample(scale_factor=2, mode="bilinear"), ConvBlock(c_out, c_out))
-
-
-class SkipFusion(nn.Module):
-    """SAFB: an encoder feature is gated, joined with the upsampled map, and both attend to each other.
-
-    a = DWConv3x3(F); m = LN(Conv1x1(SiLU(a))); F' = BN(SiLU(a + m)); Q, K, V = Conv1x1([F', U]);
-    out = U + softmax(Q K^T / sqrt(d)) V, within squares of `window` cells.
-    """
-
-    def __init__(self, c_skip: int, c_up: int, *, window: int) -> None:
-        super().__init__()
-        self.spread = nn.Conv2d(c_skip, c_skip, 3, padding=1, groups=c_skip)
-        self.mix = nn.Conv2d(c_skip, c_skip, 1)
-        self.layer_norm = nn.LayerNorm(c_skip)
-        self.batch_norm = nn.BatchNorm2d(c_skip)
-        self.qkv = nn.Conv2d(c_skip + c_up, 3 * c_up, 1)
-        self.window = window
-
-    def forward(self, skip: Float[Tensor, "b s h w"], up: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """The upsampled map, with what it attends to added."""
-        a = self.spread(skip)
-        m = self.layer_norm(self.mix(F.silu(a)).movedim(1, -1)).movedim(-1, 1)
-        skip = self.batch_norm(F.silu(a + m))
-        q, k, v = self._windows(self.qkv(torch.cat([skip, up], dim=1)))
-        return up + self._merge(_attend(q, k, v), up.shape)
-
-    def _windows(self, qkv: Float[Tensor, "b c3 h w"]) -> Float[Tensor, "3 m cells c"]:
-        """Queries, keys and values, cut into the m = b (h / n) (w / n) squares of n = `window` cells."""
-        b, c3, h, w = qkv.shape
-        c, n = c3 // 3, self.window
-        grid = qkv.reshape(b, 3, c, h // n, n, w // n, n)  # (b, qkv, c, row of squares, y, column of squares, x)
-        return grid.permute(1, 0, 3, 5, 4, 6, 2).reshape(3, -1, n * n, c)
-
-    def _merge(self, rows: Float[Tensor, "m cells c"], shape: Sequence[int]) -> Float[Tensor, "b c h w"]:
-        """The map of this shape that `_windows` cut into squares."""
-        b, c, h, w = shape
-        n = self.window
-        grid = rows.reshape(b, h // n, w // n, n, n, c)  # (b, row of squares, column of squares, y, x, c)
-        return grid.permute(0, 5, 1, 3, 2, 4).reshape(b, c, h, w)
-
-
-def _attend(q: Float[Tensor, "w n d"], k: Float[Tensor, "w n d"], v: Float[Tensor, "w n d"]) -> Float[Tensor, "w n d"]:
-    """softmax(Q K^T / sqrt(d)) V within every window.
-
-    Written out where the CPU is to give a gradient: windows are small, and torch's fused backward pass is far slower.
-    """
-    if q.device.type != "cpu" or not torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(q, k, v)
-    return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v
-
-
-class Decoder(nn.Module):
-    """The top-down path: from the bottom of the pyramid to the finest level, with a fusion wherever there is a skip."""
-
-    def __init__(self, channels: Sequence[int], filters: Sequence[int], *, n_bilinear: int, window: int) -> None:
-        super().__init__()
-        n_bare = len(filters) - len(channels)  # finest levels for which the encoder has no map
-        if n_bare < 0:
-            raise ValueError(f"{len(filters)} filters for {len(channels)} encoder maps; give one filter a level.")
-        self.bottom = ConvBlock(channels[-1], filters[-1])
-        self.ups, self.fusions = nn.ModuleList(), nn.ModuleList()
-        for level in range(len(filters) - 2, -1, -1):
-            up = BilinearUp if level < n_bilinear else DepthToSpaceUp
-            self.ups.append(up(filters[level + 1], filters[level]))
-            if level >= n_bare:
-                self.fusions.append(SkipFusion(channels[level - n_bare], filters[level], window=window))
-        self.last = ConvBlock(filters[0], filters[0])
-
-    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
-        """(b, filters[0], h, w) at the finest level, of encoder maps from fine to coarse."""
-        x = self.bottom(pyramid[-1])
-        for i, up in enumerate(self.ups):
-            x = up(x)
-            if i < len(self.fusions):
-                x = self.fusions[i](pyramid[-2 - i], x)
-        return self.last(x)
-
-
 def _home_of(encoder_weights: str | Path | None) -> Path | None:
     """The folder of the saved PixNet that gives its weights; None for a file, for timm's weights and for none."""
     if encoder_weights is None or encoder_weights == "timm" or Path(encoder_weights).is_file():
@@ -528,7 +424,7 @@ def _donor(home: Path, encoder: str | None) -> dict[str, Any]:
         raise ValueError(f"encoder={encoder!r}, but encoder_weights={str(home)!r} has {card.encoder!r}; leave one out.")
     saved = checked(home, PixNet)
     shape = ("encoder", "taps", "encoder_kwargs", "encoder_mean", "encoder_std", "filters", "n_bilinear")
-    fields = {key: getattr(saved.config, key) for key in (*shape, "attention_window")}
+    fields = {key: getattr(saved.config, key) for key in (*shape, "attention_window", "attention_grids")}
     if not any(key.startswith("context_map.encoder.") for key in saved.header):
         fields["context_rank"] = 0  # a context without pretrained weights would be noise
     return fields
