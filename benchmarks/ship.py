@@ -1,7 +1,7 @@
 """Train the model that comes with the package, on her2st C2..C5, and put the leave-one-section-out scores on its card.
 
     python benchmarks/her2st.py --out results/her2st
-    python benchmarks/ship.py --results results/her2st
+    python benchmarks/ship.py --results results/her2st --version 1.3.0
     python benchmarks/ship.py --scores results/her2st   # weights stay: only the scores are those of other folds
     python benchmarks/ship.py --domain          # weights and scores stay: only what the card says of the tissue
     python benchmarks/ship.py --context         # scores and the trained half stay: only the context is fitted anew
@@ -97,6 +97,7 @@ def main() -> None:
     what.add_argument("--domain", action="store_true")
     what.add_argument("--context", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--version", help="of the model that is trained")
     args = parser.parse_args()
     if args.domain:
         renew_domain()
@@ -122,7 +123,7 @@ def main() -> None:
     )
     assert model.card is not None
     model.card = replace(model.card, val_pcc=reliability(folds, panel), val_source=SOURCE, scores=scores(folds))
-    model.save(OUT, overwrite=True)
+    model.save(OUT, overwrite=True, version=args.version)
     size = sum(path.stat().st_size for path in OUT.iterdir()) / 1e6
     print(f"{OUT.name}: {size:.1f} MB, {sum(p.numel() for p in model.parameters())} parameters")
 
