@@ -38,7 +38,9 @@ def tissues(sections: Sequence[Section]) -> list[list[int]]:
     """
     groups: list[list[int]] = []
     sizes = [(s.image.height, s.image.width) for s in sections]
-    digests = [image_digest(s) if sizes.count(size) > 1 else None for s, size in zip(sections, sizes, strict=True)]
+    digests = [
+        image_digest(s.image) if sizes.count(size) > 1 else None for s, size in zip(sections, sizes, strict=True)
+    ]
     for i, section in enumerate(sections):
         for group in groups:
             first = group[0]

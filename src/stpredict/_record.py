@@ -51,6 +51,7 @@ FIELDS: Mapping[str, Field] = {
     "held_out": Field(),
     "held_out_um2": Field(),
     "training_sections": Field(),
+    "training_images": Field(),
     "protocol": Field(),
     # the genes
     "genes": Field("genes", of="genes"),
@@ -59,7 +60,6 @@ FIELDS: Mapping[str, Field] = {
     # the sample
     "image_digest": Field("image, mpp or tissue", of="sample"),
     "shapes_digest": Field("shapes", of="sample", only="layer"),
-    "trained_on": Field(of="sample"),
     "raster": Field("tool", of="sample"),
     "device": Field(of="sample"),
     "versions": Field(of="sample"),

@@ -310,35 +310,34 @@ def take(section: Section, keep: NDArray) -> Section:
     return replace(section, **rows)
 
 
-def image_digest(section: Section, *, n_side: int = 4, side_px: int = 64) -> bytes:
-    """A hash of the size of a section's image and of 4 x 4 squares of it: parts of one section share it.
+def image_digest(image: ImageView, *, n_side: int = 4, side_px: int = 64) -> bytes:
+    """A hash of the size of an image and of 4 x 4 squares of it: parts of one section share it.
 
-    Saved models know their sections by it (`EGN`), so it must never change (of enlarged images it did, see CHANGELOG).
+    Saved models know their sections by it, so it must never change (of enlarged images it did, see CHANGELOG).
     """
-    height, width = section.image.height, section.image.width
+    height, width = image.height, image.width
     digest = hashlib.sha256(f"{height} {width}".encode())
     centres = [[(2 * at + 1) * size // (2 * n_side) for at in range(n_side)] for size in (height, width)]
     corners = [(y - side_px // 2, x - side_px // 2) for y in centres[0] for x in centres[1]]
-    for square in section.image.read_all([Window(*corner, side_px, side_px) for corner in corners]):
+    for square in image.read_all([Window(*corner, side_px, side_px) for corner in corners]):
         digest.update(square.tobytes())
     return digest.digest()
 
 
 class Fingerprint(NamedTuple):
-    """Short hashes of a picture (`image_digest`), of it with its resolution and tissue, and of shapes."""
+    """Short hashes of what a prediction sees: image (see `image_digest`) with resolution and tissue, and shapes."""
 
-    picture: str
     image: str
     shapes: str
 
 
 def fingerprint(section: Section, image: bytes | None = None) -> Fingerprint:
     """What tells this section from others; `image` is its `image_digest`, if that is known."""
-    seen = hashlib.sha256(image := image or image_digest(section))
+    seen = hashlib.sha256(image_digest(section.image) if image is None else image)
     seen.update(np.float64(section.mpp).tobytes())
     if section.tissue is not None:
         seen.update(shapely.to_wkb(section.tissue))
-    return Fingerprint(image.hex()[:16], seen.hexdigest()[:16], shapes_digest(section.shapes)[:16])
+    return Fingerprint(seen.hexdigest()[:16], shapes_digest(section.shapes)[:16])
 
 
 def shapes_digest(shapes: Shapes) -> str:

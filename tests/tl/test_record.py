@@ -33,7 +33,7 @@ def inputs(request):
     from stpredict._section import Fingerprint
     from stpredict.tl._predict._provenance import provenance, run_inputs
 
-    return run_inputs(request, provenance(request, Fingerprint("picture", "image", "shapes")))
+    return run_inputs(request, provenance(request, Fingerprint("image", "shapes")))
 
 
 def test_whatever_decides_a_result_decides_whether_a_run_is_gone_on_with(request_of, ridge):

@@ -374,17 +374,19 @@ def test_a_section_that_was_trained_on_is_called_so(predicted, tmp_path):
     from spatialdata import SpatialData
 
     import stpredict as stp
+    from stpredict._spatialdata import picture_digest
 
     told = predicted.attrs["stpredict"]
-    assert told["images/pixnet"]["trained_on"] is False  # another picture of the same name
     assert "was trained on this slide" not in stp.tl.report(predicted, "pixnet", path=tmp_path / "o.html").read_text()
-    records = {p: {**r, "trained_on": True} for p, r in told.items()}
+    own = picture_digest(predicted, "image")
+    assert own not in told["images/pixnet"]["training_images"]  # another picture of the same name
+    records = {p: {**r, "training_images": [own]} for p, r in told.items()}
     sdata = SpatialData(images=dict(predicted.images), attrs={"stpredict": records})
     text = stp.tl.report(sdata, "pixnet", path=tmp_path / "p.html").read_text()
     assert "The model was trained on this slide, so that maps and scores here" in text
     # models without hashes of their images
     records = {p: {**r, "training_sections": ["image", "b"]} for p, r in told.items()}
-    del records["images/pixnet"]["trained_on"]
+    del records["images/pixnet"]["training_images"]
     sdata = SpatialData(images=dict(predicted.images), attrs={"stpredict": records})
     text = stp.tl.report(sdata, "pixnet", path=tmp_path / "r.html").read_text()
     assert "was trained on a section called &#39;image&#39;" in text

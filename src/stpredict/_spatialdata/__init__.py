@@ -39,7 +39,7 @@ from stpredict._spatialdata._shapes import (
     shapes_in_pixels,
     tissue,
 )
-from stpredict._spatialdata._spec import SectionSpec, domain_view
+from stpredict._spatialdata._spec import SectionSpec, domain_view, picture_digest
 from stpredict._spatialdata._store._checkpoint import Checkpoint, PartialFiles, checkpoint_folder, recover
 from stpredict._spatialdata._store._element import NewNames, add_shapes
 from stpredict._spatialdata._store._raster import RasterTarget, raster_transformations
@@ -131,6 +131,7 @@ __all__ = [
     "resolve_table",
     "rows_of_table",
     "section",
+    "picture_digest",
     "section_name",
     "shapes_element",
     "shapes_in_pixels",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stpredict._domain import DOMAIN_MPP
-from stpredict._section import ImageView
+from stpredict._section import ImageView, image_digest
 from stpredict._spatialdata._elements import image_levels, resolve_image, resolve_shapes, warn_of_missing_chunks
 from stpredict._spatialdata._scale import image_mpp, warn_of_mpp
 from stpredict._spatialdata._target import Target
@@ -85,6 +85,12 @@ def image_view(sdata: SpatialData, spec: SectionSpec, at_mpp: float) -> tuple[Im
     warn_of_mpp(sdata, image_key, spec.shapes_key, spec.mpp)
     best, scale = level_scale([(level.sizes["y"], level.sizes["x"]) for level in levels], step)
     return ImageView(pixels=levels[best].data, scale=scale, mpp=float(at_mpp)), step
+
+
+def picture_digest(sdata: SpatialData, image_key: str) -> str:
+    """Short hash of an image at its full resolution, by which it is recognised, whatever its name and its mpp."""
+    levels = image_levels(sdata, image_key)
+    return image_digest(ImageView(pixels=levels[0].data, scale=(1.0, 1.0), mpp=1.0)).hex()[:16]
 
 
 def domain_view(sdata: SpatialData, spec: SectionSpec, factor: float = 1.0) -> ImageView:

@@ -514,7 +514,7 @@ def _check_groups(sections: Sequence[Section]) -> None:
 
 def identity(section: Section) -> int:
     """A number in [0, 2^63) that parts of one section share and other sections do not: names are often the same."""
-    return int.from_bytes(image_digest(section)[:8]) >> 1
+    return int.from_bytes(image_digest(section.image)[:8]) >> 1
 
 
 def corners(section: Section, patch_px: int) -> NDArray[np.int64]:

@@ -137,7 +137,7 @@ def evaluate(
         name = _name(sdata, i, own)
         frame, found = _one(sdata, key, own, scores)
         record["min_counts"][name] = None if own.target == "as_is" else own.min_counts
-        record["trained_on"][name] = _trained_on(sdata.tables[table_name], key, name)
+        record["trained_on"][name] = _trained_on(sdata, key, own, name)
         if own.target != "as_is" and (n_genes := _spatialdata.n_targeted_genes(sdata.tables[table_name])):
             record["targeted_panel"][name] = n_genes
         frame.insert(0, "section", name)
@@ -272,19 +272,19 @@ def _record(table: AnnData, key: str) -> Mapping[str, Any]:
     return table.uns.get("stpredict", {}).get(key, {})
 
 
-def _trained_on(table: AnnData, key: str, name: str) -> bool | None:
-    """Whether the record says that the model was trained on this image; warns where it was."""
-    record = _record(table, key)
-    trained = record.get("trained_on")
-    if trained is None:
+def _trained_on(sdata: SpatialData, key: str, spec: _spatialdata.SectionSpec, name: str) -> bool | None:
+    """Whether the model was trained on this image, as far as its record knows; warns where it was."""
+    record = _record(sdata.tables[spec.table_name], key)
+    if "training_images" not in record:
         return None
+    trained = _spatialdata.picture_digest(sdata, spec.image) in record["training_images"]
     if trained:
         warn(
             f"section {name!r}: this {record.get('model', 'model')} was trained on its image, so that its scores here "
             "are better than on any other slide. Score sections that it has not seen: leave them out of "
             "stp.tl.train, or let stp.tl.benchmark do so in turn."
         )
-    return bool(trained)
+    return trained
 
 
 def _target_of(table: AnnData, key: str) -> _spatialdata.Target:

@@ -179,7 +179,7 @@ def _model(model: Model | str | Path | None, made: Mapping[str, Any], latent_key
 def _record(model: Model, genes: Sequence[str], made: Mapping[str, Any]) -> dict[str, Any]:
     """What `stp.tl.predict` would say: of the genes it is asked now, of all else how the latent raster was made."""
     record = model_record(model, genes, device=torch.device("cpu"), precision="32-true")
-    kept = {*record, "image_digest", "trained_on"} - {*fields_of("genes")}
+    kept = {*record, "image_digest"} - {*fields_of("genes")}
     return record | {name: made[name] for name in made if name in kept}
 
 

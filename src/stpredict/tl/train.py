@@ -12,7 +12,7 @@ from stpredict import _spatialdata, _training
 from stpredict._arguments import check_arguments
 from stpredict._frames import HistoryFrame, named
 from stpredict._places import lies_on, tissues
-from stpredict._section import Section, fingerprint
+from stpredict._section import Section
 from stpredict._spatialdata import Target
 from stpredict.models import Ensemble
 from stpredict.tl._domain import about, domain_record
@@ -174,7 +174,7 @@ def train(
         source = "validation sections: " + ", ".join(s.name for s in folds[0][1])
     card: dict[str, Any] = {
         "target": target, "sections": tuple(s.name for s in sections), "val_source": source, "licence": licence,
-        "image_digests": tuple(dict.fromkeys(fingerprint(section).picture for section in sections)),
+        "image_digests": tuple(dict.fromkeys(_spatialdata.picture_digest(s, each.image) for s, each in sources)),
         "n_target_genes": _n_target_genes(given, specs) if target != "as_is" else None,
         "min_counts": tuple(float(s.min_counts) for s in sections if s.min_counts is not None),
         "about": about(given),

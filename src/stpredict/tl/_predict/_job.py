@@ -139,7 +139,7 @@ class PredictionJob:
             self.request = request  # for workers too
             self.domain = domain_percentiles(resolved)
             _warn_of_small(self.section, request, self.sdata.path)
-            self._image = image_digest(self.section)
+            self._image = image_digest(self.section.image)
             self.fingerprint = fingerprint(self.section, self._image)
             self.record = provenance(request, self.fingerprint)
             self.checkpoint = self._checkpoint(stack, names.store)
@@ -185,7 +185,7 @@ class PredictionJob:
 
     def _check_unchanged(self) -> None:
         """Raise where another process has replaced the image during the prediction, as far as a sample of it shows."""
-        if self.sdata.path is not None and image_digest(self.section) != self._image:
+        if self.sdata.path is not None and image_digest(self.section.image) != self._image:
             raise ValueError(
                 f"the image of {self.sdata.path} was changed by another process while it was predicted. Nothing was "
                 "written; read the object again, and predict when nothing else writes there."

@@ -27,9 +27,7 @@ def provenance(request: PredictRequest, seen: Fingerprint) -> dict[str, Any]:
     """The record of a result: model and genes, settings, image and shapes. Plain values."""
     runtime = request.runtime
     record = model_record(request.model, request.genes, device=runtime.device, precision=runtime.precision)
-    trained = () if request.model.card is None else request.model.card.image_digests
-    known = {"trained_on": seen.picture in trained} if trained else {}
-    return record | {"image_digest": seen.image, "shapes_digest": seen.shapes} | known
+    return record | {"image_digest": seen.image, "shapes_digest": seen.shapes}
 
 
 def run_inputs(request: PredictRequest, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,6 +70,7 @@ def model_record(model: Model, genes: Sequence[str], *, device: torch.device, pr
         **({"held_out": card.val_source or "not said"} if card.val_pcc else {}),
         **({"held_out_um2": list(card.held_out_um2)} if card.held_out_um2 else {}),
         "training_sections": list(card.sections),
+        **({"training_images": list(card.image_digests)} if card.image_digests else {}),
         "protocol": card.protocol,
         "versions": {"stpredict": __version__} | {k: v for k, v in card.versions.items() if k != "stpredict"},
         **({"texts_digest": texts_digest(model, genes)} if model.is_text_queried and genes else {}),

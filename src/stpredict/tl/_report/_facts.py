@@ -86,7 +86,7 @@ def notices(
         out.append({"level": level, "text": text})
 
     if trained_on(source):
-        sure = source.record.get("trained_on") is not None
+        sure = "training_images" in source.record
         where = "on this slide, so that" if sure else f"on a section called {_name(source)!r}. If it is this one,"
         say(
             "bad",
@@ -186,9 +186,8 @@ def _plain(value: Any) -> str:
 
 def trained_on(source: Source) -> bool:
     """Whether the model was trained on this image; on a section of this name where its card has no hashes of images."""
-    known = source.record.get("trained_on")
-    if known is not None:
-        return bool(known)
+    if "training_images" in source.record:
+        return _spatialdata.picture_digest(source.sdata, source.image_key) in source.record["training_images"]
     return _name(source) in (source.record.get("training_sections") or [])
 
 
