@@ -22,6 +22,10 @@ _objects: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 _stores: dict[str, set[str]] = {}
 
 
+class UnreadableFile(ValueError):
+    """A file that cannot be read as what its name says; the message names it and says what to do."""
+
+
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line that called the package, however deep inside it the cause was found."""
     warnings.warn(message, category, skip_file_prefixes=_OWN)

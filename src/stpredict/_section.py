@@ -16,6 +16,7 @@ import shapely
 from scipy import sparse
 
 from stpredict._coverage import Shapes
+from stpredict._messages import UnreadableFile
 from stpredict._window import Window
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def arrays_of(pixels: Sequence[Any], what: str) -> list[NDArray[Any]]:
     """
     try:
         return _computed(pixels) if hasattr(pixels[0], "compute") else [np.asarray(each) for each in pixels]
-    except MemoryError:
+    except (MemoryError, UnreadableFile):
         raise
     except Exception as error:  # codecs raise whatever they like
         raise OSError(

@@ -13,7 +13,8 @@ import tifffile
 from PIL import Image
 from tests.io import test_read_hest, test_read_visium, test_read_visium_hd, test_read_xenium
 
-from stpredict import io
+from stpredict import io, pp
+from stpredict._messages import UnreadableFile
 
 # libraries leave a file open that they could not read
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -30,6 +31,21 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "a page of a web server": lambda found: b"<html>403 Forbidden</html>\n" * 40,
     "an object without fields": lambda found: b"{}",
 }
+
+
+def test_a_damaged_image_is_no_damaged_store(tmp_path):
+    path = tmp_path / "slide.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:20000])
+    sdata = io.read_image(path, mpp=0.5)
+    with pytest.raises(UnreadableFile) as caught:
+        pp.tissue(sdata)
+    assert str(caught.value).startswith(f"{path} cannot be read (OSError")
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{path} is empty: it has 0 bytes"):
+        io.read_image(path)
+    with pytest.raises(ValueError, match=f"{tmp_path} is a folder; pass the image file"):
+        io.read_image(tmp_path)
 
 
 @pytest.mark.parametrize("damage", list(DAMAGES))

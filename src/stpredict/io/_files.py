@@ -8,19 +8,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from stpredict._messages import UnreadableFile
+
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Raise ValueError naming the file or folder, in place of an error that does not name it or is of another kind."""
+    """Raise UnreadableFile naming the file or folder, in place of an error of another kind or without that name."""
     try:
         yield
-    except (ImportError, MemoryError):
+    except (ImportError, MemoryError, UnreadableFile):
         raise
     except Exception as error:
         if isinstance(error, ValueError | OSError) and str(path) in str(error):
             raise
         said = " ".join(str(error).split())[:300]
-        raise ValueError(
+        raise UnreadableFile(
             f"{path} cannot be read ({type(error).__name__}: {said}). It may be damaged, cut short on its way here, or "
             "of another kind or version than its name says; copy it anew."
         ) from error

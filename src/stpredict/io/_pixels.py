@@ -7,6 +7,7 @@ from pathlib import Path
 
 import dask.array as da
 
+from stpredict._messages import UnreadableFile
 from stpredict.io._files import reading
 from stpredict.io._jpg_png import OPENERS, open_jpg_png
 from stpredict.io._slide import SLIDE_SUFFIXES, open_slide
@@ -59,6 +60,8 @@ def open_pixels(path: Path) -> Pixels:
     """
     if not path.exists():
         raise FileNotFoundError(f"no image at {path}")
+    if path.is_file() and not path.stat().st_size:
+        raise UnreadableFile(f"{path} is empty: it has 0 bytes. Copy it anew.")
     suffix = path.suffix.lower()
     with reading(path):
         if suffix in OPENERS:
@@ -67,4 +70,6 @@ def open_pixels(path: Path) -> Pixels:
             return Pixels(path, *open_tiff(path))
         if suffix in SLIDE_SUFFIXES:
             return Pixels(path, *open_slide(path))
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; pass the image file in it.")
     raise ValueError(f"image of unknown format: {path.name!r}. Known are {list(SUFFIXES)}; convert others to OME-TIFF.")
