@@ -65,6 +65,8 @@ def test_missing_files_are_named(tmp_path):
     write(tmp_path, "A1")
     with pytest.raises(FileNotFoundError, match=r"section 'A2': no \['A2.tsv.gz', .*Sections there: \['A1'\]"):
         her2st(["A1", "A2"], path=tmp_path)
+    with pytest.raises(FileNotFoundError, match=rf"Sections there: \[\]. There are some in {tmp_path}"):
+        her2st("A1", path=tmp_path.parent)
 
 
 def test_sections_without_checksums_cannot_be_fetched():

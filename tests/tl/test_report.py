@@ -178,6 +178,8 @@ def test_genes_that_were_not_predicted_are_refused(predicted, tmp_path):
 
     with pytest.raises(ValueError, match=r"not predicted for: \['other'\]"):
         stp.tl.report(predicted, "pixnet", genes=["red", "other"], path=tmp_path / "r.html")
+    with pytest.raises(ValueError, match="Closest names: greeen -> green"):
+        stp.tl.report(predicted, "pixnet", genes="greeen", path=tmp_path / "r.html")
 
 
 def test_a_file_that_is_there_is_kept(predicted, tmp_path):

@@ -91,7 +91,9 @@ def _read(section: str, folder: Path | None) -> SpatialData:
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         present = sorted(p.name.removesuffix("_selection.tsv") for p in folder.glob("*_selection.tsv"))
-        raise FileNotFoundError(f"section {section!r}: no {missing} in {folder}. Sections there: {present}.")
+        below = sorted(str(p.parent) for p in folder.glob("*/*_selection.tsv")) if not present else []
+        hint = f" There are some in {below[0]}." if below else ""
+        raise FileNotFoundError(f"section {section!r}: no {missing} in {folder}. Sections there: {present}.{hint}")
     counts, image, spots = (folder / file for file in files)
     return _about(read_st(counts, image, spots, name=section))
 

@@ -186,7 +186,8 @@ def train(
     else:
         history = _training.fit_leaving_out(ensemble, sections, plan, **card)
     measured = sources if others is None else [(sdata, each.resolved(sdata)) for sdata in others for each in specs]
-    with _training.stage("Ridge and ceiling on held-out shapes", progress=progress and any(held for _, held in folds)):
+    beside = "Ridge and ceiling" if any(p.requires_grad for p in model.parameters()) else "ceiling"
+    with _training.stage(f"{beside} on held-out shapes", progress=progress and any(held for _, held in folds)):
         add_references(model, folds, measured, plan)
     return named(history, HistoryFrame)
 

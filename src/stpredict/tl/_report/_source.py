@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stpredict import _spatialdata
+from stpredict._embeddings import closest
 from stpredict.tl._predicted import PredictedLayer, predicted_layer
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def chosen_genes(
         if lacking or not wanted:
             raise ValueError(
                 f"genes that {source.key!r} was not predicted for: {lacking[:5]} ({len(lacking)}). It has "
-                f"{len(known)}, such as {known[:3]}."
+                f"{len(known)}, such as {known[:3]}.{closest(lacking, known)}"
             )
         return list(dict.fromkeys(wanted)), "" if len(wanted) == len(known) else "those that were asked for"
     order = np.argsort(-np.where(np.isnan(evidence), -np.inf, evidence), kind="stable")
