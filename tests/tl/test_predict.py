@@ -304,7 +304,7 @@ def test_scanpy_and_squidpy_go_on_from_the_layer(make, pixnet):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # theirs
         before = adata.obsm["spatial"].copy()
-        sq.gr.spatial_neighbors(adata, coord_type="generic", n_neighs=6)
+        sq.gr.spatial_neighbors_knn(adata, n_neighs=6)
         np.testing.assert_array_equal(adata.obsm["spatial"], before)
         seen = adata[:, adata.var["pixnet"]].copy()
         sq.gr.spatial_autocorr(

@@ -227,7 +227,7 @@ def test_squidpy_and_scanpy_go_on_from_the_layer(make, ridge):
     predicted = _with_groups(table[:, table.var["ridge"]].copy(), "ridge")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        sq.gr.spatial_neighbors(predicted, coord_type="generic", n_neighs=4)
+        sq.gr.spatial_neighbors_knn(predicted, n_neighs=4)
         sq.gr.nhood_enrichment(predicted, cluster_key="group", n_perms=20, seed=0, show_progress_bar=False, n_jobs=1)
         sq.gr.co_occurrence(predicted, cluster_key="group", interval=4, show_progress_bar=False, n_jobs=1)
         sq.pl.spatial_scatter(predicted, color=["red", "group"], layer="ridge", shape=None, library_id="section")
