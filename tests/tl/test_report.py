@@ -396,6 +396,18 @@ def test_a_section_that_was_trained_on_is_called_so(predicted, tmp_path):
     assert "was trained on a section" not in stp.tl.report(sdata, "pixnet", path=tmp_path / "q.html").read_text()
 
 
+def test_where_nothing_is_measured_it_says_where_the_evidence_is_from(tmp_path):
+    import stpredict as stp
+
+    ridge = stp.models.Ridge(["red", "green", "blue"])
+    stp.tl.train([colour_sdata(k, n=60) for k in (0, 1)], ridge, val=[colour_sdata(2, n=60)], progress=False)
+    sdata = colour_sdata(9)
+    stp.pp.tile_grid(sdata, diameter_um=64.0, key_added="grid")
+    stp.tl.predict(sdata, ridge, shapes_key="grid", table_added="grid_ridge", progress=False)
+    text = stp.tl.report(sdata, "ridge", table_name="grid_ridge", path=tmp_path / "r.html").read_text()
+    assert f"measured on other tissue ({ridge.card.val_source}), not on this slide" in text
+
+
 def test_without_a_scale_it_says_so(predicted, tmp_path):
     from spatialdata import SpatialData
     from spatialdata.transformations import remove_transformation

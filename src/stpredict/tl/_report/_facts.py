@@ -53,7 +53,7 @@ def cards(
         out.append({"title": "held-out correlation", "value": _two(known["val_pcc"].mean()), "note": _company(known)})
     if scored.table is not None and scored.genes is not None:
         ceiling = scored.genes["ceiling"].mean()
-        title = "correlation on this slide" + (", trained on" if trained_on(source) else "")
+        title = "correlation on this slide" + (", which was trained on" if trained_on(source) else "")
         note = f"mean over genes, {found.n_used:,} shapes" + (
             f"; ceiling {_two(ceiling)}" if ceiling == ceiling else ""
         )
@@ -102,6 +102,13 @@ def notices(
         )
     elif known is None or not known["val_pcc"].notna().any():
         say("bad", "No held-out evidence comes with this prediction: nothing here says which genes can be trusted.")
+    elif scored.table is None and not trained_on(source):
+        other = source.record.get("held_out", "of the training")
+        say(
+            "note",
+            f"What is said of genes was measured on other tissue ({other}), not on this slide. Expect less of another "
+            "patient, and less again of another laboratory or organ.",
+        )
     if known is not None and len(known):
         share = float(known["in_domain"].iloc[0])
         if share < MOST_OUTSIDE:
