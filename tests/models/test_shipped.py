@@ -26,7 +26,8 @@ def test_it_is_listed_and_small():
 
 def test_its_card_has_scores_with_their_nulls(model):
     card = model.card
-    assert card.protocol == "stp-1"
+    assert card.protocol == "stp-2"
+    assert len(set(card.image_digests)) == 4
     assert card.licence != "not stated"
     assert set(card.scores) == {f"{name} left out" for name in ("C2", "C3", "C4", "C5")}
     for fold in card.scores.values():
@@ -58,4 +59,6 @@ def test_it_knows_its_training_sections(model, data):
 
     sdata = stp.datasets.her2st(["C3"], path=data / "her2st")[0]
     stp.tl.predict(sdata, model, progress=False)
-    assert stp.tl.evaluate(sdata, "pixnet")["pcc"].mean() > 0.35
+    with pytest.warns(UserWarning, match="'C3': this PixNet was trained on its image"):
+        scores = stp.tl.evaluate(sdata, "pixnet")
+    assert scores["pcc"].mean() > 0.35
