@@ -99,7 +99,7 @@ def test_history_and_scores_say_what_they_are_of():
 
     sdata = colour_sdata(0)
     model = stp.models.Ridge(("red", "green", "blue"))
-    history = stp.tl.train(sdata, model, progress=False, val=0)
+    history = stp.tl.train(colour_sdata(1), model, progress=False, val=0)
     assert "a closed form: there are no epochs" in history._repr_html_()
     stp.tl.predict(sdata, model, progress=False)
     scores = stp.tl.evaluate(sdata, "ridge")
@@ -134,12 +134,14 @@ def test_spots_are_spoken_of_once_a_section(caplog):
     model = stp.models.Ridge(("red", "green", "blue"))
     stp.tl.train([one, two], model, progress=False)
     stp.tl.predict(one, model, progress=False)
-    stp.tl.evaluate(one, "ridge")
+    with pytest.warns(UserWarning, match="'one': this Ridge was trained on its image"):
+        stp.tl.evaluate(one, "ridge")
     said = [record.message for record in caplog.records if "are used" in record.message]
     assert [line.split(":")[0] for line in said] == ["one", "two"]
     assert said[0].startswith("one: 30 of 30 shapes 'spots' are used; dropped: none")
     stp.clear_caches()
-    stp.tl.evaluate(one, "ridge")
+    with pytest.warns(UserWarning, match="was trained on its image"):
+        stp.tl.evaluate(one, "ridge")
     assert len([record for record in caplog.records if "are used" in record.message]) == 3
 
 
@@ -183,7 +185,9 @@ def test_one_bar_a_training(monkeypatch, build):
     monkeypatch.setattr(_bar, "tqdm", partial(_bar.tqdm, file=out))
     model = build("STNet")
     stp.tl.train([colour_sdata(0), colour_sdata(1)], model, max_epochs=3, val=0.3)
-    assert done(out) == ["training, epoch 3/3"]
+    assert "training, epoch 3/3" in done(out)
+    assert "description of the training tissue" in out.getvalue()
+    assert "Ridge and ceiling on held-out shapes" in out.getvalue()
     assert out.getvalue().count("\n") == 1  # one line, which is left
     assert "val_loss=" in out.getvalue()
 

@@ -287,6 +287,15 @@ def shipped() -> dict[str, Path]:
     return {folder.name: folder for folder in folders if card_file(folder).is_file()}
 
 
+def _held(folder: Path) -> str:
+    """What a folder without a card holds, as the end of a sentence."""
+    held = sorted(file.name for file in folder.iterdir())
+    went_on = (
+        " A training that was interrupted goes on with resume=True." if any(".ckpt" in name for name in held) else ""
+    )
+    return f"it holds {held[:8] or 'nothing'}.{went_on}"
+
+
 def is_hub_name(name_or_path: str | Path) -> bool:
     """Whether a text names a model on a hub."""
     return isinstance(name_or_path, str) and name_or_path.startswith(HUB_SCHEME)
@@ -302,12 +311,6 @@ def find_model(name_or_path: str | Path) -> Path:
         return known[str(name_or_path)]
     folder = Path(name_or_path)
     if not card_file(folder).is_file():
-        if folder.is_dir():
-            held = sorted(file.name for file in folder.iterdir())
-            raise FileNotFoundError(
-                f"{folder} is no model: the folder has no {CARD}, and holds {held[:8] or 'nothing'}. A training that "
-                "was interrupted leaves checkpoints (stp.tl.train(resume=True)); model.save writes the card."
-            )
         beside = folder.parent.glob(f"*/{CARD}") if folder.parent.is_dir() else ()
         there = {name.casefold(): name for name in (*known, *(str(card.parent) for card in beside))}
         close = [there[name] for name in difflib.get_close_matches(str(name_or_path).casefold(), there, n=1)]
@@ -315,5 +318,6 @@ def find_model(name_or_path: str | Path) -> Path:
             f"no model {str(name_or_path)!r}: it is neither a folder with a {CARD} nor one of the models that come "
             f"with the package, {sorted(known)}; a model of a hub is named 'hf://owner/name'."
             + (f" Did you mean {close[0]!r}?" if close else "")
+            + (f" There is a folder {str(folder)!r}, without {CARD}: {_held(folder)}" if folder.is_dir() else "")
         )
     return folder

@@ -47,11 +47,13 @@ class ModelsFrame(pd.DataFrame):
 
     def __repr__(self) -> str:
         """A paragraph a model, for its columns are too many for a line; what is not known is left out."""
-        paragraphs = (
-            "\n".join(f"{name:<{WIDTH}} {value}" for name, value in row.items() if not pd.isna(value))
-            for _, row in self.iterrows()
-        )
+        known = [{name: value for name, value in row.items() if not _is_missing(value)} for _, row in self.iterrows()]
+        paragraphs = ["\n".join(f"{name:<{WIDTH}} {value}" for name, value in row.items()) for row in known]
         return "\n\n".join(paragraphs) or super().__repr__()
+
+
+def _is_missing(value: Any) -> bool:
+    return bool(pd.api.types.is_scalar(value) and pd.isna(value))
 
 
 def named[F: pd.DataFrame](frame: pd.DataFrame, kind: type[F]) -> F:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stpredict")
 
-_OWN = (str(Path(__file__).parent), str(contextlib.__file__))
+_OWN = (f"{Path(__file__).parent}{os.sep}", str(contextlib.__file__))
 
 _objects: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 _stores: dict[str, set[str]] = {}
 
 
-class UnreadableFile(ValueError):
+class UnreadableFile(OSError, ValueError):
     """A file that cannot be read as what its name says; the message names it and says what to do."""
 
 

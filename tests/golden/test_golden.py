@@ -117,6 +117,10 @@ def test_models_and_stores_of_an_older_version_give_the_same_values(old):
         model = stp.models.load(old / name)
         stp.tl.predict(sdata, model, table_name="table", key_added=f"{name}_again", **QUIET)
         same(np.asarray(sdata.tables["table"].layers[f"{name}_again"]), known[f"layer/{name}"])
+        finished = Path(old / "slide.zarr" / "tables" / "table" / "layers" / name)
+        before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
+        stp.tl.predict(sdata, model, table_name="table", key_added=name, resume=True, **QUIET)
+        assert {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()} == before
     stp.tl.aggregate(sdata, "map", shapes_key="spots", table_added="again")
     same(np.asarray(sdata.tables["again"].X), known["aggregate"])
     stp.tl.query(sdata, "latent", ["red", "green"], model=old / "pixnet", shapes_key="spots", table_added="asked")

@@ -118,7 +118,7 @@ def test_a_folder_without_a_card_is_told_from_no_folder(tmp_path):
     import stpredict as stp
 
     (tmp_path / "last.ckpt").touch()
-    with pytest.raises(FileNotFoundError, match=r"is no model: the folder has no card.json, and holds \['last.ckpt'\]"):
+    with pytest.raises(FileNotFoundError, match=r"without card.json: it holds \['last.ckpt'\]. A training that was"):
         stp.models.load(tmp_path)
     with pytest.raises(FileNotFoundError, match="neither a folder with a card.json nor one of the models"):
         stp.models.load(tmp_path / "absent")

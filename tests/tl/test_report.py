@@ -405,7 +405,7 @@ def test_where_nothing_is_measured_it_says_where_the_evidence_is_from(tmp_path):
     stp.pp.tile_grid(sdata, diameter_um=64.0, key_added="grid")
     stp.tl.predict(sdata, ridge, shapes_key="grid", table_added="grid_ridge", progress=False)
     text = stp.tl.report(sdata, "ridge", table_name="grid_ridge", path=tmp_path / "r.html").read_text()
-    assert f"measured on other tissue ({ridge.card.val_source}), not on this slide" in text
+    assert f"was measured elsewhere ({ridge.card.val_source}); nothing is measured here" in text
 
 
 def test_without_a_scale_it_says_so(predicted, tmp_path):

@@ -102,8 +102,8 @@ def check_counts(counts: Any, *, what: str) -> None:
             raise ValueError(
                 f'target="log1p_cp10k" needs raw counts, but {what} has {int(where.sum())} values that are '
                 f"{name}, for example {values[where][:3].tolist()}. Name the layer with raw counts by "
-                "layer=. A table that holds predictions alone (table_added=) has no counts to compare them with; "
-                'stp.tl.train(target="as_is") takes values as they are.'
+                'layer=; to train on values as they are, pass stp.tl.train(target="as_is"). A table of predictions '
+                "alone (table_added=) has no counts."
             )
 
 

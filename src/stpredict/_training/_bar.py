@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 
 @contextmanager
 def stage(name: str, *, progress: bool) -> Iterator[None]:
-    """A bar of one step, for work before or after the epochs that takes its time."""
-    with tqdm(desc=name, total=1, disable=not progress, bar_format="{l_bar}{bar}| {elapsed}") as bar:
+    """A bar of one step, for work before or after the epochs that takes its time; it goes when that is done."""
+    with tqdm(desc=name, total=1, disable=not progress, leave=False, bar_format="{l_bar}{bar}| {elapsed}") as bar:
         yield
         bar.update()
 

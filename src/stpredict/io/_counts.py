@@ -72,7 +72,8 @@ def _read(path: Path) -> _Table:
     name = path.name.lower().removesuffix(".gz")
     if name.endswith(".h5ad"):
         with reading(path):
-            return _of_anndata(ad.read_h5ad(path))
+            table = ad.read_h5ad(path)
+        return _of_anndata(table)
     if name.endswith((".tsv", ".csv", ".txt")):
         with reading(path):
             return _read_text(path)

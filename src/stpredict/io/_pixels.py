@@ -60,7 +60,7 @@ def open_pixels(path: Path) -> Pixels:
     """
     if not path.exists():
         raise FileNotFoundError(f"no image at {path}")
-    if path.is_file() and not path.stat().st_size:
+    if path.suffix.lower() in (*OPENERS, *TIFF_SUFFIXES) and path.is_file() and not path.stat().st_size:
         raise UnreadableFile(f"{path} is empty: it has 0 bytes. Copy it anew.")
     suffix = path.suffix.lower()
     with reading(path):

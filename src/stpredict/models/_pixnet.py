@@ -72,8 +72,9 @@ class SkipFusion(nn.Module):
     """SAFB: an encoder feature is gated, joined with the upsampled map, and both attend to each other.
 
     a = DWConv3x3(F); m = LN(Conv1x1(SiLU(a))); F' = BN(SiLU(a + m)); Q, K, V = Conv1x1([F', U]);
-    out = U + softmax(Q K^T / sqrt(d)) V, within squares of `window` cells. Of two grids of squares, one half a square
-    further on, each counts in proportion to how far a cell is from the border of its square, so that none shows.
+    out = U + softmax(Q K^T / sqrt(d)) V, within squares of `window` cells. Of two grids of squares, the second half
+    a square further on along both axes, the one whose border is farther away counts more: of the step across a border
+    about a fifth is left.
     """
 
     weight: Tensor
@@ -86,9 +87,7 @@ class SkipFusion(nn.Module):
         self.batch_norm = nn.BatchNorm2d(c_skip)
         self.qkv = nn.Conv2d(c_skip + c_up, 3 * c_up, 1)
         self.window, self.n_grids = window, n_grids
-        inside = (
-            1 - (2 * torch.arange(window) + 1 - window).abs() / window
-        )  # from 1 / window at the border, in the middle 1
+        inside = 1 - (2 * torch.arange(window) + 1 - window).abs() / window  # rises towards the middle
         first, second = (torch.outer(w, w) for w in (inside, inside.roll(window // 2)))
         self.register_buffer("weight", first / (first + second), persistent=False)
 
@@ -100,7 +99,7 @@ class SkipFusion(nn.Module):
         qkv = self.qkv(torch.cat([skip, up], dim=1))
         found = self._attended(qkv)
         n, (h, w) = self.window, up.shape[-2:]
-        if self.n_grids == 2 and min(h, w) > n:  # half a square along the border of the map has the first grid alone
+        if self.n_grids == 2 and 1 < n < min(h, w):  # along the border of the map there is the first grid alone
             first = n // 2
             inner = (..., slice(first, first + h - n), slice(first, first + w - n))
             weight = self.weight.roll((-first, -first), (0, 1)).to(found.dtype).repeat(h // n - 1, w // n - 1)
@@ -140,8 +139,9 @@ class Decoder(nn.Module):
     """The top-down path: from the bottom of the pyramid to the finest level, with a fusion wherever there is a skip."""
 
     def __init__(
-        self, channels: Sequence[int], filters: Sequence[int], *, n_bilinear: int, window: int, n_grids: int = 1
-    ) -> None:
+        self, channels: Sequence[int], filters: Sequence[int], *, n_bilinear: int | None, window: int,
+        n_grids: int = 1,
+    ) -> None:  # fmt: skip
         super().__init__()
         n_bare = len(filters) - len(channels)  # finest levels for which the encoder has no map
         if n_bare < 0:
@@ -149,7 +149,7 @@ class Decoder(nn.Module):
         self.bottom = ConvBlock(channels[-1], filters[-1])
         self.ups, self.fusions = nn.ModuleList(), nn.ModuleList()
         for level in range(len(filters) - 2, -1, -1):
-            up = BilinearUp if level < n_bilinear else DepthToSpaceUp
+            up = BilinearUp if n_bilinear is None or level < n_bilinear else DepthToSpaceUp
             self.ups.append(up(filters[level + 1], filters[level]))
             if level >= n_bare:
                 self.fusions.append(

@@ -15,8 +15,8 @@ Where we differ, or had to choose:
   small configuration has bilinear steps alone: spots hardly tell the cells of a depth-to-space step apart, and those
   that were trained on them left a woven pattern in the map.
 - self-attention of the skip fusion is in fixed windows laid from pixel (0, 0) of the section (MCADS: image rows), so an
-  answer does not depend on the tile; in the small configuration of two such grids, blended, so that no square shows.
-  The residual adds the upsampled tensor U (Figure 2; the notes' formula is not channel-consistent).
+  answer does not depend on the tile; in the small configuration of two such grids, blended, so that squares hardly
+  show. The residual adds the upsampled tensor U (Figure 2; the notes' formula is not channel-consistent).
 - the map is pooled as an area-weighted mean by default (the paper: a sum; see `PixNetConfig.reduction`).
 - the small configuration has a second branch, the context: a closed-form ridge regression on statistics over 128 um
   of the same CNN with its pretrained weights, as some more linear channels of the map. Fine-tuning on a few hundred
@@ -77,8 +77,8 @@ class PixNetConfig(EncoderConfig, PanelConfig):
         See `stpredict.nn.EncoderSpec`; four taps, finest first: three skips and the bottom.
     filters : tuple[int, ...], default (32, 48, 64, 96)
         Decoder widths, finest level first.
-    n_bilinear : int, default 3
-        How many of the finest upsampling steps are bilinear; the deeper ones are depth-to-space.
+    n_bilinear : int, optional
+        How many of the finest upsampling steps are bilinear; the deeper ones are depth-to-space. None: all of them.
     attention_window : int, default 8
         Side, in cells of its level, of the squares within which the skip fusion attends.
     attention_grids : {1, 2}, default 2
@@ -139,7 +139,7 @@ class PixNetConfig(EncoderConfig, PanelConfig):
     filters: tuple[int, ...] = (32, 48, 64, 96)  # narrow: 2 cores; chosen before any score was seen
     # all that a CNN pyramid needs (the paper has 2 of 5): spots hardly tell the cells of a depth-to-space step apart,
     # which left a woven pattern in maps (benchmarks/README.md)
-    n_bilinear: int = 3
+    n_bilinear: int | None = None
     attention_window: int = 8  # not given; 64 tokens cost little, and the window of a level stays below a 100 um spot
     attention_grids: Literal[1, 2] = 2  # ours: the squares of a single one show in the map
     reduction: Literal["mean", "sum"] = "mean"  # the paper sums; log expression is intensive (docs: concepts)
@@ -441,7 +441,7 @@ def _config(
 ) -> PixNetConfig:
     """The configuration that the arguments of `PixNet` make, checked as far as that needs no encoder."""
     made = resolve_config(config, PixNetConfig, PUBLISHED, genes, embeddings, encoder=encoder, mpp=mpp, head=head)
-    if made.n_bilinear >= len(made.filters):
+    if made.n_bilinear is not None and made.n_bilinear >= len(made.filters):
         raise ValueError(f"n_bilinear={made.n_bilinear}: a decoder of {len(made.filters)} filters has one step less.")
     if made.head == "text" and not made.text:
         raise ValueError("head='text' answers by text: pass embeddings=stp.tl.embed_genes(texts, encoder=...).")

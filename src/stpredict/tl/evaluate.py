@@ -90,8 +90,8 @@ def evaluate(
         each section how many counts a shape needed (None: the target is no count), and ``attrs["targeted_panel"]`` for
         those whose table has fewer than 7,000 genes how many: their totals, and with them mse and mae, do not compare
         with those of a whole transcriptome. ``attrs["trained_on"]`` says for each whether the model was trained on its
-        image (None: the model's card has no hashes of images); scores of such a section are no evidence, and a warning
-        says so. A region of a table of several samples is called by its object and its shapes.
+        image (None: its card has no hashes of images, or the image cannot be read); scores of such a section are no
+        evidence, and a warning says so. A region of a table of several samples is called by its object and its shapes.
 
     Raises
     ------
@@ -277,11 +277,14 @@ def _trained_on(sdata: SpatialData, key: str, spec: _spatialdata.SectionSpec, na
     record = _record(sdata.tables[spec.table_name], key)
     if "training_images" not in record:
         return None
-    trained = _spatialdata.picture_digest(sdata, spec.image) in record["training_images"]
+    try:
+        trained = _spatialdata.picture_digest(sdata, spec.image) in record["training_images"]
+    except OSError:  # scores need no pixel
+        return None
     if trained:
         warn(
             f"section {name!r}: this {record.get('model', 'model')} was trained on its image, so that its scores here "
-            "are better than on any other slide. Score sections that it has not seen: leave them out of "
+            "may be better than on any other slide. Score sections that it has not seen: leave them out of "
             "stp.tl.train, or let stp.tl.benchmark do so in turn."
         )
     return trained

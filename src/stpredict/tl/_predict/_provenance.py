@@ -79,9 +79,25 @@ def model_record(model: Model, genes: Sequence[str], *, device: torch.device, pr
 
 
 def config_digest(model: Model) -> str:
-    """A short hash of a model's settings, but those of its training."""
-    values = {name: value for name, value in dataclasses.asdict(model.config).items() if name != "recipe"}
+    """A short hash of a model's settings, but those of its training.
+
+    A field that the card of an older model lacks is left out where it stands as that version behaved, so that its
+    results of then and of now have one hash.
+    """
+    card = {} if model.card is None else model.card.config
+    values = {name: value for name, value in _settings(model, card).items() if name != "recipe"}
+    if isinstance(model, Ensemble):
+        told = [dict(member["config"]) for member in card.get("members", values["members"])]
+        members = zip(values["members"], model.models, told, strict=True)
+        values["members"] = [{**member, "config": _settings(each, names)} for member, each, names in members]
     return stable_hash(values)
+
+
+def _settings(model: Model, told: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a configuration that a card tells, or whose value is not the one from before they were fields."""
+    values = dataclasses.asdict(model.config)
+    before = {f.name: f.default for f in dataclasses.fields(model.config)} | dict(model.config.older(values))
+    return {name: value for name, value in values.items() if name in told or before[name] != value}
 
 
 def texts_digest(model: Model, genes: Sequence[str]) -> str:

@@ -106,7 +106,7 @@ def notices(
         other = source.record.get("held_out", "of the training")
         say(
             "note",
-            f"What is said of genes was measured on other tissue ({other}), not on this slide. Expect less of another "
+            f"What is said of genes was measured elsewhere ({other}); nothing is measured here. Expect less of another "
             "patient, and less again of another laboratory or organ.",
         )
     if known is not None and len(known):
