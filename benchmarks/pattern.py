@@ -4,7 +4,8 @@
 
 A map is averaged over all cells of the same place in a square of 4 or 8 cells; what these means spread, against the
 spread of the map over cells, is pattern: tissue does not know of the grid. Across the borders of the squares of 8, 16
-and 32 cells neighbouring cells differ as much as elsewhere, or the squares show. Medians and means over genes.
+and 32 cells neighbouring cells differ as much as elsewhere, or the squares show; a second grid has its borders half a
+square further on, which is the second figure. Medians and means over genes.
 """
 
 from __future__ import annotations
@@ -29,17 +30,20 @@ def woven(maps: NDArray[np.float32], period: int) -> float:
     return float(np.median(means.std(axis=(1, 2)) / np.nanstd(cut, axis=(1, 2))))
 
 
-def over_borders(maps: NDArray[np.float32], side: int) -> float:
-    """Mean difference of neighbours across the borders of squares of `side` cells, against that within squares of 8."""
+def over_borders(maps: NDArray[np.float32], side: int, first: int = 0) -> float:
+    """Mean difference of neighbours across the borders of squares of `side` cells, against that where none has any.
+
+    The borders lie at `first` and every `side` cells from there.
+    """
     found = []
     for axis in (1, 2):
         steps = np.nanmean(np.abs(np.diff(maps, axis=axis)), axis=(0, 3 - axis))
         place = np.arange(1, len(steps) + 1)
-        found.append(steps[place % side == 0].mean() / steps[place % min(BORDERS) != 0].mean())
+        found.append(steps[place % side == first].mean() / steps[place % (min(BORDERS) // 2) != 0].mean())
     return float(np.mean(found))
 
 
-def row(model: PixNet, section: str) -> list[float]:
+def row(model: PixNet, section: str) -> list[str]:
     """PixNet's map of a section, by the periods and borders; the decoder alone, as the context has no fine grid."""
     sdata = stp.datasets.her2st([section], path=DATA / ("her2st_A" if section.startswith("A") else "her2st"))[0]
     if model.context_map is not None:
@@ -48,7 +52,8 @@ def row(model: PixNet, section: str) -> list[float]:
     element = sdata.images["map"]
     image = next(iter(element["scale0"].values())) if "scale0" in getattr(element, "children", {}) else element
     maps = np.asarray(image.transpose("c", "y", "x"), dtype=np.float32)
-    return [*(woven(maps, period) for period in PERIODS), *(over_borders(maps, side) for side in BORDERS)]
+    borders = [f"{over_borders(maps, side):.2f} / {over_borders(maps, side, side // 2):.2f}" for side in BORDERS]
+    return [*(f"{woven(maps, period):.3f}" for period in PERIODS), *borders]
 
 
 def main() -> None:
@@ -59,8 +64,7 @@ def main() -> None:
     named = [*(f"pattern of {period} cells" for period in PERIODS), *(f"borders of {side}" for side in BORDERS)]
     print(f"| model | {' | '.join(named)} |\n{'|---' * (len(named) + 1)}|")
     for name in args.models:
-        values = row(stp.models.load(name), args.section)
-        print(f"| {name} | {' | '.join(f'{value:.3f}' for value in values)} |", flush=True)
+        print(f"| {name} | {' | '.join(row(stp.models.load(name), args.section))} |", flush=True)
 
 
 if __name__ == "__main__":
