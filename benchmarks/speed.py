@@ -27,6 +27,7 @@ PARTS: dict[str, tuple[str, Callable[[int], str]]] = {
     "bins": ("A million bins", _part("_speed_readout", "million_bins", 1000, 250)),
     "predict": ("Prediction", _part("_speed_predict", "ratios")),
     "slide": ("From opening a store to its table", _part("_speed_slide", "table")),
+    "domain": ("Whether a model knows the tissue", _part("_speed_domain", "table")),
     "train": ("Training", _part("_speed_train", "table")),
     "call": ("What a call costs beside its work", _part("_speed_call", "table")),
     "crops": ("Dense once against a crop for every shape", _part("_speed_predict", "crops")),

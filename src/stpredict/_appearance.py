@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from functools import cache
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from stpredict import _coverage
 from stpredict._domain import BLOCK_PX, N_FEATURES
@@ -18,11 +18,13 @@ from stpredict._section import ImageView, Section
 from stpredict._window import Window
 
 MARGIN_PX = 24  # what the widest band sees around a block
-SQUARE_BLOCKS = 8  # along an axis, that are read together: a square of the size of an image's chunk
+SQUARE_BLOCKS = 8  # along an axis, that are described together: a square of the size of an image's chunk
+READ_SQUARES = 4  # along an axis, that are read together: 50 MB; a chunk that their margins share is decoded once
 # in pixels: bands half an octave wide, 3 to 30 um; the wide ones are made on a picture of half the size
 FINE, WIDE = (0.7, 1.0, 1.4, 2.0, 2.8), (2.8, 4.0, 5.7, 8.0)
+STRIP_PX = 16  # rows that a Gaussian makes in one product of matrices, small enough for one thread
+TRUNCATE = 3.0  # of a Gaussian, in standard deviations
 THREADS = min(4, os.cpu_count() or 1)  # each holds a square: 60 MB
-THIRD = np.full(3, 1 / 3, np.float32)
 # optical density of each of the 256 intensities
 DENSITY: NDArray[np.float32] = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
 
@@ -43,49 +45,75 @@ def block_features(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
         mean optical density) relative to their mean; skewness and log kurtosis of every second band; the mean log
         energy.
     """
-    density: NDArray[np.float32] = DENSITY[rgb]
-    inner = slice(MARGIN_PX, -MARGIN_PX)
-    channels = [_blocked(density[inner, inner, c]) for c in range(3)]
-    mean = [c.mean(-1) for c in channels]
-    centred = [c - m[..., None] for c, m in zip(channels, mean, strict=True)]
-    spread = [np.sqrt(_mean_product(c, c)) for c in centred]
-    total = sum(mean) / 3
-    shares = [np.log((each + 0.02) / (total + 0.02)) for each in mean[:2]]
-    pairs = [
-        _mean_product(centred[i], centred[j]) / ((spread[i] + 0.01) * (spread[j] + 0.01))
-        for i, j in ((0, 1), (0, 2), (1, 2))
-    ]
-    colour = [np.log(total + 0.02), *shares, *(np.log(each + 0.01) for each in spread), *pairs]
-    grey: NDArray[np.float32] = density @ THIRD  # a product is several times faster than a mean over three
-    rows = grey[::2] + grey[1::2]
-    half: NDArray[np.float32] = np.float32(0.25) * (rows[:, ::2] + rows[:, 1::2])
-    bands = [*_bands(grey, FINE), *_bands(half, WIDE, zoom=2)]
-    energy = [np.log(_mean_product(band, band) + 1e-7) for band in bands]
+    density: NDArray[np.float32] = DENSITY.take(np.moveaxis(rgb, 2, 0))
+    tops = range(0, rgb.shape[0] - 2 * MARGIN_PX, BLOCK_PX)
+    rows = (density[:, top : top + BLOCK_PX + 2 * MARGIN_PX] for top in tops)
+    return np.stack([np.concatenate([_colour(row), _form(row)], axis=-1) for row in rows])
+
+
+def _colour(density: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The numbers of colour (n, 9) of a row of n blocks, of its density (3, h, w) with a margin."""
+    inner = density[:, MARGIN_PX:-MARGIN_PX, MARGIN_PX:-MARGIN_PX]
+    blocks = inner.reshape(3, BLOCK_PX, -1, BLOCK_PX).transpose(2, 0, 1, 3).reshape(-1, 3, BLOCK_PX**2)
+    mean = blocks.mean(axis=-1)
+    centred = blocks - mean[..., None]
+    covariance = np.einsum("bik,bjk->ijb", centred, centred) / np.float32(BLOCK_PX**2)
+    spread = np.sqrt(covariance[range(3), range(3)]) + 0.01
+    total = mean.mean(axis=1) + 0.02
+    shares = np.log((mean[:, :2] + 0.02) / total[:, None])
+    pairs = [covariance[i, j] / (spread[i] * spread[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    return np.stack([np.log(total), *shares.T, *np.log(spread), *pairs], axis=-1)
+
+
+def _form(density: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The numbers of form (n, 15) of a row of n blocks, of its density (3, h, w) with a margin."""
+    grey: NDArray[np.float32] = density.sum(axis=0) / np.float32(3)
+    pairs = grey[::2] + grey[1::2]
+    half: NDArray[np.float32] = np.float32(0.25) * (pairs[:, ::2] + pairs[:, 1::2])
+    energy, form = [], []
+    for number, band in enumerate([*_bands(grey, FINE), *_bands(half, WIDE, zoom=2)]):
+        square = band * band
+        mean_square = square.mean(axis=-1)
+        energy.append(np.log(mean_square + 1e-7))
+        if number % 2 == 0:
+            std = np.sqrt(np.maximum(mean_square - band.mean(axis=-1) ** 2, 0)) + 1e-4
+            form += [_mean_product(square, band) / std**3, np.log(_mean_product(square, square) / std**4 + 0.1)]
     level = sum(energy) / len(energy)
-    form = []
-    for band in bands[::2]:
-        unit = band / (band.std(-1, keepdims=True) + 1e-4)
-        square = unit * unit
-        form += [_mean_product(square, unit), np.log(_mean_product(square, square) + 0.1)]
-    return np.stack([*colour, *(each - level for each in energy[:-1]), *form, level], axis=-1).astype(np.float32)
+    return np.stack([*(each - level for each in energy[:-1]), *form, level], axis=-1)
 
 
-def _bands(grey: NDArray[np.float32], sigmas: Sequence[float], *, zoom: int = 1) -> list[NDArray[np.float32]]:
-    """Differences of neighbouring Gaussians, by block, (rows, columns, pixels); a pixel of `grey` is `zoom` wide."""
-    inner = slice(MARGIN_PX // zoom, -MARGIN_PX // zoom)
-    blurred = [ndimage.gaussian_filter(grey, sigma / zoom, truncate=3.0)[inner, inner] for sigma in sigmas]
-    return [_blocked(fine - coarse, BLOCK_PX // zoom) for fine, coarse in pairwise(blurred)]
+def _bands(grey: NDArray[np.float32], sigmas: Sequence[float], *, zoom: int = 1) -> NDArray[np.float32]:
+    """Differences of neighbouring Gaussians (bands, n, pixels) of a row of n blocks with a margin.
+
+    A pixel of `grey` is `zoom` wide. Strips of rows, then of columns, are multiplied by matrices that hold a Gaussian
+    in each row: three times as fast as `scipy.ndimage.gaussian_filter`, to rounding with its values.
+    """
+    side, margin = BLOCK_PX // zoom, MARGIN_PX // zoom
+    kernels = _gaussians(tuple(sigma / zoom for sigma in sigmas))  # (sigmas, strip, wide)
+    wide = kernels.shape[-1]
+    around = (wide - STRIP_PX) // 2
+    seen = grey[margin - around : margin + side + around, margin - around : grey.shape[1] - margin + around]
+    # (n, strips, wide, side + 2 around), then (sigmas, n, strips, side, wide)
+    rows = sliding_window_view(seen, (wide, side + 2 * around))[::STRIP_PX, ::side].swapaxes(0, 1)
+    blurred = (kernels[:, None, None] @ rows).reshape(len(sigmas), -1, side, side + 2 * around)
+    columns = sliding_window_view(blurred, wide, axis=-1)[..., ::STRIP_PX, :].swapaxes(2, 3)
+    blurred = columns @ kernels.swapaxes(1, 2)[:, None, None]
+    return (blurred[:-1] - blurred[1:]).reshape(len(sigmas) - 1, -1, side * side)
 
 
-def _blocked(values: NDArray[np.float32], side: int = BLOCK_PX) -> NDArray[np.float32]:
-    """(rows, columns, pixels) of the blocks of an image."""
-    h, w = (size // side for size in values.shape)
-    return values.reshape(h, side, w, side).swapaxes(1, 2).reshape(h, w, -1)
+@cache
+def _gaussians(sigmas: tuple[float, ...]) -> NDArray[np.float32]:
+    """(sigmas, `STRIP_PX`, wide): in each row a Gaussian around one of the middle pixels of a strip."""
+    around = int(TRUNCATE * max(sigmas) + 0.5)
+    at = np.arange(STRIP_PX + 2 * around) - around - np.arange(STRIP_PX)[:, None]
+    sigma = np.array(sigmas)[:, None, None]
+    weight = np.where(np.abs(at) <= np.floor(TRUNCATE * sigma + 0.5), np.exp(-0.5 * (at / sigma) ** 2), 0.0)
+    return (weight / weight.sum(axis=-1, keepdims=True)).astype(np.float32)
 
 
 def _mean_product(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(rows, columns) mean of the product over the pixels of each block; no array of products is made."""
-    mean: NDArray[np.float32] = np.einsum("ijk,ijk->ij", a, b) / np.float32(a.shape[-1])
+    """Mean of the product over the last axis; no array of products is made."""
+    mean: NDArray[np.float32] = np.einsum("...k,...k->...", a, b) / np.float32(a.shape[-1])
     return mean
 
 
@@ -102,34 +130,45 @@ def describe(image: ImageView, section: Section, factor: float = 1.0) -> NDArray
     finite = np.flatnonzero(np.isfinite(centre).all(axis=1))
     at = np.clip(centre[finite] // BLOCK_PX, 0, None).astype(np.int64)
     unique, which = np.unique(at, axis=0, return_inverse=True)
-    square = unique // SQUARE_BLOCKS
-    order = np.lexsort((square[:, 1], square[:, 0]))
-    starts = np.flatnonzero(np.diff(square[order], axis=0, prepend=-1).any(axis=1))
     found = np.empty((len(unique), out.shape[1]), np.float32)
 
-    def fill(rows: NDArray[np.int64]) -> None:
+    def fill(rows: NDArray[np.int64], rgb: NDArray[np.uint8]) -> None:
         """Describe the blocks of one square."""
-        first, last = unique[rows].min(axis=0), unique[rows].max(axis=0) + 1
-        (y, x), (height, width) = (first * BLOCK_PX).tolist(), ((last - first) * BLOCK_PX).tolist()
-        features = block_features(_read(image, Window(y, x, height, width)))
-        found[rows] = features[tuple((unique[rows] - first).T)]
+        found[rows] = block_features(rgb)[tuple((unique[rows] - unique[rows].min(axis=0)).T)]
 
     with ThreadPoolExecutor(THREADS) as threads:
-        list(threads.map(fill, np.split(order, starts[1:])))
+        for together in _grouped(unique // (SQUARE_BLOCKS * READ_SQUARES)):
+            squares = [together[rows] for rows in _grouped(unique[together] // SQUARE_BLOCKS)]
+            list(threads.map(fill, squares, _read(image, [unique[rows] for rows in squares])))
     out[finite] = found[which.ravel()]
     return out
 
 
-def _read(image: ImageView, window: Window) -> NDArray[np.uint8]:
-    """A window with its margin (h, w, 3); what lies off the image is mirrored, as glass there would be a feature."""
-    wide = Window(
-        window.y0 - MARGIN_PX, window.x0 - MARGIN_PX, window.height + 2 * MARGIN_PX, window.width + 2 * MARGIN_PX
-    )
-    inside = wide.intersect(image.window)
-    if inside is None:
-        return image.read(wide)
-    pad = ((inside.y0 - wide.y0, wide.y1 - inside.y1), (inside.x0 - wide.x0, wide.x1 - inside.x1), (0, 0))
-    return np.pad(image.read(inside), pad, mode="symmetric")
+def _grouped(keys: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """The rows of each distinct key (n, 2)."""
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    starts = np.flatnonzero(np.diff(keys[order], axis=0, prepend=-1).any(axis=1))
+    return np.split(order, starts[1:])
+
+
+def _read(image: ImageView, squares: Sequence[NDArray[np.int64]]) -> list[NDArray[np.uint8]]:
+    """The pixels (h, w, 3) of squares of blocks (n, 2), with their margins.
+
+    What lies off the image is mirrored, as glass there would be a feature.
+    """
+    first = [BLOCK_PX * square.min(axis=0) - MARGIN_PX for square in squares]
+    after = [BLOCK_PX * (square.max(axis=0) + 1) + MARGIN_PX for square in squares]
+    wide = [Window(*start, *(stop - start)) for start, stop in zip(first, after, strict=True)]
+    inside = [window.intersect(image.window) or window for window in wide]
+    return [
+        pixels if part == window else np.pad(pixels, _missing(window, part), mode="symmetric")
+        for window, part, pixels in zip(wide, inside, image.read_all(inside), strict=True)
+    ]
+
+
+def _missing(window: Window, part: Window) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Pixels of a window before and after a part of it, along (y, x, channels)."""
+    return (part.y0 - window.y0, window.y1 - part.y1), (part.x0 - window.x0, window.x1 - part.x1), (0, 0)
 
 
 def _centres(section: Section) -> NDArray[np.float64]:

@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
+from anndata.io import read_elem, write_elem
 from spatialdata import SpatialData, read_zarr
 from spatialdata.models import Image2DModel
 
 from stpredict._spatialdata._store import _commit, _element, _raster, _results, _table, _transaction
+from stpredict._spatialdata._store._transaction import InlineStore
 
 from .samples import (
     GENES,
@@ -300,8 +303,20 @@ def test_an_error_while_results_are_built_changes_nothing(
     def full(*args: Any, **options: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(module, "read_zarr" if module is _element else "write_elem", full)
+    monkeypatch.setattr(module, "read_zarr" if module is _element else "write_dispatched", full)
     with pytest.raises(OSError, match="no space left"):
         predict(sdata)
     assert memory(sdata) == before
     assert disk(tmp_path) == stored
+
+
+def test_elements_are_written_as_anndata_writes_them(tmp_path: Path) -> None:
+    record = {"a": "x", "b": {"c": "yy", "n": 1, "m": 2, "e": ""}, "f": 0.5, "g": 2.5, "on": True, "off": False}
+    record |= {"none": None, "nothing": None, "names": ["p", "q"], "large": 2**60, "small": -(2**60), "ü": "µm"}
+    for name, how in (("ours", _table.write_element), ("theirs", write_elem)):
+        group = zarr.open_group(InlineStore(tmp_path / name), mode="w", zarr_format=3)
+        how(group, "uns", {"stpredict": {"key": record}})
+    written = {name: disk(tmp_path / name) for name in ("ours", "theirs")}
+    assert len(written["ours"]) > 20
+    assert written["ours"] == written["theirs"]
+    assert read_elem(group["uns"])["stpredict"]["key"]["b"]["m"] == 2

@@ -62,8 +62,9 @@ def thumbnail(sdata: SpatialData, image_key: str, mpp: float) -> tuple[NDArray[n
     pixels = levels[best].data[:, ::every, ::every]
     seen = np.moveaxis(array_of(pixels, f"image {image_key!r}"), 0, -1)
     side = 2 if min(down, right) >= 2 * every and min(seen.shape[:2]) > 1 else 1
-    h, w = (size // side for size in seen.shape[:2])
-    mean = seen[: h * side, : w * side].reshape(h, side, w, side, 3).mean(axis=(1, 3))
+    h, w = (size // side * side for size in seen.shape[:2])
+    parts = [seen[y:h:side, x:w:side].astype(np.float32) for y in range(side) for x in range(side)]
+    mean: NDArray[np.float32] = sum(parts[1:], parts[0]) / np.float32(len(parts))
     factor = tuple(full / size * every * side for full, size in zip(sizes[0], sizes[best], strict=True))
     return np.rint(mean).astype(np.uint8), (factor[0], factor[1])
 

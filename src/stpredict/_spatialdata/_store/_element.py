@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import zarr
 from anndata import AnnData
-from anndata.io import write_elem
 from spatialdata import SpatialData, get_dask_backing_files, read_zarr
 from spatialdata.models import get_table_keys
 from xarray import DataArray, DataTree
 
 from stpredict._card import HELD_OUT
+from stpredict._spatialdata._store._table import write_element
 from stpredict._spatialdata._store._transaction import InlineStore, Store, Transaction, open_store
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ class TableElement:
 def write_table(path: Path, name: str, table: AnnData) -> None:
     """Write a table as ``tables/{name}`` of a new folder, with what spatialdata says of it."""
     group = zarr.open_group(InlineStore(path), mode="w", zarr_format=3).create_group("tables")
-    write_elem(group, name, table)
+    write_element(group, name, table)
     keys = zip(("region", "region_key", "instance_key"), get_table_keys(table), strict=True)
     group[name].attrs.update(_table_attributes() | dict(keys))
 

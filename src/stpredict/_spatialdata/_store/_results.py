@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ type Change = TableEntry | ImageElement | TableElement
 LAYER_LIMIT_BYTES = 4_000_000_000
 
 
-_writing = threading.Lock()  # the setting of anndata is that of the whole process
+_writing = threading.Lock()  # anndata's setting and the garbage collector are those of the whole process
 
 
 def commit(
@@ -92,8 +93,8 @@ def _write(transaction: Transaction, store: Store, changes: Sequence[Change], ch
     for i, change in enumerate(changes):
         folder = transaction.folder / str(i)
         folder.mkdir()
-        # shards of a gigabyte, its default, are held in memory while they are written
-        with _writing, anndata.settings.override(auto_shard_zarr_v3=False):
+        # shards of a gigabyte, anndata's default, are held in memory while they are written
+        with _writing, _collector_paused(), anndata.settings.override(auto_shard_zarr_v3=False):
             change.build(folder)
         if isinstance(change, TableEntry):
             tables[change.table_name] = change.members(store, folder, tables.get(change.table_name, {}))
@@ -103,6 +104,18 @@ def _write(transaction: Transaction, store: Store, changes: Sequence[Change], ch
         plan.change(f"tables/{name}", members)
     plan.describe(_with_records(store.meta()["attributes"], changes))
     transaction.carry_out(plan, checkpoint)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Collect no cyclic garbage: zarr makes many small objects, and a full collection walks all that torch holds."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def check_layer_size(n_obs: int, n_vars: int, n_panel: int, *, limit_bytes: int = LAYER_LIMIT_BYTES) -> None:

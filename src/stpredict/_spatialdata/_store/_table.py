@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 from anndata import ImplicitModificationWarning
-from anndata.io import read_elem, write_elem
+from anndata.experimental import write_dispatched
+from anndata.io import read_elem
 
 from stpredict._messages import warn
 from stpredict._record import of_one_result
@@ -29,6 +30,39 @@ if TYPE_CHECKING:
 
 
 NAMESPACE = "stpredict"  # of uns and of sdata.attrs
+
+
+def write_element(group: zarr.Group, name: str, element: Any) -> None:
+    """Write what `anndata.io.write_elem` writes, to the byte; the scalars of records in a third of the time.
+
+    anndata writes the first text, integer and float; others get a copy of its metadata, and zarr writes their value.
+
+    Parameters
+    ----------
+    group : zarr.Group
+        Of an `InlineStore`, where nothing is under that name.
+    """
+    assert isinstance(group.store, InlineStore)
+    root = group.store.root
+    seen: dict[type, zarr.Array[Any]] = {}
+
+    def write(
+        how: Callable[..., None], parent: Any, key: str, value: Any, /, *, iospec: Any,
+        dataset_kwargs: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        like = seen.get(type(value))
+        if like is None:
+            how(parent, key, value, dataset_kwargs=dataset_kwargs)
+            if type(value) in (str, int, float):
+                seen[type(value)] = parent[key]
+            return
+        place = parent.store_path / key
+        (root / place.path).mkdir()
+        (root / place.path / "zarr.json").write_bytes((root / like.path / "zarr.json").read_bytes())
+        metadata: Any = like.metadata
+        zarr.Array(zarr.AsyncArray(metadata, place))[...] = np.array(value)
+
+    write_dispatched(group, name, element, write)
 
 
 @dataclass(frozen=True)
@@ -91,11 +125,11 @@ class TableEntry:
         """Write everything aside, as anndata writes it."""
         group = zarr.open_group(InlineStore(folder / self._aside), mode="w", zarr_format=3)
         for axis in ("var", "obs"):
-            write_elem(group, axis, {k: np.asarray(v) for k, v in getattr(self, axis).items() if v is not None})
-        write_elem(group, "uns", {NAMESPACE: {self.key: dict(self.record)}})
-        write_elem(group, self.place, {self.key: self.values})
+            write_element(group, axis, {k: np.asarray(v) for k, v in getattr(self, axis).items() if v is not None})
+        write_element(group, "uns", {NAMESPACE: {self.key: dict(self.record)}})
+        write_element(group, self.place, {self.key: self.values})
         for name, values in self._further_layers.items():
-            write_elem(group.require_group("layers"), name, values)
+            write_element(group.require_group("layers"), name, values)
 
     def members(self, store: Store, folder: Path, known: Members) -> Members:
         """What changes inside the stored table, by path; `known` is what other entries change there."""
