@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -167,3 +168,33 @@ def test_a_card_keeps_it_and_refuses_a_damaged_one(domain, build, tmp_path):
         check_card(dataclasses.replace(card, domain=domain.record() | {"mean": []}))
     with pytest.raises(ValueError, match="about.'organ' must be a list of texts"):
         check_card(dataclasses.replace(card, about={"organ": "breast"}))
+
+
+@pytest.mark.parametrize(("zoom", "sigmas"), [(1, "FINE"), (2, "WIDE")])
+def test_bands_are_differences_of_gaussian_filters(lib, zoom, sigmas):
+    sigmas, side, margin = getattr(lib, sigmas), lib.BLOCK_PX // zoom, lib.MARGIN_PX // zoom
+    grey = np.random.default_rng(0).uniform(0, 2, (side + 2 * margin, 3 * side + 2 * margin)).astype(np.float32)
+    inner = slice(margin, -margin)
+    blurred = [ndimage.gaussian_filter(grey.astype(np.float64), s / zoom, truncate=3.0)[inner, inner] for s in sigmas]
+    expected = np.stack([fine - coarse for fine, coarse in pairwise(blurred)])
+    expected = expected.reshape(-1, side, 3, side).swapaxes(1, 2).reshape(len(sigmas) - 1, 3, -1)
+    found = lib._bands(grey, sigmas, zoom=zoom)  # the pixels of a block by strips of columns
+    found = found.reshape(len(sigmas) - 1, 3, -1, side, lib.STRIP_PX).swapaxes(2, 3).reshape(expected.shape)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_squares_read_together_or_one_by_one_are_the_same(lib, monkeypatch):
+    pixels = tissue(3, size=1200)
+    together, _ = described(lib, pixels)
+    for name, value in (("SQUARE_BLOCKS", 1), ("READ_SQUARES", 2)):
+        monkeypatch.setattr(f"stpredict._appearance.{name}", value)
+    np.testing.assert_allclose(described(lib, pixels)[0], together, atol=2e-5)
+
+
+def test_empty_shapes_have_no_features(lib):
+    view = lib.ImageView(tissue(3), (2.0, 2.0), 2.0)
+    section = lib.Section(
+        name="s", image=view, geometry=np.array([shapely.Point(), shapely.Polygon()]), radius=np.full(2, np.nan),
+        ids=np.arange(2), area=np.zeros(2),
+    )  # fmt: skip
+    assert np.isnan(lib.describe(view, section)).all()

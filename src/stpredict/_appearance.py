@@ -14,17 +14,20 @@ from numpy.typing import NDArray
 from stpredict import _coverage
 from stpredict._domain import BLOCK_PX, N_FEATURES
 from stpredict._places import blocks
+from stpredict._prefetch import prefetch
 from stpredict._section import ImageView, Section
 from stpredict._window import Window
 
 MARGIN_PX = 24  # what the widest band sees around a block
 SQUARE_BLOCKS = 8  # along an axis, that are described together: a square of the size of an image's chunk
-READ_SQUARES = 4  # along an axis, that are read together: 50 MB; a chunk that their margins share is decoded once
+# Squares along an axis that are read together, fewer of a finer level: 55 MB of its pixels. A chunk of the image under
+# several of them is decoded once.
+READ_SQUARES = 4
 # in pixels: bands half an octave wide, 3 to 30 um; the wide ones are made on a picture of half the size
 FINE, WIDE = (0.7, 1.0, 1.4, 2.0, 2.8), (2.8, 4.0, 5.7, 8.0)
 STRIP_PX = 16  # rows that a Gaussian makes in one product of matrices, small enough for one thread
 TRUNCATE = 3.0  # of a Gaussian, in standard deviations
-THREADS = min(4, os.cpu_count() or 1)  # each holds a square: 60 MB
+THREADS = min(4, os.cpu_count() or 1)  # each holds a square: 40 MB
 # optical density of each of the 256 intensities
 DENSITY: NDArray[np.float32] = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
 
@@ -68,42 +71,42 @@ def _colour(density: NDArray[np.float32]) -> NDArray[np.float32]:
 def _form(density: NDArray[np.float32]) -> NDArray[np.float32]:
     """The numbers of form (n, 15) of a row of n blocks, of its density (3, h, w) with a margin."""
     grey: NDArray[np.float32] = density.sum(axis=0) / np.float32(3)
-    pairs = grey[::2] + grey[1::2]
-    half: NDArray[np.float32] = np.float32(0.25) * (pairs[:, ::2] + pairs[:, 1::2])
+    summed = grey[::2] + grey[1::2]
+    half: NDArray[np.float32] = np.float32(0.25) * (summed[:, ::2] + summed[:, 1::2])
     energy, form = [], []
     for number, band in enumerate([*_bands(grey, FINE), *_bands(half, WIDE, zoom=2)]):
-        square = band * band
-        mean_square = square.mean(axis=-1)
+        squared = band * band
+        mean_square = squared.mean(axis=-1)
         energy.append(np.log(mean_square + 1e-7))
         if number % 2 == 0:
             std = np.sqrt(np.maximum(mean_square - band.mean(axis=-1) ** 2, 0)) + 1e-4
-            form += [_mean_product(square, band) / std**3, np.log(_mean_product(square, square) / std**4 + 0.1)]
+            form += [_mean_product(squared, band) / std**3, np.log(_mean_product(squared, squared) / std**4 + 0.1)]
     level = sum(energy) / len(energy)
     return np.stack([*(each - level for each in energy[:-1]), *form, level], axis=-1)
 
 
 def _bands(grey: NDArray[np.float32], sigmas: Sequence[float], *, zoom: int = 1) -> NDArray[np.float32]:
-    """Differences of neighbouring Gaussians (bands, n, pixels) of a row of n blocks with a margin.
+    """Differences of neighbouring Gaussians (bands, n, pixels) of a row of n blocks with a margin, by strips of columns.
 
     A pixel of `grey` is `zoom` wide. Strips of rows, then of columns, are multiplied by matrices that hold a Gaussian
-    in each row: three times as fast as `scipy.ndimage.gaussian_filter`, to rounding with its values.
+    in each row: the values of `scipy.ndimage.gaussian_filter`, in sums of float32.
     """
     side, margin = BLOCK_PX // zoom, MARGIN_PX // zoom
-    kernels = _gaussians(tuple(sigma / zoom for sigma in sigmas))  # (sigmas, strip, wide)
-    wide = kernels.shape[-1]
-    around = (wide - STRIP_PX) // 2
+    kernels = _gaussians(tuple(sigma / zoom for sigma in sigmas))  # (sigmas, strip, length)
+    length = kernels.shape[-1]
+    around = (length - STRIP_PX) // 2
     seen = grey[margin - around : margin + side + around, margin - around : grey.shape[1] - margin + around]
-    # (n, strips, wide, side + 2 around), then (sigmas, n, strips, side, wide)
-    rows = sliding_window_view(seen, (wide, side + 2 * around))[::STRIP_PX, ::side].swapaxes(0, 1)
+    # (n, strips, length, side + 2 around), then (sigmas, n, strips, side, length)
+    rows = sliding_window_view(seen, (length, side + 2 * around))[::STRIP_PX, ::side].swapaxes(0, 1)
     blurred = (kernels[:, None, None] @ rows).reshape(len(sigmas), -1, side, side + 2 * around)
-    columns = sliding_window_view(blurred, wide, axis=-1)[..., ::STRIP_PX, :].swapaxes(2, 3)
+    columns = sliding_window_view(blurred, length, axis=-1)[..., ::STRIP_PX, :].swapaxes(2, 3)
     blurred = columns @ kernels.swapaxes(1, 2)[:, None, None]
     return (blurred[:-1] - blurred[1:]).reshape(len(sigmas) - 1, -1, side * side)
 
 
 @cache
 def _gaussians(sigmas: tuple[float, ...]) -> NDArray[np.float32]:
-    """(sigmas, `STRIP_PX`, wide): in each row a Gaussian around one of the middle pixels of a strip."""
+    """(sigmas, `STRIP_PX`, length): in each row a Gaussian around one of the middle pixels of a strip."""
     around = int(TRUNCATE * max(sigmas) + 0.5)
     at = np.arange(STRIP_PX + 2 * around) - around - np.arange(STRIP_PX)[:, None]
     sigma = np.array(sigmas)[:, None, None]
@@ -129,6 +132,8 @@ def describe(image: ImageView, section: Section, factor: float = 1.0) -> NDArray
     out = np.full((section.n_shapes, N_FEATURES), np.nan, np.float32)
     finite = np.flatnonzero(np.isfinite(centre).all(axis=1))
     at = np.clip(centre[finite] // BLOCK_PX, 0, None).astype(np.int64)
+    if not len(finite):
+        return out
     unique, which = np.unique(at, axis=0, return_inverse=True)
     found = np.empty((len(unique), out.shape[1]), np.float32)
 
@@ -136,10 +141,15 @@ def describe(image: ImageView, section: Section, factor: float = 1.0) -> NDArray
         """Describe the blocks of one square."""
         found[rows] = block_features(rgb)[tuple((unique[rows] - unique[rows].min(axis=0)).T)]
 
+    side = SQUARE_BLOCKS * max(1, round(READ_SQUARES / max(1.0, *image.scale)))
+    groups = [
+        [together[rows] for rows in _grouped(unique[together] // SQUARE_BLOCKS)]
+        for together in _grouped(unique // side)
+    ]
+    read = prefetch(lambda squares: _read(image, [unique[rows] for rows in squares]), groups, depth=1)
     with ThreadPoolExecutor(THREADS) as threads:
-        for together in _grouped(unique // (SQUARE_BLOCKS * READ_SQUARES)):
-            squares = [together[rows] for rows in _grouped(unique[together] // SQUARE_BLOCKS)]
-            list(threads.map(fill, squares, _read(image, [unique[rows] for rows in squares])))
+        for squares, pixels in zip(groups, read, strict=True):
+            list(threads.map(fill, squares, pixels))
     out[finite] = found[which.ravel()]
     return out
 
@@ -158,11 +168,11 @@ def _read(image: ImageView, squares: Sequence[NDArray[np.int64]]) -> list[NDArra
     """
     first = [BLOCK_PX * square.min(axis=0) - MARGIN_PX for square in squares]
     after = [BLOCK_PX * (square.max(axis=0) + 1) + MARGIN_PX for square in squares]
-    wide = [Window(*start, *(stop - start)) for start, stop in zip(first, after, strict=True)]
-    inside = [window.intersect(image.window) or window for window in wide]
+    outer = [Window(*start.tolist(), *(stop - start).tolist()) for start, stop in zip(first, after, strict=True)]
+    inside = [window.intersect(image.window) or window for window in outer]
     return [
         pixels if part == window else np.pad(pixels, _missing(window, part), mode="symmetric")
-        for window, part, pixels in zip(wide, inside, image.read_all(inside), strict=True)
+        for window, part, pixels in zip(outer, inside, image.read_all(inside), strict=True)
     ]
 
 

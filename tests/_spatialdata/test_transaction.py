@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Callable
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import zarr
+from anndata import AnnData
 from anndata.io import read_elem, write_elem
 from spatialdata import SpatialData, read_zarr
 from spatialdata.models import Image2DModel
@@ -311,12 +314,46 @@ def test_an_error_while_results_are_built_changes_nothing(
 
 
 def test_elements_are_written_as_anndata_writes_them(tmp_path: Path) -> None:
-    record = {"a": "x", "b": {"c": "yy", "n": 1, "m": 2, "e": ""}, "f": 0.5, "g": 2.5, "on": True, "off": False}
-    record |= {"none": None, "nothing": None, "names": ["p", "q"], "large": 2**60, "small": -(2**60), "ü": "µm"}
+    record: dict[str, Any] = {"a": "x", "b": {"c": "yy", "n": 1, "m": 2, "e": ""}, "f": 0.5, "g": -0.0, "on": True}
+    record |= {"none": None, "nothing": None, "names": ["p", "q"], "large": 2**60, "small": -(2**63), "ü": "µm"}
+    record |= {"infinite": np.inf, "empty": {}, "array": np.arange(3), "numpy": np.float32(2)}
+    obs = pd.DataFrame({"region": pd.Categorical(["a", "b"]), "n": [1, 2], "s": ["x", "y"]}, index=["p", "q"])
+    table = AnnData(np.ones((2, 1), np.float32), obs=obs, uns={"stpredict": {"key": record}})
     for name, how in (("ours", _table.write_element), ("theirs", write_elem)):
         group = zarr.open_group(InlineStore(tmp_path / name), mode="w", zarr_format=3)
-        how(group, "uns", {"stpredict": {"key": record}})
+        how(group, "table", table)
+        how(group, "odd", {"a": "x", "z\\b": "y"})
     written = {name: disk(tmp_path / name) for name in ("ours", "theirs")}
-    assert len(written["ours"]) > 20
+    assert len(written["ours"]) > 60
     assert written["ours"] == written["theirs"]
-    assert read_elem(group["uns"])["stpredict"]["key"]["b"]["m"] == 2
+    assert read_elem(group["table"]).uns["stpredict"]["key"]["b"]["m"] == 2
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 2**70])
+def test_integers_that_zarr_does_not_know_are_refused(tmp_path: Path, value: int) -> None:
+    group = zarr.open_group(InlineStore(tmp_path), mode="w", zarr_format=3)
+    with pytest.raises((ValueError, OverflowError, TypeError)):
+        _table.write_element(group, "uns", {"first": 1, "second": value})
+
+
+def test_garbage_is_collected_again_after_a_commit_also_one_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sdata, seen = backed(tmp_path), []
+    write = _table.write_dispatched
+
+    def watched(*args: Any, **options: Any) -> None:
+        seen.append(gc.isenabled())
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0 if gc.isenabled() else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+        if len(seen) > 3:
+            raise OSError("no space left on device")
+        write(*args, **options)
+
+    monkeypatch.setattr(_table, "write_dispatched", watched)
+    with pytest.raises(OSError, match="no space left"):
+        predict(sdata)
+    assert seen == [False] * 4
+    assert gc.isenabled()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -33,6 +34,7 @@ type Change = TableEntry | ImageElement | TableElement
 LAYER_LIMIT_BYTES = 4_000_000_000
 
 
+_paused = False  # the garbage collector, by `_collector_paused`
 _writing = threading.Lock()  # anndata's setting and the garbage collector are those of the whole process
 
 
@@ -109,13 +111,26 @@ def _write(transaction: Transaction, store: Store, changes: Sequence[Change], ch
 @contextmanager
 def _collector_paused() -> Iterator[None]:
     """Collect no cyclic garbage: zarr makes many small objects, and a full collection walks all that torch holds."""
+    global _paused
     was = gc.isenabled()
-    gc.disable()
     try:
+        _paused = was
+        gc.disable()
         yield
     finally:
+        _paused = False
         if was:
             gc.enable()
+
+
+def _resume_in_child() -> None:
+    """Collect garbage again in a process that was forked while it was paused: the pause does not end there."""
+    if _paused:
+        gc.enable()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_resume_in_child)
 
 
 def check_layer_size(n_obs: int, n_vars: int, n_panel: int, *, limit_bytes: int = LAYER_LIMIT_BYTES) -> None:

@@ -35,7 +35,8 @@ NAMESPACE = "stpredict"  # of uns and of sdata.attrs
 def write_element(group: zarr.Group, name: str, element: Any) -> None:
     """Write what `anndata.io.write_elem` writes, to the byte; the scalars of records in a third of the time.
 
-    anndata writes the first text, integer and float; others get a copy of its metadata, and zarr writes their value.
+    anndata writes the first text, integer and float, and whatever is out of the ordinary; other scalars get a copy of
+    the first one's metadata, and zarr writes their value.
 
     Parameters
     ----------
@@ -51,9 +52,10 @@ def write_element(group: zarr.Group, name: str, element: Any) -> None:
         dataset_kwargs: Mapping[str, Any],
     ) -> None:  # fmt: skip
         like = seen.get(type(value))
-        if like is None:
+        usual = bool(key) and "\\" not in key and (type(value) is not int or -(2**63) <= value < 2**63)
+        if like is None or not usual:
             how(parent, key, value, dataset_kwargs=dataset_kwargs)
-            if type(value) in (str, int, float):
+            if usual and type(value) in (str, int, float):
                 seen[type(value)] = parent[key]
             return
         place = parent.store_path / key
