@@ -86,7 +86,7 @@ def _form(density: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _bands(grey: NDArray[np.float32], sigmas: Sequence[float], *, zoom: int = 1) -> NDArray[np.float32]:
-    """Differences of neighbouring Gaussians (bands, n, pixels) of a row of n blocks with a margin, by strips of columns.
+    """Differences of neighbouring Gaussians (bands, n, pixels) of a row of blocks with a margin, in strips of columns.
 
     A pixel of `grey` is `zoom` wide. Strips of rows, then of columns, are multiplied by matrices that hold a Gaussian
     in each row: the values of `scipy.ndimage.gaussian_filter`, in sums of float32.

@@ -57,7 +57,7 @@ class Size:
 
     size_um: float = 2400.0
     n_genes: int = 60
-    max_epochs: int = 12
+    max_epochs: int = 9
     batch_size: int = 4
     window_px: int = 384
     mpp: float = 1.0
@@ -144,7 +144,7 @@ def predict(test: SpatialData, models: Mapping[str, Model]) -> None:
         output: Literal["both", "layer"] = "both" if model.output == "raster" else "layer"
         tl.predict(
             test, model, shapes_key="spots", tissue_key="tissue", output=output, key_added=name, device="cpu",
-            precision="32", progress=False,
+            progress=False,
         )  # fmt: skip
 
 
