@@ -144,12 +144,13 @@ def limits(source: Source, found: Measured, *, factor: int) -> list[str]:
     if source.record.get("held_out"):
         out.append(
             f"Held-out evidence is of: {source.record['held_out']}"
-            + (f"; the model was trained on {len(sections)} sections" if sections else "")
+            + (f"; the model was trained on {len(sections)} section{'s' * (len(sections) > 1)}" if sections else "")
             + ". A gene that was predicted there may fail on another patient, stain, scanner or organ."
         )
     out.append(
         "The ceiling is what a perfect predictor could reach at the depth of those counts, and an upper bound. A gene "
-        "with a low one was hardly measured."
+        "with a low one was hardly measured. It is estimated from the counts, so that the correlation of a gene may "
+        "lie a little above it by chance."
     )
     out.append(
         "In domain means that the tissue looks like the training tissue in colour, form and scale. Tissue that looks "
