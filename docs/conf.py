@@ -22,8 +22,8 @@ MAIN = ("quickstart",)
 NOT_EXECUTED = """
 :::{{note}}
 This page takes longer than a build of the documentation should, and was not executed: its code stands here without
-results. `sphinx-build -t slow docs docs/_build/html` executes it, and so does
-`jupytext --to notebook --execute tutorials/{name}.md`.
+results. From a clone `uv run sphinx-build -t slow docs docs/_build/html` executes it, and so does
+`uv run --with nbconvert --with ipykernel jupytext --to notebook --execute tutorials/{name}.md`.
 :::
 """
 PAPERS = """
