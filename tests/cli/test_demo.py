@@ -142,7 +142,6 @@ def test_the_saved_model_predicts_what_the_demo_wrote(demo):
         shapes_key="spots",
         tissue_key="tissue",
         key_added="again",
-        precision="32",
         progress=False,
     )
     layers, panel = test["table"].layers, test["table"].var["pixnet"].to_numpy()
