@@ -131,9 +131,9 @@ def describe(image: ImageView, section: Section, factor: float = 1.0) -> NDArray
     centre = _centres(section) * (section.mpp / image.mpp * factor)
     out = np.full((section.n_shapes, N_FEATURES), np.nan, np.float32)
     finite = np.flatnonzero(np.isfinite(centre).all(axis=1))
-    at = np.clip(centre[finite] // BLOCK_PX, 0, None).astype(np.int64)
     if not len(finite):
         return out
+    at = np.clip(centre[finite] // BLOCK_PX, 0, None).astype(np.int64)
     unique, which = np.unique(at, axis=0, return_inverse=True)
     found = np.empty((len(unique), out.shape[1]), np.float32)
 

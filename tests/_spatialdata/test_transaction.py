@@ -332,7 +332,7 @@ def test_elements_are_written_as_anndata_writes_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 2**70])
 def test_integers_that_zarr_does_not_know_are_refused(tmp_path: Path, value: int) -> None:
     group = zarr.open_group(InlineStore(tmp_path), mode="w", zarr_format=3)
-    with pytest.raises((ValueError, OverflowError, TypeError)):
+    with pytest.raises((ValueError, OverflowError)):
         _table.write_element(group, "uns", {"first": 1, "second": value})
 
 
@@ -340,6 +340,8 @@ def test_garbage_is_collected_again_after_a_commit_also_one_that_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sdata, seen = backed(tmp_path), []
+    _results.commit(sdata, [make_layer(sdata, "well")])
+    assert gc.isenabled()
     write = _table.write_dispatched
 
     def watched(*args: Any, **options: Any) -> None:
