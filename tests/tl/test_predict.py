@@ -190,6 +190,23 @@ def test_shapes_smaller_than_a_cell_of_the_map_are_said_once(make, pixnet, ridge
     _predict(sdata, pixnet, shapes_key="same", overwrite=True)  # 7 of 169 are scraps
 
 
+def test_a_model_without_a_record_of_its_tissue_says_so_once_and_goes_on(make, ridge, caplog):
+    """Models of earlier versions, and those of few shapes: that the tissue is not checked is no answer about it."""
+    import stpredict as stp
+
+    assert not ridge.card.domain
+    stp.clear_caches()  # an earlier prediction of this model has said it
+    sdata = make(7)
+    with caplog.at_level("WARNING", logger="stpredict"):
+        for key in ("first", "second"):
+            _predict(sdata, ridge, key_added=key)
+    said = [record.getMessage() for record in caplog.records if "no record of the tissue" in record.getMessage()]
+    assert len(said) == 1 and "this Ridge" in said[0] and "is not checked" in said[0]
+    table = sdata.tables["table"]
+    assert {"first", "second"} <= set(table.layers)
+    assert not any(name.endswith("_domain") for name in table.obs)
+
+
 @pytest.mark.parametrize("output", ["raster", "latent"])
 def test_rasters_are_float16_where_that_is_asked_and_read_alike(make, pixnet, output, tmp_path):
     import stpredict as stp
