@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -313,16 +314,22 @@ def test_an_error_while_results_are_built_changes_nothing(
     assert disk(tmp_path) == stored
 
 
-def test_elements_are_written_as_anndata_writes_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharded", [False, True])
+def test_elements_are_written_as_anndata_writes_them(tmp_path: Path, sharded: bool) -> None:
     record: dict[str, Any] = {"a": "x", "b": {"c": "yy", "n": 1, "m": 2, "e": ""}, "f": 0.5, "g": -0.0, "on": True}
     record |= {"none": None, "nothing": None, "names": ["p", "q"], "large": 2**60, "small": -(2**63), "ü": "µm"}
-    record |= {"infinite": np.inf, "empty": {}, "array": np.arange(3), "numpy": np.float32(2)}
+    record |= {"infinite": np.inf, "empty": {}, "array": np.arange(3), "numpy": np.float32(2), "nan": np.nan}
+    record |= {"none of three": np.zeros((0, 3)), "big": np.arange(4, dtype=">i4"), "columns": np.eye(3, 2, order="F")}
+    record |= {"half": np.ones(2, np.float16), "bool": np.array([True]), "0-d": np.array(3), "zeros": np.zeros(9)}
+    record |= {"complex": np.ones(2, complex), "U": np.array(["ä", ""]), "O": np.array([["a"], ["b"]], object)}
+    record |= {"T": np.array(["x", "y"], np.dtypes.StringDType()), "list": [1, 2]}
     obs = pd.DataFrame({"region": pd.Categorical(["a", "b"]), "n": [1, 2], "s": ["x", "y"]}, index=["p", "q"])
     table = AnnData(np.ones((2, 1), np.float32), obs=obs, uns={"stpredict": {"key": record}})
     for name, how in (("ours", _table.write_element), ("theirs", write_elem)):
         group = zarr.open_group(InlineStore(tmp_path / name), mode="w", zarr_format=3)
-        how(group, "table", table)
-        how(group, "odd", {"a": "x", "z\\b": "y"})
+        with anndata.settings.override(auto_shard_zarr_v3=sharded):
+            how(group, "table", table)
+            how(group, "odd", {"a": "x", "z\\b": "y"})
     written = {name: disk(tmp_path / name) for name in ("ours", "theirs")}
     assert len(written["ours"]) > 60
     assert written["ours"] == written["theirs"]

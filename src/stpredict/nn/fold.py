@@ -108,9 +108,9 @@ def copied[M: nn.Module](model: M, replaced: dict[nn.Module, nn.Module] | None =
 def _bare_copy(part: nn.Module) -> nn.Module:
     """A module with hooks, parameters and buffers of its own, but the children of the original."""
     twin = copy.copy(part)
-    for name in HOOKS:
-        setattr(twin, name, OrderedDict(getattr(part, name)))
-    twin._parameters, twin._buffers = dict(part._parameters), dict(part._buffers)
+    own = vars(twin)  # setting attributes of modules one by one is slow
+    own.update({name: OrderedDict(own[name]) for name in HOOKS})
+    own.update({name: dict(own[name]) for name in ("_parameters", "_buffers")})
     return twin
 
 
@@ -167,7 +167,7 @@ def _fold_all[M: nn.Module](twin: M, pairs: Pairs) -> M:
 
 def _state(model: nn.Module) -> bytes:
     """What folding depends on: the parts and their settings, and every weight, where it lies, and its version."""
-    found = hashlib.blake2b(repr(model).encode())
+    found = hashlib.sha256(repr(model).encode())
     for name, module in model.named_modules():
         found.update(f"{name} {module.training}".encode())
         folds = isinstance(module, KINDS)
