@@ -128,3 +128,14 @@ def test_small_shapes_need_fewer_counts_to_be_shown(sdata: SpatialData) -> None:
     del sdata.images["image"]  # no scale: as for spots of 55 um and more
     with pytest.raises(ValueError, match="no row of table 'table' has 500 counts"):
         pl.expression(sdata, None, gene="GNAS")
+
+
+def test_a_crop_is_the_same_on_both_maps_and_leaves_the_correlation(sdata: SpatialData) -> None:
+    whole, part = (
+        pl.compare(sdata, "pixnet", gene="GNAS"),
+        pl.compare(sdata, "pixnet", gene="GNAS", crop=(30, 10, 70, 60)),
+    )
+    assert [ax.get_title() for ax in whole] == [ax.get_title() for ax in part]
+    assert [(ax.get_xlim(), ax.get_ylim()) for ax in part] == [((30, 70), (60, 10))] * 2
+    n = [len(ax.collections[0].get_paths()) for ax in part]
+    assert n[0] == n[1] < 24

@@ -16,6 +16,7 @@ from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
 
 from stpredict import pl
+from stpredict.pl._map import shapes_view
 
 COUNTS_NEEDED = 500
 
@@ -196,3 +197,22 @@ class TestBadInput:
         sdata.tables["table"].X = sdata.tables["table"].X * 0.5
         with pytest.raises(ValueError, match="does not hold raw counts"):
             pl.expression(sdata, None, gene="GNAS")
+
+
+def test_a_crop_shows_the_shapes_in_it_and_scales_to_them(sdata: SpatialData) -> None:
+    table, spots = sdata.tables["table"], sdata.shapes["spots"]
+    truth = expected(sdata, np.asarray(table[:, "SCD"].layers["pixnet"]).ravel())
+    x, y, r = truth["x"], truth["y"], spots["radius"].iloc[0]
+    seen = (x + r > 30) & (x - r < 70) & (y + r > 10) & (y - r < 60)
+    assert 0 < seen.sum() < len(truth)
+    ax = pl.expression(sdata, "pixnet", gene="SCD", crop=(30, 10, 70, 60))
+    assert_drawn(ax, truth[seen], Normalize(truth["value"][seen].min(), truth["value"][seen].max()))
+    assert (ax.get_xlim(), ax.get_ylim()) == ((30, 70), (60, 10))
+
+
+def test_a_crop_between_the_shapes_has_nothing_to_draw(sdata: SpatialData) -> None:
+    with pytest.raises(ValueError, match="has nothing of what is drawn"):
+        pl.expression(sdata, "pixnet", gene="SCD", crop=(-50, -50, -40, -40))
+    x0, y0, _, _ = shapes_view(sdata, "spots", "global")
+    with pytest.raises(ValueError, match="no shape of 'spots' lies in crop="):
+        pl.expression(sdata, "pixnet", gene="SCD", crop=(x0, y0, x0 + 0.1, y0 + 0.1))

@@ -174,3 +174,31 @@ class TestBadInput:
         with pytest.raises(ValueError, match="nothing of image 'far' lies in what is drawn: x "):
             pl.raster(sdata, "pixnet", gene="GNAS", image_key="far")
         assert plt.get_fignums() == []
+
+
+def test_a_crop_is_all_that_is_read_drawn_and_scaled(sdata: SpatialData) -> None:
+    ax = pl.raster(sdata, "pixnet", gene="SCD", crop=(40, 20, 88, 60))
+    channel = sdata.images["pixnet"].sel(c="SCD").to_numpy()[5:15, 10:22]  # 4 px a cell
+    drawn = _overlay(ax).get_array()
+    np.testing.assert_array_equal(np.ma.getmaskarray(drawn), np.isnan(channel))
+    np.testing.assert_array_equal(drawn.compressed(), channel[np.isfinite(channel)].astype(np.float32))
+    assert _overlay(ax).get_clim() == (np.nanmin(channel), np.nanmax(channel))
+    assert (ax.get_xlim(), ax.get_ylim()) == ((40, 88), (60, 20))
+    in_um = pl.raster(sdata, "pixnet", gene="SCD", crop=[80, 40, 176, 120], coordinate_system="micrometers")
+    np.testing.assert_array_equal(_overlay(in_um).get_array().filled(-1), drawn.filled(-1))
+
+
+@pytest.mark.parametrize(
+    ("crop", "message"),
+    [
+        ((40, 20, 40, 60), "crop=.*must be x0, y0, x1, y1 with x0 < x1"),
+        ((0, 0, np.nan, 60), "crop"),
+        ((0, 0, np.inf, 60), "crop"),
+        ((0, 0, 60), "crop"),
+        ("all", "crop"),
+        ((1000, 0, 1200, 60), "has nothing of what is drawn, which lies at x 0 to 128, y 0 to 96"),
+    ],
+)
+def test_a_crop_that_is_no_box_on_the_map_is_refused(sdata: SpatialData, crop: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pl.raster(sdata, "pixnet", gene="SCD", crop=crop)

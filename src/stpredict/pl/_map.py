@@ -84,13 +84,47 @@ def with_margin(box: Box) -> Box:
     return x0 - margin, y0 - margin, x1 + margin, y1 + margin
 
 
+def cropped(view: Box, crop: Box | None) -> Box:
+    """What a map shows: what a caller asks for, else all there is (`view`).
+
+    Raises ValueError for a crop that is no box, or has nothing of the view.
+    """
+    if crop is None:
+        return view
+    x0, y0, x1, y1 = map(float, crop)
+    if not (np.isfinite([x0, y0, x1, y1]).all() and x0 < x1 and y0 < y1):
+        raise ValueError(f"crop={tuple(crop)} must be x0, y0, x1, y1 with x0 < x1 and y0 < y1.")
+    if x1 <= view[0] or view[2] <= x0 or y1 <= view[1] or view[3] <= y0:
+        raise ValueError(
+            f"crop={tuple(crop)} has nothing of what is drawn, which lies at x {view[0]:.6g} to {view[2]:.6g}, y "
+            f"{view[1]:.6g} to {view[3]:.6g}. Give it in units of coordinate_system=."
+        )
+    return x0, y0, x1, y1
+
+
 def shapes_view(sdata: SpatialData, shapes_key: str, coordinate_system: str) -> Box:
     """The box around all shapes of an element, with a margin."""
-    affine = affine_to(sdata, shapes_key, coordinate_system)
-    bounds = _coverage.bounds(_coverage.transform(geometry_of(sdata, shapes_key), affine))
+    bounds = _bounds(sdata, shapes_key, coordinate_system)
     y0, x0 = np.nanmin(bounds[:, :2], axis=0)
     y1, x1 = np.nanmax(bounds[:, 2:], axis=0)
     return with_margin((x0, y0, x1, y1))
+
+
+def in_view(
+    sdata: SpatialData, shapes_key: str, values: NDArray[np.float64], *, coordinate_system: str, view: Box
+) -> NDArray[np.float64]:
+    """Values of shapes (n_shapes,), NaN where nothing of a shape is in the view; ValueError where that is so of all."""
+    y0, x0, y1, x1 = _bounds(sdata, shapes_key, coordinate_system).T
+    seen = (x1 > view[0]) & (x0 < view[2]) & (y1 > view[1]) & (y0 < view[3])
+    if not seen.any():
+        raise ValueError(f"no shape of {shapes_key!r} lies in crop={view}. Make it larger.")
+    return np.where(seen, values, np.nan)
+
+
+def _bounds(sdata: SpatialData, shapes_key: str, coordinate_system: str) -> NDArray[np.float64]:
+    """y0, x0, y1, x1 of all shapes (n_shapes, 4) in the coordinate system."""
+    affine = affine_to(sdata, shapes_key, coordinate_system)
+    return _coverage.bounds(_coverage.transform(geometry_of(sdata, shapes_key), affine))
 
 
 def micrometres_per_unit(sdata: SpatialData, key: str, coordinate_system: str) -> float | None:
@@ -211,14 +245,14 @@ def draw_values(
     shapes_key: str,
     values: NDArray[np.float64],
     *,
+    view: Box,
     image_key: str | None,
     ax: Axes | None,
     colours: ScalarMappable,
     alpha: float,
     coordinate_system: str,
-) -> tuple[Axes, Box]:
-    """Shapes in the colours of their values (n,), over the H&E behind them; the Axes, and what they show."""
-    view = shapes_view(sdata, shapes_key, coordinate_system)
+) -> Axes:
+    """Shapes in the colours of their values (n_shapes,), over the H&E behind them."""
     image_key = background(sdata, image_key, coordinate_system=coordinate_system, view=view)
     ax = new_axes(view)[0] if ax is None else ax
     draw(
@@ -227,7 +261,7 @@ def draw_values(
         shapes=with_values(sdata, shapes_key, values, coordinate_system=coordinate_system),
         um=micrometres_per_unit(sdata, image_key or shapes_key, coordinate_system),
     )  # fmt: skip
-    return ax, view
+    return ax
 
 
 def _window(level: DataArray, affine: NDArray[np.float64], view: Box) -> NDArray[np.float64]:

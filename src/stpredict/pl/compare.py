@@ -11,7 +11,17 @@ from matplotlib.axes import Axes
 from stpredict._arguments import check_arguments
 from stpredict._spatialdata import resolve_shapes
 from stpredict.pl._axes import colour_bar, colour_scale, frame_map, new_axes
-from stpredict.pl._map import background, display_px, draw, micrometres_per_unit, read_image, shapes_view, with_values
+from stpredict.pl._map import (
+    background,
+    cropped,
+    display_px,
+    draw,
+    in_view,
+    micrometres_per_unit,
+    read_image,
+    shapes_view,
+    with_values,
+)
 from stpredict.pl._scored import correlation, correlation_text, pair, scored_rows
 from stpredict.pl._values import counts_for_display, find_table, layer_unit, on_shapes
 
@@ -36,6 +46,7 @@ def compare(
     vmin: float | None = None,
     vmax: float | None = None,
     coordinate_system: str = "global",
+    crop: tuple[float, float, float, float] | None = None,
 ) -> NDArray[np.object_]:
     """One gene as it was measured and as it was predicted, on one colour scale, with their Pearson correlation.
 
@@ -59,6 +70,8 @@ def compare(
         As in `pl.expression`.
     coordinate_system : str, default "global"
         As in `pl.expression`.
+    crop : tuple[float, float, float, float], optional
+        As in `pl.expression`; the correlation stays that of all spots.
     min_counts : float, optional
         Spots with fewer raw counts are noise: they are left out of the measured map and of the correlation. None: by
         the area of the shapes, as in `stp.tl.evaluate`.
@@ -90,7 +103,7 @@ def compare(
     shapes_key = resolve_shapes(sdata, shapes_key, table_name=table_name)
     min_counts = counts_for_display(sdata, image_key, shapes_key, table_name, min_counts)
     true, pred = pair(table, layer, gene, measured_layer=measured, table_name=table_name, min_counts=min_counts)
-    view = shapes_view(sdata, shapes_key, coordinate_system)
+    view = cropped(shapes_view(sdata, shapes_key, coordinate_system), crop)
     image_key = background(sdata, image_key, coordinate_system=coordinate_system, view=view)
     rows = scored_rows(
         sdata, image_key=image_key, shapes_key=shapes_key, table_name=table_name, measured_layer=measured,
@@ -98,6 +111,7 @@ def compare(
     )  # fmt: skip
     text = correlation_text(*correlation(true[rows], pred[rows]))
     maps = [on_shapes(sdata, values, table_name=table_name, shapes_key=shapes_key) for values in (true, pred)]
+    maps = [in_view(sdata, shapes_key, each, coordinate_system=coordinate_system, view=view) for each in maps]
     colours = colour_scale(*maps, cmap=cmap, vmin=vmin, vmax=vmax)
     two = new_axes(view, n=2) if axes is None else _two(axes)
     image = read_image(sdata, image_key, coordinate_system=coordinate_system, view=view, n_px=display_px(two[0]))

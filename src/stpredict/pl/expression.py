@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from stpredict._arguments import check_arguments
 from stpredict._spatialdata import resolve_shapes
 from stpredict.pl._axes import colour_bar, colour_scale, frame_map
-from stpredict.pl._map import draw_values
+from stpredict.pl._map import cropped, draw_values, in_view, shapes_view
 from stpredict.pl._values import counts_for_display, find_table, layer_unit, measured, on_shapes, predicted
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def expression(
     vmin: float | None = None,
     vmax: float | None = None,
     coordinate_system: str = "global",
+    crop: tuple[float, float, float, float] | None = None,
 ) -> Axes:
     """One gene's values on the shapes that a table annotates, over the H&E.
 
@@ -58,6 +59,8 @@ def expression(
         Ends of the colour scale in the layer's unit; None: the range of what is shown.
     coordinate_system : str, default "global"
         In which shapes and H&E are laid over each other; both must have a transformation to it.
+    crop : tuple[float, float, float, float], optional
+        Show only what lies in x0, y0, x1, y1 of the coordinate system; None: everything.
 
     Returns
     -------
@@ -68,7 +71,7 @@ def expression(
     ------
     ValueError
         For a table, layer, gene, shapes, image or coordinate system that is not there (with the closest names), for
-        several and no key, and for a gene that is NaN throughout.
+        several and no key, for a gene that is NaN throughout, and for a crop with nothing in it.
 
     Examples
     --------
@@ -85,10 +88,12 @@ def expression(
         rows = measured(table, gene, layer=None, table_name=table_name, min_counts=least)
     else:
         rows = predicted(table, layer, gene, table_name=table_name)
+    view = cropped(shapes_view(sdata, shapes_key, coordinate_system), crop)
     values = on_shapes(sdata, rows, table_name=table_name, shapes_key=shapes_key)
+    values = in_view(sdata, shapes_key, values, coordinate_system=coordinate_system, view=view)
     colours = colour_scale(values, cmap=cmap, vmin=vmin, vmax=vmax)
-    ax, view = draw_values(
-        sdata, shapes_key, values, image_key=image_key, ax=ax, colours=colours, alpha=alpha,
+    ax = draw_values(
+        sdata, shapes_key, values, view=view, image_key=image_key, ax=ax, colours=colours, alpha=alpha,
         coordinate_system=coordinate_system,
     )  # fmt: skip
     colour_bar([ax], colours, values, label=layer_unit(table, layer), alpha=alpha)

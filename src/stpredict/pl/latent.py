@@ -12,7 +12,7 @@ from stpredict._spatialdata import missing_key, resolve_shapes
 from stpredict.pl._axes import frame_map, new_axes
 from stpredict.pl._categories import Groups, column_groups, group_colours, group_legend
 from stpredict.pl._clusters import leiden, neighbour_graph, umap
-from stpredict.pl._map import draw_values
+from stpredict.pl._map import draw_values, shapes_view
 from stpredict.pl._values import find_table, on_shapes
 
 if TYPE_CHECKING:
@@ -190,8 +190,9 @@ def _map(
 ) -> Axes:
     shapes_key = resolve_shapes(sdata, shapes_key, table_name=table_name)
     values = on_shapes(sdata, np.where(codes >= 0, codes, np.nan), table_name=table_name, shapes_key=shapes_key)
-    ax, view = draw_values(
-        sdata, shapes_key, values, image_key=image_key, ax=ax, colours=colours, alpha=alpha,
+    view = shapes_view(sdata, shapes_key, coordinate_system)
+    ax = draw_values(
+        sdata, shapes_key, values, view=view, image_key=image_key, ax=ax, colours=colours, alpha=alpha,
         coordinate_system=coordinate_system,
     )  # fmt: skip
     frame_map(ax, view, title=title)

@@ -14,6 +14,7 @@ from stpredict.pl._map import (
     affine_to,
     background,
     box_of,
+    cropped,
     display_px,
     draw,
     micrometres_per_unit,
@@ -46,6 +47,7 @@ def raster(
     vmin: float | None = None,
     vmax: float | None = None,
     coordinate_system: str = "global",
+    crop: tuple[float, float, float, float] | None = None,
 ) -> Axes:
     """The continuous map of one gene, over the H&E.
 
@@ -70,6 +72,8 @@ def raster(
         Ends of the colour scale in the raster's unit; None: the range of what is shown.
     coordinate_system : str, default "global"
         In which raster and H&E are laid over each other; both must have a transformation to it.
+    crop : tuple[float, float, float, float], optional
+        Show, and read, only what lies in x0, y0, x1, y1 of the coordinate system; None: all that has a value.
 
     Returns
     -------
@@ -80,7 +84,7 @@ def raster(
     ------
     ValueError
         For a raster, gene, image or coordinate system that is not there (with the closest names), for several images
-        and no key, and for a raster that is NaN throughout.
+        and no key, for a raster that is NaN throughout, and for a crop with nothing in it.
 
     Examples
     --------
@@ -93,7 +97,8 @@ def raster(
         raise missing_key(raster_key, sdata.images, what="raster", argument="raster_key")
     levels = _channel(sdata, raster_key, gene)
     affine = affine_to(sdata, raster_key, coordinate_system)
-    view = _finite_view(levels, affine)
+    whole = box_of((0, 0, levels[0].sizes["x"], levels[0].sizes["y"]), affine)
+    view = _finite_view(levels, affine, whole) if crop is None else cropped(whole, crop)
     image_key = background(sdata, image_key, coordinate_system=coordinate_system, view=view)
     ax = new_axes(view)[0] if ax is None else ax
     pixels, matrix = read_view(levels, affine, view, n_px=display_px(ax))
@@ -127,9 +132,8 @@ def _channel(sdata: SpatialData, raster_key: str, gene: str) -> list[DataArray]:
     return [level.isel(c=[position]) for level in nodes]
 
 
-def _finite_view(levels: list[DataArray], affine: NDArray[np.float64]) -> Box:
+def _finite_view(levels: list[DataArray], affine: NDArray[np.float64], whole: Box) -> Box:
     """The box around all that has a value, to a few hundred pixels; the whole raster where nothing is missing."""
-    whole = box_of((0, 0, levels[0].sizes["x"], levels[0].sizes["y"]), affine)
     pixels, matrix = read_view(levels, affine, whole, n_px=COARSE_PX)
     finite = np.isfinite(pixels[0])
     if finite.all() or not finite.any():
