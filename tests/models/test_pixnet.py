@@ -202,6 +202,35 @@ def test_a_cell_at_the_border_of_a_square_is_hardly_of_that_square():
     assert over[1] < 3
 
 
+def test_the_gradients_of_two_grids_are_those_of_differences():
+    import torch
+
+    from stpredict.models._pixnet import SkipFusion
+
+    torch.manual_seed(0)
+    fusion = SkipFusion(2, 2, window=4, n_grids=2).double().eval()
+    given = [torch.randn(1, 2, 8, 12, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    assert torch.autograd.gradcheck(fusion, given)
+    with torch.no_grad():  # torch's fused attention, where no gradient is asked
+        without = fusion(*given)
+    torch.testing.assert_close(fusion(*given).detach(), without, rtol=1e-10, atol=1e-12)
+
+
+def test_two_grids_in_bfloat16_are_those_of_float32_to_rounding():
+    import torch
+
+    from stpredict.models._pixnet import SkipFusion
+
+    torch.manual_seed(0)
+    fusion = SkipFusion(5, 6, window=8, n_grids=2).eval()
+    skip, up = torch.randn(1, 5, 32, 32), torch.randn(1, 6, 32, 32)
+    with torch.inference_mode():
+        exact = fusion(skip, up)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = fusion(skip, up)
+    assert 0 < float((rounded.float() - exact).abs().max()) < 0.02 * float(exact.abs().max())
+
+
 def test_attention_with_a_gradient_has_the_values_and_gradients_of_torchs_own():
     import torch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -55,6 +56,19 @@ def test_members_leave_out_one_section_each_in_turn(left_out):
     assert set(card.held_out) == {"rmse", "error_80", "error_90", "ridge_pcc", "ceiling"}
     area = np.pi * 24**2
     assert card.held_out_um2 == pytest.approx((area, area), rel=1e-6)
+
+
+def test_the_card_has_hashes_of_all_images_or_of_none(left_out):
+    import stpredict as stp
+
+    members = [copy.copy(each) for each in left_out[0].models]
+    both = members[0].card.image_digests
+    assert len(set(both)) == 2  # also of the section that was left out: it chose the epoch
+    members[0].card = dataclasses.replace(members[0].card, image_digests=both[:1])
+    members[1].card = dataclasses.replace(members[1].card, image_digests=both[1:])
+    assert stp.models.Ensemble(members).card.image_digests == both
+    members[1].card = dataclasses.replace(members[1].card, image_digests=())  # of an older version
+    assert stp.models.Ensemble(members).card.image_digests == ()
 
 
 def test_errors_are_those_of_members_on_the_sections_that_they_left_out(left_out, make):
