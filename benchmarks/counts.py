@@ -175,9 +175,10 @@ def scales(args: argparse.Namespace) -> None:
         for link in LINKS:
             made = partial(
                 trained_and_read, train, test, panel, read, link=link, seed=seed, on=keys, batch_size=2,
-                epochs=max(1, round(args.epochs / len(keys))),
+                epochs=args.epochs if args.same_epochs else max(1, round(args.epochs / len(keys))),
             )  # fmt: skip
-            found = kept(args.out / f"scales_{link}_{name.replace(' ', '')}_{seed}.json", made)
+            long = "_same_epochs" if args.same_epochs and len(keys) > 1 else ""
+            found = kept(args.out / f"scales_{link}_{name.replace(' ', '')}_{seed}{long}.json", made)
             cells = " | ".join(f"{found[key][0]:.3f} ({found[key][1]:+.2f})" for key in read)
             print(f"| {link} | {name} | {cells} | {found['seconds']:.0f} |", flush=True)
 
@@ -231,6 +232,7 @@ def main() -> None:
     parser.add_argument(
         "--epochs", type=int, help="default 12 for toy, 10 of one scale and a third of three for scales"
     )
+    parser.add_argument("--same-epochs", action="store_true", help="of three scales as many as of one")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="scales and her2st take the first")
     parser.add_argument("--toy-seed", type=int, default=0, help="of the sections of scales")
     args = parser.parse_args()
