@@ -322,6 +322,7 @@ def test_elements_are_written_as_anndata_writes_them(tmp_path: Path, sharded: bo
     record |= {"none of three": np.zeros((0, 3)), "big": np.arange(4, dtype=">i4"), "columns": np.eye(3, 2, order="F")}
     record |= {"half": np.ones(2, np.float16), "bool": np.array([True]), "0-d": np.array(3), "zeros": np.zeros(9)}
     record |= {"complex": np.ones(2, complex), "U": np.array(["ä", ""]), "O": np.array([["a"], ["b"]], object)}
+    record |= {"z": "abc\0", "zero": "\0", "within": "a\0b", "µ": "\U0001f9ec"}
     record |= {"T": np.array(["x", "y"], np.dtypes.StringDType()), "list": [1, 2]}
     obs = pd.DataFrame({"region": pd.Categorical(["a", "b"]), "n": [1, 2], "s": ["x", "y"]}, index=["p", "q"])
     table = AnnData(np.ones((2, 1), np.float32), obs=obs, uns={"stpredict": {"key": record}})

@@ -68,6 +68,16 @@ def test_a_norm_alone_behind_a_convolution_is_folded_and_others_are_not():
         assert torch.equal(value, weights[key])
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_part_that_was_traced_stays_as_it_is():
+    x = torch.randn(2, 3, 16, 16)
+    traced = torch.jit.trace(nn.Conv2d(3, 4, 3).eval(), x)
+    model = _with_statistics(nn.Sequential(traced, nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)))
+    fast = folded(model, lambda each: each(x))
+    assert (_count(model), _count(fast)) == (1, 0)
+    torch.testing.assert_close(fast(x), model(x))
+
+
 def test_direct_children_stay_as_they_are_too():
     model, image = _with_statistics(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))), torch.randn(2, 3, 8, 8)
     wanted = model(image)

@@ -13,7 +13,8 @@ from matplotlib import colormaps
 from matplotlib.colors import Normalize
 from shapely import Polygon, box
 from spatialdata import SpatialData
-from spatialdata.models import ShapesModel, TableModel
+from spatialdata.models import Image2DModel, ShapesModel, TableModel
+from spatialdata.transformations import get_transformation
 
 from stpredict import pl
 from stpredict.pl._map import shapes_view
@@ -216,3 +217,29 @@ def test_a_crop_between_the_shapes_has_nothing_to_draw(sdata: SpatialData) -> No
     x0, y0, _, _ = shapes_view(sdata, "spots", "global")
     with pytest.raises(ValueError, match="no shape of 'spots' lies in crop="):
         pl.expression(sdata, "pixnet", gene="SCD", crop=(x0, y0, x0 + 0.1, y0 + 0.1))
+
+
+def test_a_circle_beside_the_corner_of_a_crop_is_not_in_it(sdata: SpatialData) -> None:
+    spots = sdata.shapes["spots"]
+    x, y, r = spots.geometry.x.iloc[0], spots.geometry.y.iloc[0], spots["radius"].iloc[0]
+    corner = 0.8 * r  # its box reaches there, its disc does not
+    crop = (x - 1.2 * r, y - 1.2 * r, x - corner, y - corner)
+    with pytest.raises(ValueError, match="no shape of 'spots' lies in crop="):
+        pl.expression(sdata, "pixnet", gene="SCD", crop=crop)
+
+
+def test_a_crop_beside_the_picture_is_drawn_without_it(sdata: SpatialData) -> None:
+    half = sdata.images["image"]["scale0"].image.isel(x=slice(0, 40))
+    sdata.images["image"] = Image2DModel.parse(
+        half.data,
+        dims=("c", "y", "x"),
+        c_coords=["r", "g", "b"],
+        transformations=get_transformation(half, get_all=True),
+    )
+    for layer in ("pixnet", None):
+        ax = pl.expression(
+            sdata, layer, gene="SCD", crop=sdata.shapes["spots"].total_bounds * [1, 1, 1, 1] + [40, 0, 0, 0]
+        )
+        assert len(ax.images) == 0
+        assert len(drawn(ax)) > 0
+    assert len(pl.compare(sdata, "pixnet", gene="SCD", crop=(70, 10, 120, 60))[0].images) == 0

@@ -192,9 +192,9 @@ def test_a_crop_is_all_that_is_read_drawn_and_scaled(sdata: SpatialData) -> None
     ("crop", "message"),
     [
         ((40, 20, 40, 60), "crop=.*must be x0, y0, x1, y1 with x0 < x1"),
-        ((0, 0, np.nan, 60), "crop"),
+        ((0, 0, np.nan, 60), "crop=.* must be a list, each of it a finite number or None"),
         ((0, 0, np.inf, 60), "crop"),
-        ((0, 0, 60), "crop"),
+        ((0, 0, 60), "crop=.*must be x0, y0, x1, y1"),
         ("all", "crop"),
         ((1000, 0, 1200, 60), "has nothing of what is drawn, which lies at x 0 to 128, y 0 to 96"),
     ],
@@ -202,3 +202,31 @@ def test_a_crop_is_all_that_is_read_drawn_and_scaled(sdata: SpatialData) -> None
 def test_a_crop_that_is_no_box_on_the_map_is_refused(sdata: SpatialData, crop: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pl.raster(sdata, "pixnet", gene="SCD", crop=crop)
+
+
+def test_the_scale_of_a_turned_crop_is_that_of_what_is_shown(make_sdata) -> None:
+    sdata = make_sdata(turn=45)
+    element = sdata.images["pixnet"]
+    affine = get_transformation(element, "global").to_affine_matrix(("x", "y"), ("x", "y"))
+    h, w = element.sizes["y"], element.sizes["x"]
+    x, y = np.einsum(
+        "ij,jyx->iyx", affine[:2], np.stack([*np.meshgrid(np.arange(w) + 0.5, np.arange(h) + 0.5), np.ones((h, w))])
+    )
+    finite = np.isfinite(element.sel(c="SCD").to_numpy())
+    centre = x[finite].mean(), y[finite].mean()
+    crop = (centre[0] - 15, centre[1] - 15, centre[0] + 15, centre[1] + 15)
+    far = (np.abs(x - centre[0]) > 15 + 6) | (np.abs(y - centre[1]) > 15 + 6)
+    values = element.to_numpy()
+    values[:, far] = 100.0
+    sdata.images["pixnet"] = Image2DModel.parse(
+        values, dims=("c", "y", "x"), c_coords=list(element.c.to_numpy()),
+        transformations=get_transformation(element, get_all=True),
+    )  # fmt: skip
+    ax = pl.raster(sdata, "pixnet", gene="SCD", crop=np.array(crop))
+    assert _overlay(ax).get_clim()[1] < 50
+
+
+def test_a_crop_without_values_draws_nothing_and_opens_no_figure(sdata: SpatialData) -> None:
+    with pytest.raises(ValueError, match="every value is NaN in raster 'pixnet' at x 0 to 12, y 0 to 90"):
+        pl.raster(sdata, "pixnet", gene="SCD", crop=(0, 0, 12, 90))
+    assert plt.get_fignums() == []

@@ -108,9 +108,12 @@ def copied[M: nn.Module](model: M, replaced: dict[nn.Module, nn.Module] | None =
 def _bare_copy(part: nn.Module) -> nn.Module:
     """A module with hooks, parameters and buffers of its own, but the children of the original."""
     twin = copy.copy(part)
-    own = vars(twin)  # setting attributes of modules one by one is slow
-    own.update({name: OrderedDict(own[name]) for name in HOOKS})
-    own.update({name: dict(own[name]) for name in ("_parameters", "_buffers")})
+    kinds = dict.fromkeys(HOOKS, OrderedDict) | dict.fromkeys(("_parameters", "_buffers"), dict)
+    for name, kind in kinds.items():
+        if name in vars(twin):  # setting attributes of modules is slow
+            vars(twin)[name] = kind(vars(twin)[name])
+        else:  # a traced module has them behind properties
+            setattr(twin, name, kind(getattr(part, name)))
     return twin
 
 

@@ -39,11 +39,13 @@ def only_image(sdata: SpatialData, image_key: str | None) -> str | None:
     return resolve_image(sdata, image_key)
 
 
-def background(sdata: SpatialData, image_key: str | None, *, coordinate_system: str, view: Box) -> str | None:
-    """The image to draw on, as `only_image` finds it.
+def background(
+    sdata: SpatialData, image_key: str | None, *, coordinate_system: str, view: Box, cropped: bool = False
+) -> str | None:
+    """The image to draw on, as `only_image` finds it; None where a view that was cropped has nothing of it.
 
     Raises ValueError for several images and no key, and for an image that is not RGB, that does not map to the
-    coordinate system, or of which nothing lies in the view: before anything is drawn.
+    coordinate system, or of which nothing lies in a whole view: before anything is drawn.
     """
     key = only_image(sdata, image_key)
     if key is None:
@@ -51,6 +53,8 @@ def background(sdata: SpatialData, image_key: str | None, *, coordinate_system: 
     level = image_levels(sdata, key)[0]
     x0, y0, x1, y1 = _window(level, affine_to(sdata, key, coordinate_system), view)
     if x1 <= x0 or y1 <= y0:
+        if cropped:
+            return None
         raise ValueError(
             f"nothing of image {key!r} lies in what is drawn: x {view[0]:.6g} to {view[2]:.6g}, y {view[1]:.6g} to "
             f"{view[3]:.6g} in {coordinate_system!r}. Check the transformations of both, or pass another image_key=."
@@ -84,27 +88,28 @@ def with_margin(box: Box) -> Box:
     return x0 - margin, y0 - margin, x1 + margin, y1 + margin
 
 
-def cropped(view: Box, crop: Box | None) -> Box:
+def cropped(view: Box, crop: Sequence[float] | None) -> Box:
     """What a map shows: what a caller asks for, else all there is (`view`).
 
     Raises ValueError for a crop that is no box, or has nothing of the view.
     """
     if crop is None:
         return view
-    x0, y0, x1, y1 = map(float, crop)
-    if not (np.isfinite([x0, y0, x1, y1]).all() and x0 < x1 and y0 < y1):
-        raise ValueError(f"crop={tuple(crop)} must be x0, y0, x1, y1 with x0 < x1 and y0 < y1.")
+    box = tuple(map(float, crop))
+    if len(box) != 4 or not (box[0] < box[2] and box[1] < box[3]):
+        raise ValueError(f"crop={box} must be x0, y0, x1, y1 with x0 < x1 and y0 < y1.")
+    x0, y0, x1, y1 = box
     if x1 <= view[0] or view[2] <= x0 or y1 <= view[1] or view[3] <= y0:
         raise ValueError(
-            f"crop={tuple(crop)} has nothing of what is drawn, which lies at x {view[0]:.6g} to {view[2]:.6g}, y "
-            f"{view[1]:.6g} to {view[3]:.6g}. Give it in units of coordinate_system=."
+            f"crop={box} has nothing of what is drawn, which lies at x {view[0]:.6g} to {view[2]:.6g}, y {view[1]:.6g} "
+            f"to {view[3]:.6g}. Give it in units of coordinate_system=."
         )
     return x0, y0, x1, y1
 
 
 def shapes_view(sdata: SpatialData, shapes_key: str, coordinate_system: str) -> Box:
     """The box around all shapes of an element, with a margin."""
-    bounds = _bounds(sdata, shapes_key, coordinate_system)
+    bounds = _coverage.bounds(_shapes_in(sdata, shapes_key, coordinate_system))
     y0, x0 = np.nanmin(bounds[:, :2], axis=0)
     y1, x1 = np.nanmax(bounds[:, 2:], axis=0)
     return with_margin((x0, y0, x1, y1))
@@ -114,17 +119,16 @@ def in_view(
     sdata: SpatialData, shapes_key: str, values: NDArray[np.float64], *, coordinate_system: str, view: Box
 ) -> NDArray[np.float64]:
     """Values of shapes (n_shapes,), NaN where nothing of a shape is in the view; ValueError where that is so of all."""
-    y0, x0, y1, x1 = _bounds(sdata, shapes_key, coordinate_system).T
-    seen = (x1 > view[0]) & (x0 < view[2]) & (y1 > view[1]) & (y0 < view[3])
+    shapes = _shapes_in(sdata, shapes_key, coordinate_system)
+    reach = np.where(np.isfinite(shapes.radius), shapes.radius, 0.0)  # of polygons 0
+    seen = shapely.distance(shapes.geometry, shapely.box(*view)) <= reach  # NaN of empty ones
     if not seen.any():
         raise ValueError(f"no shape of {shapes_key!r} lies in crop={view}. Make it larger.")
     return np.where(seen, values, np.nan)
 
 
-def _bounds(sdata: SpatialData, shapes_key: str, coordinate_system: str) -> NDArray[np.float64]:
-    """y0, x0, y1, x1 of all shapes (n_shapes, 4) in the coordinate system."""
-    affine = affine_to(sdata, shapes_key, coordinate_system)
-    return _coverage.bounds(_coverage.transform(geometry_of(sdata, shapes_key), affine))
+def _shapes_in(sdata: SpatialData, shapes_key: str, coordinate_system: str) -> _coverage.Shapes:
+    return _coverage.transform(geometry_of(sdata, shapes_key), affine_to(sdata, shapes_key, coordinate_system))
 
 
 def micrometres_per_unit(sdata: SpatialData, key: str, coordinate_system: str) -> float | None:
@@ -169,6 +173,16 @@ def read_view(
     k = int(np.clip(step / max(sx, sy), 1, min(part.sizes["y"], part.sizes["x"])))
     window = np.array([[sx * k, 0, columns.start * sx], [0, sy * k, rows.start * sy], [0, 0, 1.0]])
     return _averaged(part, k), affine @ window
+
+
+def only_in_view(pixels: NDArray, matrix: NDArray[np.float64], view: Box) -> NDArray:
+    """Pixels (c, h, w), NaN where nothing of a pixel is in the view: a window of a turned image reaches beyond it."""
+    (_, h, w), (across, down) = pixels.shape, np.abs(matrix[:2, :2]).sum(axis=1) / 2
+    x, y = np.einsum(
+        "ij,jyx->iyx", matrix[:2], np.stack([*np.meshgrid(np.arange(w) + 0.5, np.arange(h) + 0.5), np.ones((h, w))])
+    )
+    seen = (x + across > view[0]) & (x - across < view[2]) & (y + down > view[1]) & (y - down < view[3])
+    return np.where(seen, pixels, np.nan).astype(pixels.dtype)
 
 
 def display_px(ax: Axes) -> int:
@@ -251,9 +265,10 @@ def draw_values(
     colours: ScalarMappable,
     alpha: float,
     coordinate_system: str,
+    cropped: bool = False,
 ) -> Axes:
     """Shapes in the colours of their values (n_shapes,), over the H&E behind them."""
-    image_key = background(sdata, image_key, coordinate_system=coordinate_system, view=view)
+    image_key = background(sdata, image_key, coordinate_system=coordinate_system, view=view, cropped=cropped)
     ax = new_axes(view)[0] if ax is None else ax
     draw(
         ax, coordinate_system=coordinate_system, colours=colours, alpha=alpha,

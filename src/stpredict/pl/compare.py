@@ -18,6 +18,7 @@ from stpredict.pl._map import (
     draw,
     in_view,
     micrometres_per_unit,
+    only_image,
     read_image,
     shapes_view,
     with_values,
@@ -46,7 +47,7 @@ def compare(
     vmin: float | None = None,
     vmax: float | None = None,
     coordinate_system: str = "global",
-    crop: tuple[float, float, float, float] | None = None,
+    crop: Sequence[float] | None = None,
 ) -> NDArray[np.object_]:
     """One gene as it was measured and as it was predicted, on one colour scale, with their Pearson correlation.
 
@@ -70,7 +71,7 @@ def compare(
         As in `pl.expression`.
     coordinate_system : str, default "global"
         As in `pl.expression`.
-    crop : tuple[float, float, float, float], optional
+    crop : Sequence[float], optional
         As in `pl.expression`; the correlation stays that of all spots.
     min_counts : float, optional
         Spots with fewer raw counts are noise: they are left out of the measured map and of the correlation. None: by
@@ -104,17 +105,19 @@ def compare(
     min_counts = counts_for_display(sdata, image_key, shapes_key, table_name, min_counts)
     true, pred = pair(table, layer, gene, measured_layer=measured, table_name=table_name, min_counts=min_counts)
     view = cropped(shapes_view(sdata, shapes_key, coordinate_system), crop)
-    image_key = background(sdata, image_key, coordinate_system=coordinate_system, view=view)
+    behind = background(sdata, image_key, coordinate_system=coordinate_system, view=view, cropped=crop is not None)
+    image_key = only_image(sdata, image_key)
     rows = scored_rows(
         sdata, image_key=image_key, shapes_key=shapes_key, table_name=table_name, measured_layer=measured,
         min_counts=min_counts,
     )  # fmt: skip
     text = correlation_text(*correlation(true[rows], pred[rows]))
     maps = [on_shapes(sdata, values, table_name=table_name, shapes_key=shapes_key) for values in (true, pred)]
-    maps = [in_view(sdata, shapes_key, each, coordinate_system=coordinate_system, view=view) for each in maps]
+    if crop is not None:
+        maps = [in_view(sdata, shapes_key, each, coordinate_system=coordinate_system, view=view) for each in maps]
     colours = colour_scale(*maps, cmap=cmap, vmin=vmin, vmax=vmax)
     two = new_axes(view, n=2) if axes is None else _two(axes)
-    image = read_image(sdata, image_key, coordinate_system=coordinate_system, view=view, n_px=display_px(two[0]))
+    image = read_image(sdata, behind, coordinate_system=coordinate_system, view=view, n_px=display_px(two[0]))
     um = micrometres_per_unit(sdata, image_key or shapes_key, coordinate_system)
     for ax, values, title in zip(two, maps, (f"{gene}\nmeasured", f"{gene}\n{layer}, {text}"), strict=True):
         shapes = with_values(sdata, shapes_key, values, coordinate_system=coordinate_system)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from stpredict._arguments import check_arguments
@@ -29,7 +30,7 @@ def expression(
     vmin: float | None = None,
     vmax: float | None = None,
     coordinate_system: str = "global",
-    crop: tuple[float, float, float, float] | None = None,
+    crop: Sequence[float] | None = None,
 ) -> Axes:
     """One gene's values on the shapes that a table annotates, over the H&E.
 
@@ -59,8 +60,9 @@ def expression(
         Ends of the colour scale in the layer's unit; None: the range of what is shown.
     coordinate_system : str, default "global"
         In which shapes and H&E are laid over each other; both must have a transformation to it.
-    crop : tuple[float, float, float, float], optional
-        Show only what lies in x0, y0, x1, y1 of the coordinate system; None: everything.
+    crop : Sequence[float], optional
+        Draw only what lies in x0, y0, x1, y1 of the coordinate system, over as much of the H&E as is there; None:
+        everything.
 
     Returns
     -------
@@ -90,11 +92,12 @@ def expression(
         rows = predicted(table, layer, gene, table_name=table_name)
     view = cropped(shapes_view(sdata, shapes_key, coordinate_system), crop)
     values = on_shapes(sdata, rows, table_name=table_name, shapes_key=shapes_key)
-    values = in_view(sdata, shapes_key, values, coordinate_system=coordinate_system, view=view)
+    if crop is not None:
+        values = in_view(sdata, shapes_key, values, coordinate_system=coordinate_system, view=view)
     colours = colour_scale(values, cmap=cmap, vmin=vmin, vmax=vmax)
     ax = draw_values(
         sdata, shapes_key, values, view=view, image_key=image_key, ax=ax, colours=colours, alpha=alpha,
-        coordinate_system=coordinate_system,
+        coordinate_system=coordinate_system, cropped=crop is not None,
     )  # fmt: skip
     colour_bar([ax], colours, values, label=layer_unit(table, layer), alpha=alpha)
     frame_map(ax, view, title=gene)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ from stpredict.pl._map import (
     display_px,
     draw,
     micrometres_per_unit,
+    only_in_view,
     read_image,
     read_view,
     with_margin,
@@ -47,7 +49,7 @@ def raster(
     vmin: float | None = None,
     vmax: float | None = None,
     coordinate_system: str = "global",
-    crop: tuple[float, float, float, float] | None = None,
+    crop: Sequence[float] | None = None,
 ) -> Axes:
     """The continuous map of one gene, over the H&E.
 
@@ -72,7 +74,7 @@ def raster(
         Ends of the colour scale in the raster's unit; None: the range of what is shown.
     coordinate_system : str, default "global"
         In which raster and H&E are laid over each other; both must have a transformation to it.
-    crop : tuple[float, float, float, float], optional
+    crop : Sequence[float], optional
         Show, and read, only what lies in x0, y0, x1, y1 of the coordinate system; None: all that has a value.
 
     Returns
@@ -98,10 +100,13 @@ def raster(
     levels = _channel(sdata, raster_key, gene)
     affine = affine_to(sdata, raster_key, coordinate_system)
     whole = box_of((0, 0, levels[0].sizes["x"], levels[0].sizes["y"]), affine)
-    view = _finite_view(levels, affine, whole) if crop is None else cropped(whole, crop)
-    image_key = background(sdata, image_key, coordinate_system=coordinate_system, view=view)
+    view = cropped(whole, crop)
+    found = _with_values(levels, affine, view, raster_key=raster_key)
+    view = found if crop is None else view
+    image_key = background(sdata, image_key, coordinate_system=coordinate_system, view=view, cropped=crop is not None)
     ax = new_axes(view)[0] if ax is None else ax
     pixels, matrix = read_view(levels, affine, view, n_px=display_px(ax))
+    pixels = only_in_view(pixels, matrix, view)
     colours = colour_scale(pixels, cmap=cmap, vmin=vmin, vmax=vmax)
     draw(
         ax, coordinate_system=coordinate_system,
@@ -132,11 +137,19 @@ def _channel(sdata: SpatialData, raster_key: str, gene: str) -> list[DataArray]:
     return [level.isel(c=[position]) for level in nodes]
 
 
-def _finite_view(levels: list[DataArray], affine: NDArray[np.float64], whole: Box) -> Box:
-    """The box around all that has a value, to a few hundred pixels; the whole raster where nothing is missing."""
-    pixels, matrix = read_view(levels, affine, whole, n_px=COARSE_PX)
-    finite = np.isfinite(pixels[0])
-    if finite.all() or not finite.any():
-        return whole
+def _with_values(levels: list[DataArray], affine: NDArray[np.float64], view: Box, *, raster_key: str) -> Box:
+    """The box around all in a view that has a value, to a few hundred pixels; the view where nothing is missing.
+
+    Raises ValueError where there is no value in it.
+    """
+    pixels, matrix = read_view(levels, affine, view, n_px=COARSE_PX)
+    finite = np.isfinite(only_in_view(pixels, matrix, view)[0])
+    if not finite.any():
+        raise ValueError(
+            f"there is nothing to draw: every value is NaN in raster {raster_key!r} at x {view[0]:.6g} to "
+            f"{view[2]:.6g}, y {view[1]:.6g} to {view[3]:.6g}, as off the tissue."
+        )
+    if finite.all():
+        return view
     rows, columns = np.flatnonzero(finite.any(axis=1)), np.flatnonzero(finite.any(axis=0))
     return with_margin(box_of((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1), matrix))

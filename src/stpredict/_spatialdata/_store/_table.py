@@ -54,7 +54,7 @@ def write_element(group: zarr.Group, name: str, element: Any) -> None:
         how: Callable[..., None], parent: Any, key: str, value: Any, /, *, iospec: Any,
         dataset_kwargs: Mapping[str, Any],
     ) -> None:  # fmt: skip
-        usual = bool(key) and "\\" not in key and (type(value) is not int or -(2**63) <= value < 2**63)
+        usual = bool(key) and not {"/", "\\"} & set(key) and _is_usual(value)
         place = root / parent.path / key
         metadata = seen.get(type(value)) if usual else None
         chunk = None if metadata is None else _scalar_chunk(metadata, value)
@@ -80,6 +80,15 @@ def write_element(group: zarr.Group, name: str, element: Any) -> None:
             seen[type(value)] = (place / "zarr.json").read_bytes()
 
     write_dispatched(group, name, element, write)
+
+
+def _is_usual(value: Any) -> bool:
+    """Whether NumPy keeps a value as it is: a text has no zero at its end and no half letter, an integer 64 bits."""
+    if type(value) is int:
+        return -(2**63) <= value < 2**63
+    if type(value) is str:
+        return not value.endswith("\0") and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    return True
 
 
 def _scalar_chunk(metadata: bytes, value: str | float) -> bytes | None:
