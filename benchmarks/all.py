@@ -1,13 +1,14 @@
-"""Every table of benchmarks/README.md by one command, of one commit; what is there is not made again.
+"""The tables of benchmarks/README.md by one command, of one commit; what is there is not made again.
 
-    python benchmarks/all.py --list                            # the tables, their commands and minutes
-    python benchmarks/all.py --out results                     # all of them: most of a day on two cores
-    python benchmarks/all.py --out results --only patient mob  # some
+    python benchmarks/all.py --list                                   # the tables, their commands and minutes
+    python benchmarks/all.py --out results/all                        # all of them: most of a day on two cores
+    python benchmarks/all.py --out results/all --only patient mob     # some
 
 A table is the Markdown that its script prints: OUT/NAME.md, which is there whole or not at all, with the script's own
 results in OUT/NAME, its messages in OUT/NAME.log, and all tables one after the other in OUT/tables.md. A folder holds
-tables of one commit: code that is not committed, and a folder of another commit, are refused. What needs a GPU
-(`device.py`, `systems.py --full`) and an environment of its own (`speed.py lazyslide`) is not among them.
+tables of one commit: code that is not committed, a folder with other things in it, one of another commit, and a commit
+during the work are refused. Not among them: what needs a GPU (`device.py`, `systems.py --full`) or an environment of
+its own (`speed.py lazyslide`), earlier states of the code, and settings that were tried.
 """
 
 from __future__ import annotations
@@ -52,18 +53,19 @@ TABLES = (
         "ensemble.py --epochs 4 --out {out}", 24,
     ),
     Table("domain", "What a model does not know", "domain.py", None),
-    Table("systems", "her2st C2..C5, leave-one-section-out", "systems.py her2st --out {out}", 100),
-    Table("colon", "Mouse colon, three folds of spatial blocks of one section", "systems.py colon --out {out}", 72),
+    Table("systems", "her2st C2..C5, leave-one-section-out", "systems.py her2st --out {out}", None),
+    Table("colon", "Mouse colon, three folds of spatial blocks of one section", "systems.py colon --out {out}", None),
     Table("mob", "Mouse olfactory bulb, each of two replicates from the other", "systems.py mob --out {out}", None),
     Table("ceiling", "The ceiling, where the truth is known", "ceiling.py", None),
     Table("genes-seen", "Genes by text", "genequery.py seen --out {out}", None),
-    Table("genes-unseen", "Genes by text", "genequery.py unseen --folds C2 C3 C4 C5 --out {out}", 108),
+    Table("genes-unseen", "Genes by text", "genequery.py unseen --out {out}", 108),
     Table("genes-speed", "Prediction", "genequery_speed.py", None),
     Table("scales", "Several scales together", "scales.py", 4),
     Table("counts-toy", "A map of counts", "counts.py toy --out {out}", 5),
     Table("counts-toy-24", "A map of counts", "counts.py toy --epochs 24 --out {out}", 10),
     Table("counts-scales", "A map of counts", "counts.py scales --out {out}", 4),
-    Table("counts-scales-30", "A map of counts", "counts.py scales --epochs 30 --same-epochs --out {out}", 12),
+    Table("counts-scales-30", "A map of counts", "counts.py scales --epochs 30 --out {out}", 8),
+    Table("counts-same-epochs", "A map of counts", "counts.py scales --epochs 30 --same-epochs --out {out}", None),
     Table("counts-her2st", "A map of counts", "counts.py her2st --out {out}", None),
     Table("speed", "Speed and memory", "speed.py", None),
 )  # fmt: skip
@@ -78,13 +80,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="say what there is, and make nothing")
     args = parser.parse_args(arguments)
     wanted = [table for table in TABLES if table.name in args.only]
-    if args.list or args.out is None:
+    if args.list:
         print(listed(wanted))
         return 0
-    args.out.mkdir(parents=True, exist_ok=True)
-    check_commit(args.out, commit())
-    failed = [table.name for table in wanted if not made(table, args.out)]
-    (args.out / "tables.md").write_text("\n".join(shown(args.out)))
+    if args.out is None:
+        parser.error("--out: which folder do the tables go to? (--list says which there are)")
+    now = commit()
+    check_folder(args.out, now)
+    failed = []
+    for table in wanted:
+        if not made(table, args.out):
+            failed.append(table.name)
+        elif commit() != now:
+            (args.out / f"{table.name}.md").unlink()
+            raise ValueError(f"{table.name}: the code was changed while it was made, from {now} to {commit()}.")
+        (args.out / "tables.md").write_text("\n".join(shown(args.out)))
     if failed:
         print(f"failed: {', '.join(failed)}; see their .log in {args.out}. The same command makes them again.")
     return len(failed)
@@ -105,9 +115,12 @@ def commit() -> str:
     Raises
     ------
     ValueError
-        Where code that tables are made by is not committed.
+        Where code that tables are made by is not committed, or in no repository.
     """
-    changed = _git("status", "--porcelain", "--", "src", "benchmarks/*.py", "pyproject.toml")
+    try:
+        changed = _git("status", "--porcelain", "--", "src", "benchmarks/*.py", "pyproject.toml")
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ValueError(f"{HERE.parent} is no git checkout, so that a table would be of no commit.") from error
     if changed:
         raise ValueError(f"a table is of a commit, and this is not committed:\n{changed}")
     return _git("rev-parse", "HEAD")
@@ -117,16 +130,19 @@ def _git(*command: str) -> str:
     return subprocess.run(["git", *command], cwd=HERE.parent, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def check_commit(out: Path, now: str) -> None:
-    """Note the commit in a folder that has none.
+def check_folder(out: Path, now: str) -> None:
+    """Note the commit in a new folder.
 
     Raises
     ------
     ValueError
-        Where the folder is of another.
+        Where the folder is of another commit, or holds what was not made here, which scripts would go on from.
     """
     note = out / "commit.txt"
     if not note.is_file():
+        if out.is_dir() and any(out.iterdir()):
+            raise ValueError(f"{out} holds results whose commit is not known: pass another --out.")
+        out.mkdir(parents=True, exist_ok=True)
         note.write_text(now)
     if note.read_text() != now:
         raise ValueError(f"{out} has tables of commit {note.read_text()}, and this is {now}: pass another --out.")
@@ -138,7 +154,7 @@ def made(table: Table, out: Path) -> bool:
     if done.is_file():
         print(f"{table.name}: is there", flush=True)
         return True
-    script, *rest = table.command.format(out=out / table.name).split()
+    script, *rest = (part.format(out=out / table.name) for part in table.command.split())
     print(f"{table.name}: {script} {' '.join(rest)}", flush=True)
     start = time.perf_counter()
     with part.open("w") as printed, (out / f"{table.name}.log").open("w") as log:

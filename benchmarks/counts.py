@@ -149,7 +149,9 @@ def toy(args: argparse.Namespace) -> None:
                 trained_and_read, train, test, panel, keys, link=link, seed=seed, on=("spots",), epochs=args.epochs,
                 batch_size=4,
             )  # fmt: skip
-            rows.setdefault(f"PixNet, {link}", []).append(kept(args.out / f"toy_{link}_{seed}.json", made))
+            rows.setdefault(f"PixNet, {link}", []).append(
+                kept(args.out / f"toy_{link}_{args.epochs}_{seed}.json", made)
+            )
         truth = kept(args.out / f"toy_oracles_{seed}.json", partial(oracles, test, keys, panel))
         for name, found in truth.items():
             rows.setdefault(name, []).append(found)
@@ -177,8 +179,9 @@ def scales(args: argparse.Namespace) -> None:
                 trained_and_read, train, test, panel, read, link=link, seed=seed, on=keys, batch_size=2,
                 epochs=args.epochs if args.same_epochs else max(1, round(args.epochs / len(keys))),
             )  # fmt: skip
-            long = "_same_epochs" if args.same_epochs and len(keys) > 1 else ""
-            found = kept(args.out / f"scales_{link}_{name.replace(' ', '')}_{seed}{long}.json", made)
+            found = kept(
+                args.out / f"scales_{link}_{name.replace(' ', '')}_{made.keywords['epochs']}_{seed}.json", made
+            )
             cells = " | ".join(f"{found[key][0]:.3f} ({found[key][1]:+.2f})" for key in read)
             print(f"| {link} | {name} | {cells} | {found['seconds']:.0f} |", flush=True)
 

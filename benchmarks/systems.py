@@ -28,7 +28,7 @@ from _settings import DATA, ENCODER, SECTIONS, WEIGHTS, pixnet
 from spatialdata import SpatialData
 
 import stpredict as stp
-from stpredict.models import EncoderRidge, Mean, Model, Ridge
+from stpredict.models import EncoderRidge, Mean, Model, PixNet, Ridge
 
 FIRST_TWO = ("PixNet", "GeneQuery, spots")
 N_GENES = 250
@@ -62,6 +62,12 @@ def plain(name: str, cache: Path | None, genes: Sequence[str]) -> Model:
     return getattr(stp.models, name)(config=config, encoder_weights=WEIGHTS, feature_cache=cache)
 
 
+def frozen_pixnet(genes: Sequence[str]) -> Model:
+    """The PixNet of the benchmarks on the same frozen encoder as the other systems."""
+    config = pixnet(genes).config
+    return PixNet(config=replace(config, recipe=replace(config.recipe, encoder_lr=0.0)), encoder_weights=WEIGHTS)
+
+
 def by_text(name: str, embeddings: stp.tl.GeneEmbeddings, genes: Sequence[str], **settings: Any) -> Model:
     """GeneQuery or SGN, likewise."""
     made: Any = getattr(stp.models, name)
@@ -72,9 +78,10 @@ def by_text(name: str, embeddings: stp.tl.GeneEmbeddings, genes: Sequence[str], 
 
 
 def systems(embeddings: Any, cache: Path | None) -> dict[str, Build]:
-    """The twelve systems and the nulls, in their small configurations."""
+    """The twelve systems, PixNet frozen like the others, and the nulls, in their small configurations."""
     return {
         "PixNet": pixnet,
+        "PixNet, frozen encoder": frozen_pixnet,
         "GeneQuery, spots": partial(by_text, "GeneQuery", embeddings, context="spot"),
         "GeneQuery, genes": partial(by_text, "GeneQuery", embeddings, context="gene"),
         **{name: partial(plain, name, cache) for name in BY_IMAGE},
@@ -115,6 +122,9 @@ def run(sections: list[SpatialData], args: argparse.Namespace, **settings: Any) 
     if args.data_set == "mob":
         models["Ridge"] = partial(Ridge, mpp=2.0)  # its picture has nothing of 1 um
     if args.models:
+        unknown = sorted(set(args.models) - set(models))
+        if unknown:
+            raise SystemExit(f"--models: {unknown} are not among {list(models)}")
         models = {name: models[name] for name in args.models}
     seeds = {name: (0, 1, 2) if name in FIRST_TWO and not args.full else (0,) for name in models}
     path = args.out / f"{args.data_set}{'_full' if args.full else ''}"
@@ -149,8 +159,11 @@ def main() -> None:
     panels = set().union(*(fold["panel"] for fold in result.attrs["protocol"]["folds"].values()))
     bare = panels - set(definitions()["gene"])
     print(f"{len(bare)} of {len(panels)} genes of the panels have no definition: text models read their symbol")
-    for _, row in result.dropna(subset="error").iterrows():
+    failed = result.dropna(subset="error")
+    for _, row in failed.iterrows():
         print(f"failed: {row['model']}, fold {row['fold']}: {row['error']}")
+    if len(failed):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
