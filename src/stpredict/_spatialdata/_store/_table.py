@@ -87,7 +87,8 @@ def _is_usual(value: Any) -> bool:
     if type(value) is int:
         return -(2**63) <= value < 2**63
     if type(value) is str:
-        return not value.endswith("\0") and not any("\ud800" <= letter <= "\udfff" for letter in value)
+        whole = value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
+        return whole and not value.endswith("\0")
     return True
 
 
