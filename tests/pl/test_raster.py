@@ -230,3 +230,15 @@ def test_a_crop_without_values_draws_nothing_and_opens_no_figure(sdata: SpatialD
     with pytest.raises(ValueError, match="every value is NaN in raster 'pixnet' at x 0 to 12, y 0 to 90"):
         pl.raster(sdata, "pixnet", gene="SCD", crop=(0, 0, 12, 90))
     assert plt.get_fignums() == []
+
+
+def test_a_turned_crop_of_whole_numbers_has_no_zeros_of_what_is_not_shown(make_sdata) -> None:
+    sdata = make_sdata(turn=45)
+    element = sdata.images["pixnet"]
+    values = np.random.default_rng(0).integers(120, 250, element.shape, dtype=np.uint8)
+    sdata.images["pixnet"] = Image2DModel.parse(
+        values, dims=("c", "y", "x"), c_coords=list(element.c.to_numpy()),
+        transformations=get_transformation(element, get_all=True),
+    )  # fmt: skip
+    ax = pl.raster(sdata, "pixnet", gene="SCD", crop=(40, 40, 80, 80))
+    assert _overlay(ax).get_clim()[0] >= 120

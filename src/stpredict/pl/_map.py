@@ -176,13 +176,16 @@ def read_view(
 
 
 def only_in_view(pixels: NDArray, matrix: NDArray[np.float64], view: Box) -> NDArray:
-    """Pixels (c, h, w), NaN where nothing of a pixel is in the view: a window of a turned image reaches beyond it."""
+    """Pixels (c, h, w) in float32, NaN where nothing of one is in the view: windows of turned images reach beyond it.
+
+    `matrix` is 3x3, from these pixels to the coordinate system, as of `read_view`.
+    """
     (_, h, w), (across, down) = pixels.shape, np.abs(matrix[:2, :2]).sum(axis=1) / 2
     x, y = np.einsum(
         "ij,jyx->iyx", matrix[:2], np.stack([*np.meshgrid(np.arange(w) + 0.5, np.arange(h) + 0.5), np.ones((h, w))])
     )
     seen = (x + across > view[0]) & (x - across < view[2]) & (y + down > view[1]) & (y - down < view[3])
-    return np.where(seen, pixels, np.nan).astype(pixels.dtype)
+    return np.where(seen, pixels, np.nan).astype(np.float32)
 
 
 def display_px(ax: Axes) -> int:
