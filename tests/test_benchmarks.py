@@ -13,7 +13,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
 @pytest.fixture
 def every(tmp_path, monkeypatch):
-    """The script, with three tables of its own: two that print, of which one once, and one that fails."""
+    """The script, with two tables of its own: one that can be made once, and one that fails half-way."""
     spec = importlib.util.spec_from_file_location("benchmarks_all", FOLDER / "all.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

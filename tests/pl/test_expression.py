@@ -237,9 +237,7 @@ def test_a_crop_beside_the_picture_is_drawn_without_it(sdata: SpatialData) -> No
         transformations=get_transformation(half, get_all=True),
     )
     for layer in ("pixnet", None):
-        ax = pl.expression(
-            sdata, layer, gene="SCD", crop=sdata.shapes["spots"].total_bounds * [1, 1, 1, 1] + [40, 0, 0, 0]
-        )
+        ax = pl.expression(sdata, layer, gene="SCD", crop=sdata.shapes["spots"].total_bounds + [40, 0, 0, 0])
         assert len(ax.images) == 0
         assert len(drawn(ax)) > 0
     assert len(pl.compare(sdata, "pixnet", gene="SCD", crop=(70, 10, 120, 60))[0].images) == 0

@@ -65,9 +65,9 @@ def write_element(group: zarr.Group, name: str, element: Any) -> None:
             return
         spec = {"encoding-type": iospec.encoding_type, "encoding-version": iospec.encoding_version}
         if usual and type(value) is dict:
-            group = parent.create_group(key, attributes=spec)
-            for name, each in value.items():
-                write_dispatched(group, name, each, write, dataset_kwargs=dataset_kwargs)
+            inner = parent.create_group(key, attributes=spec)
+            for inner_key, each in value.items():
+                write_dispatched(inner, inner_key, each, write, dataset_kwargs=dataset_kwargs)
             return
         text = spec["encoding-type"] == "string-array"
         plain = usual and type(value) is np.ndarray and value.size and value.ndim
