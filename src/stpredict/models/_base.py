@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from stpredict import _html
@@ -32,6 +30,7 @@ from stpredict.models._info import ModelInfo
 from stpredict.models._samples import Batch, Samples, sections_of
 from stpredict.models._texts import Vocabulary
 from stpredict.nn.pool import pool
+from stpredict.nn.state import sha256_of
 
 __all__ = [
     "Model",
@@ -502,7 +501,7 @@ def _state(model: Model) -> dict[str, Tensor]:
 
 def weights_sha256(model: Model) -> str:
     """The hash that `model.safetensors` has, or would have if the model were saved now."""
-    return hashlib.sha256(save(_state(model))).hexdigest()
+    return sha256_of(_state(model))
 
 
 def predict_batch(model: Model, batch: Batch, query: Tensor) -> Tensor:
