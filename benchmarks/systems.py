@@ -34,8 +34,9 @@ FIRST_TWO = ("PixNet", "GeneQuery, spots")
 N_GENES = 250
 REPLICATES = "two replicates, one section each"
 PATIENT = "one patient (C): sections cannot be held apart by patient"
-BY_TEXT = ("GeneQuery, spots", "GeneQuery, genes", "SGN")
+BY_TEXT = ("GeneQuery, spots", "GeneQuery, genes", "SGN", "SGN, trained encoder")
 EPOCHS = {"spot": 8, "gene": 20}  # chosen on C4 with C2 and C3 as training sections
+TRAINED_EPOCHS, TRAINED_RATE = 20, 1e-4  # of encoders that are trained; not chosen
 BY_IMAGE = ("STNet", "HisToGene", "BLEEP", "EGN", "TRIPLEX", "DeepSpot", "HE2RNA", "FEAST")
 
 Build = Callable[[Sequence[str]], Model]
@@ -68,6 +69,13 @@ def frozen_pixnet(genes: Sequence[str]) -> Model:
     return PixNet(config=replace(config, recipe=replace(config.recipe, encoder_lr=0.0)), encoder_weights=WEIGHTS)
 
 
+def trained(build: Build, genes: Sequence[str], **given: Any) -> Model:
+    """The same system with its encoder trained as well, slowly, in as many epochs as PixNet."""
+    made: Any = build(genes)
+    recipe = replace(made.config.recipe, max_epochs=TRAINED_EPOCHS, encoder_lr=TRAINED_RATE)
+    return type(made)(config=replace(made.config, frozen=False, recipe=recipe), encoder_weights=WEIGHTS, **given)
+
+
 def by_text(name: str, embeddings: stp.tl.GeneEmbeddings, genes: Sequence[str], **settings: Any) -> Model:
     """GeneQuery or SGN, likewise."""
     made: Any = getattr(stp.models, name)
@@ -79,13 +87,17 @@ def by_text(name: str, embeddings: stp.tl.GeneEmbeddings, genes: Sequence[str], 
 
 def systems(embeddings: Any, cache: Path | None) -> dict[str, Build]:
     """The twelve systems, PixNet frozen like the others, and the nulls, in their small configurations."""
+    by_image: dict[str, Build] = {name: partial(plain, name, cache) for name in BY_IMAGE}
+    sgn: Build = partial(by_text, "SGN", embeddings)
     return {
         "PixNet": pixnet,
         "PixNet, frozen encoder": frozen_pixnet,
         "GeneQuery, spots": partial(by_text, "GeneQuery", embeddings, context="spot"),
         "GeneQuery, genes": partial(by_text, "GeneQuery", embeddings, context="gene"),
-        **{name: partial(plain, name, cache) for name in BY_IMAGE},
-        "SGN": partial(by_text, "SGN", embeddings),
+        **by_image,
+        "SGN": sgn,
+        **{f"{name}, trained encoder": partial(trained, by_image[name]) for name in ("STNet", "TRIPLEX")},
+        "SGN, trained encoder": partial(trained, sgn, embeddings=embeddings),
         "EncoderRidge": partial(plain, "EncoderRidge", cache),
         "Ridge": Ridge,
         "Mean": Mean,
