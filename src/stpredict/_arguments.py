@@ -45,7 +45,7 @@ WAYS: Mapping[str, str] = {
     "embeddings": "Pass what stp.tl.embed_genes returned, or the file it wrote.",
 }
 # texts that must not be empty, beside those whose names end with _key, _added or _name
-KEYS = ("key", "layer", "gene", "name", "measured", "metric", "section", "name_or_path", "model", "encoder")
+KEYS = ("key", "path", "layer", "gene", "name", "measured", "metric", "section", "name_or_path", "model", "encoder")
 _FREE = {"Any", "ArrayLike", "NDArray", "Target", "Explicit", "Matching"}  # what the function itself looks at
 
 
@@ -68,6 +68,13 @@ def _check(name: str, value: Any, hint: Any) -> None:
         if isinstance(value, str) and fits([value], hint):
             way = f" Pass [{shown(value)}]."
         raise ValueError(f"{name}={_said(value)} must be {spelled(hint)}.{way}")
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise ValueError(
+            f"{name} is a masked array of which {np.ma.count_masked(value)} values are masked, and masks are not read "
+            f"here. Drop these rows, or pass {name}.filled(np.nan) where NaN is allowed."
+        )
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError(f"{name}={_said(value)} holds a null character.{way}")
     if isinstance(value, str) and not value and (name in KEYS or name.endswith(("_key", "_added", "_name"))):
         raise ValueError(f"{name} is an empty text; it must be {spelled(hint)}.{way}")
     limit = LIMITS.get(name)

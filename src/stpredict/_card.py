@@ -26,9 +26,11 @@ LIMITS: Mapping[str, Range] = {
     "cell_um": (1e-3, 1e6),
     "n_target_genes": (1, 10**7),
     "min_counts": (0.0, 1e12),
+    "seed": (0, 2**63),
 }
 FIRST_VERSION = "0.1.0"  # of a model that was trained and not given another
 _VERSION = re.compile(r"\d+(\.\d+){0,3}([.+-]?[A-Za-z0-9]+){0,4}")
+_PACKAGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _FORMAT = re.compile(r"stpredict-card/(\d{1,6})")
 _SHIPPED = Path(__file__).parent / "models" / "weights"
 HUB_SCHEME = "hf://"
@@ -234,6 +236,9 @@ def check_card(card: Card) -> None:
             raise ValueError(f"val_pcc of {shown(gene)} is {value:g}; a correlation lies in [-1, 1].")
     _check_held_out(card)
     Domain.from_record(card.domain)
+    for name in card.versions:  # every result records them, and a store takes no other names
+        if not _PACKAGE.fullmatch(name) or name == "zarr.json":
+            raise ValueError(f"versions has {shown(name)}, which is no name of a package.")
     for name, value in card.about.items():
         if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
             raise ValueError(f"about.{shown(name)} must be a list of texts, got {shown(value)}.")

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from stpredict._messages import warn
-from stpredict._schema import Range, check_fields, parse_json, shown
+from stpredict._schema import Range, check_fields, fits, parse_json, shown
 
 FORMAT = "stpredict-gene-embeddings/1"
 _CARD, _VECTORS, _HASH = "card", "vectors", "sha256"
@@ -55,7 +55,8 @@ class GeneEmbeddings:
     Raises
     ------
     ValueError
-        For genes that occur twice, another number of vectors than genes, and values that are not finite.
+        For genes that are no list of names or occur twice, another number of vectors than genes, values that are not
+        finite, and another field of a wrong type.
 
     Examples
     --------
@@ -76,6 +77,10 @@ class GeneEmbeddings:
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        if not fits(self.genes, Sequence[str]) or any(gene == "" for gene in self.genes):
+            raise ValueError(f"genes={shown(self.genes)} must be a list of names, in the order of the vectors.")
+        facts = {name: value for name, value in vars(self).items() if name not in ("genes", _VECTORS)}
+        check_fields(facts, GeneEmbeddings, _LIMITS)
         if len(self.genes) == 0:
             raise ValueError("embeddings of no genes: there must be at least one.")
         genes, vectors = tuple(map(str, self.genes)), np.ascontiguousarray(self.vectors, dtype=np.float32)

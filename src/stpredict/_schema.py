@@ -17,7 +17,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-LARGEST_JSON = 2**26  # bytes; the card of 20,000 genes has 2 MB
+LARGEST_JSON = 2**25  # bytes; the card of 20,000 genes has 2 MB
+DEEPEST_JSON = 50  # what a card says is five deep, and what copies or prints it goes deeper for every level
 LONGEST_TEXT = 2**20  # characters of one string
 
 Range = tuple[float, float]  # smallest and largest value
@@ -26,7 +27,7 @@ Range = tuple[float, float]  # smallest and largest value
 def parse_json(text: str | bytes, what: str) -> Any:
     """What a JSON text says; ValueError naming `what` for broken, deep or ambiguous ones and numbers without a value.
 
-    Refused beside broken syntax: keys that occur twice, NaN and infinite numbers, and nesting beyond Python's limit.
+    Refused beside broken syntax: keys that occur twice, NaN and infinite numbers, and nesting beyond `DEEPEST_JSON`.
     """
     if len(text) > LARGEST_JSON:
         raise ValueError(f"{what} has {len(text)} bytes, more than the {LARGEST_JSON} that JSON may have here.")
@@ -36,7 +37,16 @@ def parse_json(text: str | bytes, what: str) -> Any:
         raise ValueError(f"{what} is not JSON that can be read: it is nested too deep.") from None
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are of its kind
         raise ValueError(f"{what} is not JSON: {error}.") from error
+    level = [found]
+    for _ in range(DEEPEST_JSON):
+        level = [each for held in level if isinstance(held, dict | list) for each in _inside(held)]
+    if level:
+        raise ValueError(f"{what} is not JSON that can be read: it is nested too deep.")
     return found
+
+
+def _inside(held: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return held.values() if isinstance(held, dict) else held
 
 
 def _no_constant(name: str) -> float:

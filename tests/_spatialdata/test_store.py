@@ -25,7 +25,9 @@ def checked_names(sdata: SpatialData, add: Callable[[NewNames], None]) -> None:
     names.check()
 
 
-@pytest.mark.parametrize("key", ["", "a b", "a/b", "é", "µ", "__x", ".", "..", "_index", "a:b", 3])
+@pytest.mark.parametrize(
+    "key", ["", "a b", "a/b", "é", "µ", "__x", ".", "..", ".x", "_index", "zarr.json", "Zarr.json", 151 * "a", "a:b", 3]
+)
 def test_names_that_a_store_cannot_hold_are_refused(key: Any) -> None:
     with pytest.raises(ValueError, match="cannot be the name of a layer"):
         NewName(key, "layer", frozenset()).check(overwrite=True)

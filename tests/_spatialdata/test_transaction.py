@@ -257,16 +257,41 @@ def test_where_the_system_cannot_exchange_two_names_a_kill_at_any_rename_is_mend
     assert len(set(ends)) == 2
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_member_may_have_the_name_of_another_with_more_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    """What waits beside the place of a member while two are exchanged must be no other member."""
+    if not at_once:
+        monkeypatch.setattr(_commit, "_exchanged_at_once", lambda a, b: False)
+    sdata = make_sdata()
+    obs = sdata.tables["table"].obs
+    for suffix in ("", ".aside", ".new", ".aside.aside"):
+        obs[f"score{suffix}"] = np.arange(10.0)
+    sdata.write(tmp_path / "slide.zarr")
+    sdata = read_zarr(tmp_path / "slide.zarr")
+    for key in ("pixnet", "pixnet.aside", "zarr.json.aside", "view", "new", "old"):
+        _results.commit(sdata, [make_layer(sdata, key)])
+        _results.commit(sdata, [make_layer(sdata, key, plus=1.0)], overwrite=True)
+    again = read_zarr(sdata.path).tables["table"]
+    assert {"pixnet", "pixnet.aside", "zarr.json.aside", "view", "new", "old"} < set(again.layers)
+    assert [name for name in again.obs if name.startswith("score")] == [
+        name for name in obs if name.startswith("score")
+    ]
+    np.testing.assert_array_equal(again.X, sdata.tables["table"].X)
+    assert not (Path(sdata.path) / _commit.FOLDER).exists()
+
+
 def test_a_way_back_that_fails_is_gone_by_the_next_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sdata = backed(tmp_path)
     predict(sdata)
     before, exchange, calls = disk(tmp_path), _commit.exchange, []
 
-    def broken(ours: Path, theirs: Path) -> None:
+    def broken(ours: Path, theirs: Path, aside: Path) -> None:
         calls.append(theirs)
         if len(calls) > 2:
             raise OSError("the disk is gone")
-        exchange(ours, theirs)
+        exchange(ours, theirs, aside)
 
     with monkeypatch.context() as patch:
         patch.setattr(_commit, "exchange", broken)

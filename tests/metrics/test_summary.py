@@ -79,3 +79,27 @@ def test_bad_input_says_what_is_wrong(pair: tuple[np.ndarray, np.ndarray]) -> No
         metrics.summary(*pair, n_top=0)
     with pytest.raises(ValueError, match="no genes to score"):
         metrics.summary(pair[0][:, :0], pair[1][:, :0])
+
+
+def test_correlations_that_are_known_are_one_a_gene_and_correlations(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    true = pair[1]
+    for r in (np.full(N_GENES, 2.0), np.zeros(N_GENES - 1), np.zeros((1, N_GENES))):
+        with pytest.raises(ValueError, match=r"r must be a correlation in \[-1, 1\] for each gene"):
+            metrics.correlation_summary(r, true)
+    assert np.isnan(metrics.correlation_summary(np.full(N_GENES, np.nan), true)["pcc_m"])
+
+
+@pytest.mark.parametrize("score", ["pcc", "spearman", "mse", "mae", "rvd", "summary"])
+def test_a_mask_is_not_dropped_in_silence(pair: tuple[np.ndarray, np.ndarray], score: str) -> None:
+    pred, true = pair
+    whole = getattr(metrics, score)(np.ma.array(pred), true)
+    np.testing.assert_array_equal(np.asarray(whole), np.asarray(getattr(metrics, score)(pred, true)))
+    for masked in ((np.ma.array(pred, mask=pred > 0), true), (pred, np.ma.array(true, mask=true > 0))):
+        with pytest.raises(ValueError, match=r"(pred|true) is a masked array of which \d+ values are masked"):
+            getattr(metrics, score)(*masked)
+
+
+def test_a_total_below_the_sum_of_the_counts_is_refused() -> None:
+    assert metrics.log1p_cp10k([[2.0, 3.0]], [5.0]).shape == (1, 2)
+    with pytest.raises(ValueError, match="counts of 1 of 2 spots are more than their totals, such as 5 and 1"):
+        metrics.log1p_cp10k([[1.0, 0.0], [5.0, 0.0]], [1.0, 1.0])

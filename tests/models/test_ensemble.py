@@ -220,6 +220,10 @@ def test_the_card_of_an_ensemble_is_read_as_data(trained, tmp_path):
     refused("needs 2 to 64 members, got 0", lambda c: c.update(members=[]))
     refused("may have 64", lambda c: c.update(members=c["members"] * 40))
     refused("does not know", lambda c: c["members"][0]["config"].update(other=1))
+    # columns would change places
+    refused("genes is .*, and that of its members", lambda c: [m["config"]["genes"].reverse() for m in c["members"]])
+    refused("mpp is .*, and that of its members 2.0", lambda c: [m["config"].update(mpp=2.0) for m in c["members"]])
+    refused("link is 'log1p', and that of its members 'identity'", lambda c: c.update(link="log1p"))
     refused("does not fit", lambda c: c.update(members=[*c["members"], c["members"][0]]))
 
 

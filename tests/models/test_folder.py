@@ -150,6 +150,11 @@ def test_a_hub_encoder_of_an_older_card_has_the_colours_of_imagenet(saved):
     ({"val_pcc": {"red": 3.0}}, {}, r"val_pcc of 'red' is 3; a correlation lies in \[-1, 1\]"),
     ({"sections": [1]}, {}, "sections="),
     ({"versions": {"torch": 2}}, {}, "versions="),
+    ({"versions": {"a/b": "1"}}, {}, "versions has 'a/b', which is no name of a package"),
+    ({"versions": {"..": "1"}}, {}, "versions has"),
+    ({"versions": {"": "1"}}, {}, "versions has"),
+    ({"versions": {"zarr.json": "1"}}, {}, "versions has"),
+    ({"seed": -1}, {}, "seed=-1: must lie in"),
     ({"weights_sha256": 5}, {}, "weights_sha256=5 must be a text or None"),
     ({}, {"recipe": None}, "recipe=None must be a Recipe"),
     ({}, {"recipe": {"rate": 1}}, r"recipe has fields that are unknown: \['rate'\]"),
@@ -171,6 +176,7 @@ def test_a_card_is_checked_as_a_whole(saved, fields, config, said):
 @pytest.mark.parametrize(("text", "said"), [
     ("", "is not JSON"),
     ("[" * 100_000, "nested too deep"),
+    ("[" * 500 + "]" * 500, "nested too deep"),
     ('{"a": ' * 100_000, "nested too deep"),
     ('{"format": "stpredict-card/1", "mpp": 1, "mpp": 2}', "the key 'mpp' occurs twice"),
     ('{"mpp": Infinity}', "Infinity is no JSON number"),
@@ -256,6 +262,41 @@ def test_a_model_is_not_saved_over_another_unasked(saved):
     assert (folder / "model.safetensors").read_bytes() != before
     assert sorted(path.name for path in folder.iterdir()) == FILES
     models.load(folder)
+
+
+def test_a_link_that_lies_in_a_folder_is_not_followed_by_a_save(saved, tmp_path):
+    from stpredict import models
+
+    folder, victim = saved("ridge"), tmp_path / "victim.txt"
+    victim.write_text("mine")
+    for name in (".card.json.new", ".card.json.new.part", ".model.safetensors.new", ".README.md.new"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(victim)
+    models.load(folder).save(folder, overwrite=True)
+    assert victim.read_text() == "mine"
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ({"path": ""}, "path is an empty text"),
+    ({"path": 5}, "path=5 must be a text or a path"),
+    ({"path": "x\0y"}, "path=.* holds a null character"),
+    ({"overwrite": "yes"}, "overwrite='yes' must be true or false"),
+])  # fmt: skip
+def test_a_mistyped_save_is_refused(saved, tmp_path, given, said):
+    from stpredict import models
+
+    model = models.load(saved("ridge"))
+    with pytest.raises(ValueError, match=said):
+        model.save(**({"path": tmp_path / "new"} | given))
+
+
+def test_a_model_is_not_saved_into_a_file(saved, tmp_path):
+    from stpredict import models
+
+    (tmp_path / "there").touch()
+    with pytest.raises(FileExistsError, match="is a file, and a model is a folder"):
+        models.load(saved("ridge")).save(tmp_path / "there")
 
 
 class Killed(BaseException):

@@ -168,3 +168,9 @@ def test_a_result_of_failures_alone_says_so(tables):
                 ]
             )
         )
+
+
+def test_a_pipe_or_a_line_end_stays_in_its_cell(tables):
+    frame = pd.DataFrame({"a|b": ["x|y", "two\nlines"]}, index=["one|1", "two"])
+    assert tables.markdown(frame).splitlines()[2:] == [r"| one\|1 | x\|y |", "| two | two lines |"]
+    assert tables.markdown(frame).splitlines()[0] == r"|  | a\|b |"

@@ -63,6 +63,10 @@ def _far_away(sdata):
     sdata.shapes["spots"].geometry = [shapely.Point(9000 + i, 9000) for i in range(len(sdata.shapes["spots"]))]
 
 
+def _own_domain(sdata):
+    sdata.tables["table"].obs["pixnet_domain"] = 1.0
+
+
 def _taken(sdata):
     sdata.tables["table"].layers["pixnet"] = np.zeros(sdata.tables["table"].shape, np.float32)
 
@@ -111,12 +115,18 @@ CASES = {
     "grey": (_grey, {"mpp": 1.0}, r"(?s)RGB.*(1|channel)"),
     "sixteen bit": (_sixteen_bit, {"mpp": 1.0}, r"(?s)uint8.*uint16|uint16.*uint8"),
     "key taken": (_taken, {}, r"there is a .*layer.* called 'pixnet' already.*overwrite=True"),
+    "column of the domain taken": (_own_domain, {}, "column of obs of table 'table' called 'pixnet_domain' already"),
     "image taken": (
         _taken_image,
         {"image_key": "image", "output": "raster"},
         r"there is .*'pixnet' already.*overwrite=True",
     ),
     "bad key": (None, {"key_added": "org/model"}, "'org/model' cannot be the name"),
+    "hidden key": (None, {"key_added": ".pixnet"}, "'.pixnet' cannot be the name"),
+    "hidden table": (None, {"table_added": ".new"}, "'.new' cannot be the name of a table"),
+    "hidden image": (None, {"output": "raster", "key_added": ".pixnet"}, "'.pixnet' cannot be the name of a"),
+    "a name of the store's own": (None, {"key_added": "zarr.json"}, "'zarr.json' cannot be the name"),
+    "a name too long": (None, {"key_added": 151 * "a"}, "cannot be the name"),
     "key differs by case": (_taken, {"key_added": "PixNet"}, "differs from the existing .* 'pixnet' by case alone"),
     "no such device": (None, {"device": "cuda:9"}, "device='cuda:9' is not there"),
     "unknown output": (None, {"output": "picture"}, "output='picture' must be one of 'layer'"),

@@ -187,3 +187,18 @@ def test_a_new_table_of_shapes_that_the_store_lacks_is_refused(stored, pixnet, f
     sdata.write_element("drawn")
     stp.tl.aggregate(sdata, "pixnet", shapes_key="drawn")
     assert np.isfinite(read_zarr(path).tables["drawn_pixnet"].X).all()
+
+
+def test_a_list_may_be_an_array_or_a_column_and_names_an_object_once(stored, pixnet, make):
+    import pandas as pd
+
+    import stpredict as stp
+
+    paths = [str(stored(name)) for name in ("a", "b")]
+    for k, listed in enumerate((np.array(paths), pd.Series(paths), tuple(paths))):
+        stp.tl.predict(listed, pixnet, shapes_key="spots", key_added=f"key{k}", **RUN)
+        assert all(f"key{k}" in read_zarr(path).tables["table"].layers for path in paths)
+    sdata = make(7, size=512)
+    with pytest.raises(ValueError, match="an object is given twice"):
+        stp.tl.predict([sdata, sdata], pixnet, shapes_key="spots", overwrite=True, **RUN)
+    assert "pixnet" not in sdata.tables["table"].layers

@@ -274,8 +274,12 @@ def all_opened(
     sdatas: SpatialData | str | Path | Sequence[SpatialData | str | Path], argument: str = "sdatas"
 ) -> list[SpatialData]:
     """One or several objects or paths of stores as a list of objects. Raises as `opened`, and ValueError for none."""
-    if isinstance(sdatas, str) or not isinstance(sdatas, Sequence):
-        return [opened(sdatas)]
-    if not sdatas:
+    many = listed(sdatas)
+    if not many:
         raise ValueError(f"{argument} is an empty list: give at least one section.")
-    return [opened(each) for each in sdatas]
+    return [opened(each) for each in many]
+
+
+def listed(sdatas: SpatialData | str | Path | Sequence[SpatialData | str | Path]) -> list[SpatialData | str | Path]:
+    """One or several objects or paths, as a list; an array or a column of a frame will do."""
+    return [sdatas] if isinstance(sdatas, str | Path) or hasattr(sdatas, "tables") else list(sdatas)

@@ -96,7 +96,7 @@ def correlation_summary(r: NDArray[np.float64], true: ArrayLike, *, n_top: int =
     Raises
     ------
     ValueError
-        For `n_top` below 1.
+        For `n_top` below 1, another number of correlations than genes, and values outside [-1, 1].
 
     Examples
     --------
@@ -105,7 +105,12 @@ def correlation_summary(r: NDArray[np.float64], true: ArrayLike, *, n_top: int =
     0.3
     """
     check_arguments(correlation_summary, locals())
-    measured = np.asarray(true)
+    measured, r = np.asarray(true), np.asarray(r, dtype=np.float64)
+    if measured.ndim != 2 or r.shape != measured.shape[1:] or (np.abs(r) > 1.001).any():
+        raise ValueError(
+            f"r must be a correlation in [-1, 1] for each gene of true, which is {measured.shape}; got shape {r.shape}"
+            + (f", of values up to {np.nanmax(np.abs(r)):g}." if r.size and np.isfinite(r).any() else ".")
+        )
     mean, variance = measured.mean(axis=0, dtype=np.float64), measured.var(axis=0, dtype=np.float64)
     return top_correlations(r, mean=mean, variance=variance, n_top=n_top)
 

@@ -431,7 +431,10 @@ class Model(nn.Module, ABC):
         FileExistsError
             Where there is a model already and `overwrite` is not given.
         """
+        check_arguments(Model.save, locals())
         folder = Path(path)
+        if folder.is_file():
+            raise FileExistsError(f"{folder} is a file, and a model is a folder. Pass another path.")
         card = self._card_to_save(version)
         self.card = write_model(folder, _state(self), card, overwrite=overwrite, info=self.info)
         self.loaded_from = str(folder.resolve())

@@ -109,7 +109,14 @@ class Ensemble(Model):
     def __init__(self, members: Sequence[Model] = (), *, config: EnsembleConfig | None = None) -> None:
         members = list(members) if config is None else [_made(each) for each in _checked(config.members)]
         _check_members(members)
-        super().__init__(_config_of(members) if config is None else config)
+        made = _config_of(members)
+        for name in () if config is None else ("genes", "mpp", "link"):
+            if getattr(config, name) != getattr(made, name):
+                raise ValueError(
+                    f"{name} is {shown(getattr(config, name))}, and that of its members {shown(getattr(made, name))}: "
+                    "an ensemble and its members have the same."
+                )
+        super().__init__(made if config is None else config)
         self.members = nn.ModuleList(members)
         if members[0].output == "raster":
             self.stride = members[0].stride

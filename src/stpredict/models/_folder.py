@@ -65,9 +65,9 @@ def write_model(
     if card_file(folder).name == NEW_CARD:  # an earlier save was killed between its two moves
         os.replace(folder / NEW_CARD, folder / CARD)
     # the card first: without weights beside it, it would be taken for the model's
-    for left in (NEW_CARD, NEW_WEIGHTS, NEW_README):
-        (folder / left).unlink(missing_ok=True)
     aside = folder / f"{NEW_CARD}.part"
+    for left in (folder / NEW_CARD, folder / NEW_WEIGHTS, folder / NEW_README, aside):  # and no link is followed
+        left.unlink(missing_ok=True)
     try:
         save_file(dict(state), folder / NEW_WEIGHTS)
         card = replace(card, weights_sha256=sha256(folder / NEW_WEIGHTS))

@@ -43,11 +43,11 @@ def markdown(table: pd.DataFrame, *, digits: int = 3) -> str:
         part = table[name]
         if isinstance(part, pd.DataFrame):
             pairs = zip(part["mean"], part["sd"], strict=True)
-            cells[str(name)] = [_spread(mean, sd, digits) for mean, sd in pairs]
+            cells[_plain(name)] = [_spread(mean, sd, digits) for mean, sd in pairs]
         else:
-            cells[str(name)] = [_number(value, digits) for value in part]
-    index = [" | ".join(map(str, key)) if isinstance(key, tuple) else str(key) for key in table.index]
-    heads = [str(name or "") for name in table.index.names]
+            cells[_plain(name)] = [_number(value, digits) for value in part]
+    index = [" | ".join(map(_plain, key)) if isinstance(key, tuple) else _plain(key) for key in table.index]
+    heads = [_plain(name or "") for name in table.index.names]
     lines = ["| " + " | ".join([*heads, *cells.columns]) + " |", "|---" * (len(heads) + cells.shape[1]) + "|"]
     lines += ["| " + " | ".join([key, *row]) + " |" for key, row in zip(index, cells.to_numpy().tolist(), strict=True)]
     return "\n".join(lines)
@@ -61,7 +61,12 @@ def _number(value: object, digits: int) -> str:
     if value is pd.NA:
         return "—"
     if not isinstance(value, float):
-        return str(value)
+        return _plain(value)
     if math.isnan(value):
         return "—"
     return f"{value:.0f}" if value.is_integer() and abs(value) >= 1 else f"{value:.{digits}f}"
+
+
+def _plain(value: object) -> str:
+    """A text in one cell: a pipe or the end of a line would end it."""
+    return str(value).replace("|", "\\|").replace("\n", " ")

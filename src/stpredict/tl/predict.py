@@ -218,12 +218,15 @@ def _where_it_stopped(many: Sequence[SpatialData | str | Path], k: int) -> str:
 
 def _listed(sdata: SpatialData | str | Path | Sequence[SpatialData | str | Path]) -> list[SpatialData | str | Path]:
     """All that is to be predicted; stores that are not there, or named twice, are found before any work is done."""
-    many = list(sdata) if isinstance(sdata, Sequence) and not isinstance(sdata, str) else [sdata]
+    many = _spatialdata.listed(sdata)
     if not many:
         raise ValueError("there is nothing to predict: the list of objects and stores is empty.")
     if lacking := [str(each) for each in many if isinstance(each, str | Path) and not Path(each).exists()]:
         raise FileNotFoundError(f"there is no store {', '.join(map(repr, lacking))}.")
     paths = [str(path.resolve()) for each in many if (path := _spatialdata.path_of(each)) is not None]
+    objects = [id(each) for each in many if not isinstance(each, str | Path)]
+    if len(set(objects)) < len(objects):
+        raise ValueError("an object is given twice. Pass each once.")
     if twice := sorted({path for path in paths if paths.count(path) > 1}):
         raise ValueError(f"these stores are named twice: {twice}. Name each once.")
     return many

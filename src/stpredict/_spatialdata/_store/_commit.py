@@ -166,7 +166,7 @@ def steps(folder: Path) -> list[Step]:
         *(_move_built(folder, *each) for each in plan["taken"]),
         *(_link_to_view(folder, i, *place) for i, place in places),
         Step("switch to the new state", lambda: _switch_view(folder, "new"), lambda: _switch_view(folder, "old")),
-        *(_move_kept(folder, i, member) for i, member in plan["kept"]),
+        *(_move_kept(folder, i, member, folder / f"aside-{k}") for k, (i, member) in enumerate(plan["kept"])),
         *(_replace_link(folder, i, place) for i, (place, _) in places),
     ]
 
@@ -209,11 +209,10 @@ def link_to_old(i: int, member: str) -> str:
     return "../" * (member.count("/") + 2) + f"old/{i}/{member}"
 
 
-def exchange(ours: Path, theirs: Path) -> None:
-    """Exchange two files, folders or links: in one step where the system can, else in three renames."""
+def exchange(ours: Path, theirs: Path, aside: Path) -> None:
+    """Exchange two files, folders or links: in one step where the system can, else in three renames, by `aside`."""
     if _exchanged_at_once(ours, theirs):
         return
-    aside = _aside(ours)
     os.rename(ours, aside)
     try:
         os.rename(theirs, ours)
@@ -223,9 +222,8 @@ def exchange(ours: Path, theirs: Path) -> None:
     os.rename(aside, theirs)
 
 
-def _finish(ours: Path, theirs: Path) -> None:
+def _finish(ours: Path, theirs: Path, aside: Path) -> None:
     """Finish an exchange that was killed between its renames."""
-    aside = _aside(ours)
     if os.path.lexists(aside):
         if not os.path.lexists(ours):
             os.rename(theirs, ours)
@@ -233,6 +231,7 @@ def _finish(ours: Path, theirs: Path) -> None:
 
 
 def _aside(path: Path) -> Path:
+    """Where the i-th place of ``new`` or ``old`` waits: no member lies there, whatever it is called."""
     return path.with_name(f"{path.name}.aside")
 
 
@@ -284,35 +283,38 @@ def _link_to_view(folder: Path, i: int, place: str, had: bool) -> Step:
     new, text = folder / "new" / str(i), link_to_view(folder.parent, place, i)
 
     def do() -> None:
-        _finish(here, there)
+        _finish(here, there, _aside(here))
         if _links_to(there, text) or _links_to(new, text):
             return
         if had:
-            exchange(here, there)
+            exchange(here, there, _aside(here))
         else:
             os.rename(here, there)
 
     def undo() -> None:
-        _finish(here, there)
+        _finish(here, there, _aside(here))
         if not _links_to(there, text):
             return
         if had:
-            exchange(here, there)
+            exchange(here, there, _aside(here))
         else:
             os.rename(there, here)
 
     return Step(f"link to the old {place}", do, undo)
 
 
-def _move_kept(folder: Path, i: int, member: str) -> Step:
-    """Exchange a link in the new folder for the member of the old one that it leads to (4)."""
+def _move_kept(folder: Path, i: int, member: str, aside: Path) -> Step:
+    """Exchange a link in the new folder for the member of the old one that it leads to (4).
+
+    It is put `aside` outside the folder, where another member may have any name.
+    """
     here, there = (folder / kind / str(i) / member for kind in ("new", "old"))
     text = link_to_old(i, member)
 
     def swap(where: Path) -> None:
-        _finish(here, there)
+        _finish(here, there, aside)
         if _links_to(where, text):
-            exchange(here, there)
+            exchange(here, there, aside)
 
     return Step(f"keep {member}", lambda: swap(here), lambda: swap(there))
 
@@ -323,8 +325,8 @@ def _replace_link(folder: Path, i: int, place: str) -> Step:
     text = link_to_view(folder.parent, place, i)
 
     def swap(where: Path) -> None:
-        _finish(here, there)
+        _finish(here, there, _aside(here))
         if _links_to(where, text):
-            exchange(here, there)
+            exchange(here, there, _aside(here))
 
     return Step(f"put the new {place}", lambda: swap(there), lambda: swap(here))

@@ -21,6 +21,7 @@ from spatialdata.models import get_table_keys
 from xarray import DataArray, DataTree
 
 from stpredict._card import HELD_OUT
+from stpredict._schema import shown
 from stpredict._spatialdata._store._table import write_element
 from stpredict._spatialdata._store._transaction import InlineStore, Store, Transaction, open_store
 
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
     from stpredict._spatialdata._store._commit import Plan
 
-_ALLOWED = re.compile(r"[A-Za-z0-9_.-]+")
+_ALLOWED = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+LONGEST_NAME = 150  # characters: a file system takes 255, and locks and columns have longer names
 KINDS = ("images", "labels", "points", "shapes", "tables")
 
 
@@ -41,8 +43,8 @@ class NewName:
     Parameters
     ----------
     key
-        A name of letters, digits, ``_``, ``.`` and ``-`` that does not start with two underscores: what spatialdata
-        keeps apart on every file system.
+        A name of letters, digits, ``_``, ``.`` and ``-`` that does not start with a point or two underscores: what
+        spatialdata reads, and keeps apart on every file system.
     what
         What it names, as a message says it (``layer of table 'table'``).
     existing
@@ -56,10 +58,11 @@ class NewName:
     def check(self, *, overwrite: bool) -> None:
         """Raise ValueError for a name that is not allowed, taken, or that differs from another by case alone."""
         key, what = self.key, self.what
-        if not isinstance(key, str) or not _ALLOWED.fullmatch(key) or key in {".", "..", "_index"} or key[:2] == "__":
+        plain = isinstance(key, str) and _ALLOWED.fullmatch(key) and len(key) <= LONGEST_NAME
+        if not plain or key.lower() in {"zarr.json", "_index"} or key[:2] == "__":
             raise ValueError(
-                f"{key!r} cannot be the name of a {what}: names are made of A-Z, a-z, 0-9, '_', '.' and '-', and do "
-                "not start with '__'. Pass another name."
+                f"{shown(key)} cannot be the name of a {what}: names are made of A-Z, a-z, 0-9, '_', '.' and '-', "
+                f"{LONGEST_NAME} at most, do not start with '.' or '__', and are not 'zarr.json'. Pass another name."
             )
         if key in self.existing and not overwrite:
             raise ValueError(f"there is a {what} called {key!r} already. Pass another name, or overwrite=True.")
@@ -132,7 +135,8 @@ class NewNames:
     def layer(self, table_name: str, key: str, *, spread: bool = False) -> None:
         """Add a layer with the columns that `layer` gives it, and the layer of its spread."""
         columns = (key, *(f"{key}_val_{name}" for name in ("pcc", *HELD_OUT)))
-        self.entry(table_name, key, var=columns, obs=(f"{key}_coverage",), layers=(f"{key}_sd",) if spread else ())
+        seen = (f"{key}_coverage", f"{key}_domain")
+        self.entry(table_name, key, var=columns, obs=seen, layers=(f"{key}_sd",) if spread else ())
 
     def check(self) -> None:
         """Raise ValueError unless all of them may be written."""
