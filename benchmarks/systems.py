@@ -30,7 +30,7 @@ from spatialdata import SpatialData
 import stpredict as stp
 from stpredict.models import EncoderRidge, Mean, Model, PixNet, Ridge
 
-THREE_SEEDS = ("PixNet", "PixNet, 40 epochs", "GeneQuery, spots")
+FIRST_TWO = ("PixNet", "GeneQuery, spots")
 N_GENES = 250
 REPLICATES = "two replicates, one section each"
 PATIENT = "one patient (C): sections cannot be held apart by patient"
@@ -69,12 +69,6 @@ def frozen_pixnet(genes: Sequence[str]) -> Model:
     return PixNet(config=replace(config, recipe=replace(config.recipe, encoder_lr=0.0)), encoder_weights=WEIGHTS)
 
 
-def longer_pixnet(genes: Sequence[str]) -> Model:
-    """The PixNet of the benchmarks in twice as many epochs, for one section has few windows; chosen within colon's fold 1."""
-    config = pixnet(genes).config
-    return PixNet(config=replace(config, recipe=replace(config.recipe, max_epochs=40)), encoder_weights=WEIGHTS)
-
-
 def trained(build: Build, genes: Sequence[str], **given: Any) -> Model:
     """The same system with its encoder trained as well, slowly, in as many epochs as PixNet."""
     made: Any = build(genes)
@@ -97,7 +91,6 @@ def systems(embeddings: Any, cache: Path | None) -> dict[str, Build]:
     sgn: Build = partial(by_text, "SGN", embeddings)
     return {
         "PixNet": pixnet,
-        "PixNet, 40 epochs": longer_pixnet,
         "PixNet, frozen encoder": frozen_pixnet,
         "GeneQuery, spots": partial(by_text, "GeneQuery", embeddings, context="spot"),
         "GeneQuery, genes": partial(by_text, "GeneQuery", embeddings, context="gene"),
@@ -145,7 +138,7 @@ def run(sections: list[SpatialData], args: argparse.Namespace, **settings: Any) 
         if unknown:
             raise SystemExit(f"--models: {unknown} are not among {list(models)}")
         models = {name: models[name] for name in args.models}
-    seeds = {name: (0, 1, 2) if name in THREE_SEEDS and not args.full else (0,) for name in models}
+    seeds = {name: (0, 1, 2) if name in FIRST_TWO and not args.full else (0,) for name in models}
     path = args.out / f"{args.data_set}{'_full' if args.full else ''}"
     return stp.tl.benchmark(sections, models, seeds=seeds, path=path, n_genes=N_GENES, **settings)
 

@@ -144,6 +144,38 @@ def test_the_best_weights_are_kept_and_patience_ends_it(build, sections, monkeyp
     assert not _equal(learnt(_state(model)), learnt(seen[3]))
 
 
+@pytest.mark.parametrize(("n_samples", "epochs", "patience"), [
+    (85, 20, 10),  # ten steps of eight windows an epoch
+    (54, 34, 17),  # six
+    (10, 40, 20),  # five, of two windows
+    (2, 100, 50),  # two, of one
+    (100_000, 20, 10),
+])  # fmt: skip
+def test_few_windows_make_more_epochs(n_samples, epochs, patience):
+    from stpredict._training._module import batch_size, long_enough
+    from stpredict.models import Recipe
+
+    recipe = Recipe(max_epochs=20, batch_size=8, patience=10, min_steps=200)
+    longer = long_enough(recipe, n_samples)
+    assert (longer.max_epochs, longer.patience) == (epochs, patience)
+    steps = n_samples // batch_size(recipe, n_samples)
+    assert longer.max_epochs * steps >= 200 > (longer.max_epochs - 1) * steps or epochs == 20
+    assert long_enough(Recipe(max_epochs=3), n_samples) == Recipe(max_epochs=3)
+
+
+@pytest.mark.parametrize("asked", [None, 2])
+def test_the_steps_of_the_recipe_are_taken_unless_epochs_are_asked_for(build, sections, asked):
+    from dataclasses import replace
+
+    from stpredict import _training
+
+    model = build("PixNet")
+    model.recipe = replace(model.recipe, max_epochs=1, min_steps=9)
+    history = _training.fit(model, sections, [], _plan(max_epochs=asked))
+    n_windows = len(model.samples(sections, train=True))
+    assert len(history) == (asked or -(-9 // (n_windows // min(4, n_windows // 4))))
+
+
 def test_reliability_is_the_correlation_on_validation_sections(build, sections, colour_section):
     from stpredict import metrics
     from stpredict._inference import RuntimeOptions, predict

@@ -26,7 +26,7 @@ from stpredict._schema import check_fields
 from stpredict._section import ImageView, Section
 from stpredict._training._bar import TrainingBar, stage
 from stpredict._training._evidence import HeldOut, held_out
-from stpredict._training._module import FitModule, RestoreBest
+from stpredict._training._module import FitModule, RestoreBest, long_enough
 from stpredict.models._base import Model, Recipe
 from stpredict.models._samples import Samples, held_in_memory
 from stpredict.nn.device import autocast, resolve_device, resolve_precision, run_after_fork
@@ -124,6 +124,8 @@ def _loop(
     precision = resolve_precision(plan.precision, device)
     with autocast(precision, device):  # some samples hold features of an encoder
         samples = model.samples(train, train=True, seed=plan.seed), _val_samples(model, val)
+    if plan.max_epochs is None:
+        recipe = long_enough(recipe, len(samples[0]))
     task = FitModule(model, recipe, *samples, seed=plan.seed, precision=precision)
     folder = Path(plan.checkpoint_dir) if plan.checkpoint_dir is not None else None
     L.seed_everything(plan.seed, verbose=False)

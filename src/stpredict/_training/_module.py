@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,19 @@ class Batches:
             return self.samples.collate(self.samples.__getitems__(indices))
 
 
+def batch_size(recipe: Recipe, n_samples: int) -> int:
+    """Samples a step, of all processes together: those of the recipe, fewer where there are few."""
+    return max(1, min(recipe.batch_size, n_samples // MIN_STEPS))
+
+
+def long_enough(recipe: Recipe, n_samples: int) -> Recipe:
+    """The recipe in as many epochs of so many samples as make its `min_steps`."""
+    steps = max(1, n_samples // batch_size(recipe, n_samples))  # an epoch
+    epochs = max(recipe.max_epochs, math.ceil(recipe.min_steps / steps))
+    patience = None if recipe.patience is None else round(recipe.patience * epochs / recipe.max_epochs)
+    return replace(recipe, max_epochs=epochs, patience=patience)
+
+
 class FitModule(L.LightningModule):
     """A model with its optimiser and its data, as Lightning wants them."""
 
@@ -107,7 +121,7 @@ class FitModule(L.LightningModule):
         super().__init__()
         self.model, self.recipe, self.samples, self.val_samples, self.seed = model, recipe, samples, val, seed
         self.precision = precision
-        self.batch_size = max(1, min(recipe.batch_size, len(samples) // MIN_STEPS))
+        self.batch_size = batch_size(recipe, len(samples))
         if recipe.encoder_lr == 0 and (encoder := getattr(model, "encoder", None)) is not None:
             encoder.requires_grad_(False)  # before other processes are told which gradients to expect
         self.history: list[dict[str, float]] = []

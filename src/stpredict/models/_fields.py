@@ -45,8 +45,9 @@ LIMITS: Mapping[str, Range] = {
     "norm_eps": (1e-12, 1e-2), "beta": _WEIGHT, "tau": (1e-6, 1e6),
     "temperature": (1e-6, 1e6), "pool_temperature": (1e-6, 1e6), "penalties": (0.0, 1e30),
     # the recipe
-    "max_epochs": (1, 10**9), "batch_size": (1, 10**9), "lr": (1e-30, 1e6), "encoder_lr": (0.0, 1e6),
-    "weight_decay": _WEIGHT, "warmup": _SHARE, "gradient_clip": (0.0, 1e30), "patience": (1, 10**9),
+    "max_epochs": (1, 10**9), "min_steps": (0, 10**9), "batch_size": (1, 10**9), "patience": (1, 10**9),
+    "lr": (1e-30, 1e6), "encoder_lr": (0.0, 1e6),
+    "weight_decay": _WEIGHT, "warmup": _SHARE, "gradient_clip": (0.0, 1e30),
 }  # fmt: skip
 WIDEST_TEXT = 65536  # values of the embedding of a text
 
@@ -89,6 +90,9 @@ class Recipe(Checked):
         Largest norm of the gradient of a step.
     patience : int, optional
         Epochs without a better validation loss before training stops; None: never (the schedule ends it).
+    min_steps : int, default 0
+        Steps that a training takes at least: where an epoch has few of them, `max_epochs` and `patience` grow in
+        proportion. Not where the caller of `stp.tl.train` says how many epochs.
 
     Raises
     ------
@@ -109,6 +113,7 @@ class Recipe(Checked):
     warmup: float = 0.1
     gradient_clip: float = 1.0
     patience: int | None = None
+    min_steps: int = 0
 
 
 @dataclass(frozen=True)

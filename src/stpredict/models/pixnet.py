@@ -166,7 +166,7 @@ class PixNetConfig(EncoderConfig, PanelConfig):
     recipe: Recipe = field(
         # not given for this size; the paper's 5e-4 with 1e-4 decay is the published configuration
         default_factory=lambda: Recipe(
-            max_epochs=20, batch_size=8, lr=3e-3, encoder_lr=1e-3, weight_decay=1e-2, patience=10
+            max_epochs=20, batch_size=8, lr=3e-3, encoder_lr=1e-3, weight_decay=1e-2, patience=10, min_steps=200
         )
     )
 

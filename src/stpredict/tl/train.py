@@ -89,7 +89,8 @@ def train(
         Total counts that a spot, bin or cell needs to be used. None: 500 from the area of a 55-um spot up, less in
         proportion to a smaller median area (`stp.metrics.default_min_counts`).
     max_epochs : int, optional
-        Number of epochs; None: the model's own recipe (`model.recipe`).
+        Number of epochs; None: the model's own recipe (`model.recipe`), in more epochs where these have so few windows
+        that it would end before its `min_steps`.
     batch_size : int, optional
         Samples a step, of all `devices` together; None: the model's own recipe.
     lr : float, optional
