@@ -188,6 +188,18 @@ def test_a_folded_call_gives_the_values_and_the_gradients_of_the_network_itself(
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-4 * float(gradient.abs().max()), msg=name)
 
 
+def test_a_folded_call_follows_mode_and_buffers():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5)).eval()
+    image, probe = torch.randn(2, 3, 8, 8), lambda net: net(torch.ones(1, 3, 8, 8))
+    torch.testing.assert_close(folded_call(net, image, probe=probe), net(image))
+    net[2].train()
+    assert (folded_call(net, image, probe=probe) == 0).any()
+    net[2].eval()
+    torch.testing.assert_close(folded_call(net, image, probe=probe), net(image))
+    net[1].running_mean = torch.full((4,), 3.0)
+    torch.testing.assert_close(folded_call(net, image, probe=probe), net(image))
+
+
 def test_a_folded_call_follows_the_weights_after_a_step():
     model, image = _with_statistics(OnlyPairs()), torch.randn(2, 3, 8, 8)
     folded_call(model, image, probe=lambda net: net(torch.ones(1, 3, 8, 8)))

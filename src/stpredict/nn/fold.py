@@ -71,9 +71,11 @@ def folded_call(net: nn.Module, *given: Tensor, probe: Callable[[nn.Module], Ten
     net : nn.Module
         Its batch norms are in eval mode; they and all else stay as they are.
     probe : Callable[[nn.Module], Tensor]
-        As for `folded`; run again only where the network has moved to another device or has other parameters.
+        As for `folded`; run again only where the network has moved to another device, has other parameters or buffers,
+        or a part of it has changed between training and eval mode. Its parts must stay otherwise.
     """
-    state = next(net.parameters()).device, tuple(map(id, net.parameters()))
+    held = (*net.parameters(), *net.buffers(), *(module.training for module in net.modules()))
+    state = next(net.parameters()).device, tuple(each if isinstance(each, bool) else id(each) for each in held)
     known = _twins.get(net)
     if known is None or known[0] != state:
         with _probing:
