@@ -90,6 +90,8 @@ def test_a_card_hands_no_file_to_timm(saved, key):
     ({"depth": 10**9}, r"encoder_kwargs\['depth'\]=1000000000: must lie in \[1, 256\]"),
     ({"embed_dim": 10**7}, r"encoder_kwargs\['embed_dim'\]=10000000: must lie in"),
     ({"img_size": [4096, 4096]}, r"encoder_kwargs\['img_size'\]=.*at most 4194304 pixels"),
+    ({"depths": [256, 256]}, r"encoder_kwargs\['depths'\]=.*: at most 256 blocks in all"),
+    ({"block_config": [100] * 3}, "at most 256 blocks in all"),
     ({"mlp_layer": "Sequential"}, r"encoder_kwargs\['mlp_layer'\]='Sequential' must be one of 'Mlp'"),
     ({"qkv_bias": 1}, r"encoder_kwargs\['qkv_bias'\]=1 must be true or false"),
     ({"drop_rate": float("nan")}, "NaN is no JSON number"),

@@ -25,6 +25,7 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PLAIN_VIT = "vit_base_patch16_224"  # the vision transformer that the four keywords below turn into any other
 DETERMINED = ("patch_size", "embed_dim", "depth", "num_heads")
 _FIXED = {"num_classes", "in_chans"}  # an encoder has no classes and sees RGB, whatever a hub says
+MOST_BLOCKS = 256  # of all stages; more take seconds to build, and no network of timm has them
 MOST_PIXELS = 2**22  # of an image whose size shapes the network
 
 _HUB_NAME = re.compile(r"hf-hub:[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
@@ -82,6 +83,9 @@ def check_encoder(name: str, kwargs: Mapping[str, Any]) -> None:
     for key, value in kwargs.items():
         hint, limit = KEYWORDS[key]
         check_value(f"encoder_kwargs[{key!r}]", value, hint, limit)
+    for key in ("depths", "block_config"):
+        if sum(kwargs.get(key, ())) > MOST_BLOCKS:
+            raise ValueError(f"encoder_kwargs[{key!r}]={shown(kwargs[key])}: at most {MOST_BLOCKS} blocks in all.")
     size = kwargs.get("img_size", 1)
     height, width = (size, size) if isinstance(size, int) else size
     if height * width > MOST_PIXELS:
