@@ -104,6 +104,14 @@ def _equal(record: Mapping[str, Any], other: Mapping[str, Any], names: Iterable[
     return all(np.asarray(record.get(name)).tolist() == np.asarray(other.get(name)).tolist() for name in names)
 
 
+def without_newer(settings: Any) -> Any:
+    """Settings as they were before `Recipe.min_steps`, where it is 0, so that runs of then and of now have one hash."""
+    if isinstance(settings, Mapping):
+        kept = {name: value for name, value in settings.items() if (name, value) != ("min_steps", 0)}
+        return {name: without_newer(value) for name, value in kept.items()}
+    return [without_newer(each) for each in settings] if isinstance(settings, list | tuple) else settings
+
+
 def stable_hash(*values: Any) -> str:
     """A short hash of plain values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -85,16 +85,16 @@ def log1p_cp10k(counts: ArrayLike, totals: ArrayLike) -> NDArray[np.float64]:
                 f"{name} holds {int(wrong.sum())} values that are NaN, infinite or negative, such as "
                 f"{values[wrong][0]:g}; pass raw counts, and their sums over all genes of the table."
             )
-    short = counts.sum(axis=1) > totals * (1 + 1e-6)
-    if short.any():
-        raise ValueError(
-            f"the counts of {int(short.sum())} of {len(totals)} spots are more than their totals, such as "
-            f"{counts.sum(axis=1)[short][0]:g} and {totals[short][0]:g}; totals are sums over all genes of the table."
-        )
     n_empty = int((totals <= 0).sum())
     if n_empty:
         raise ValueError(
             f"{n_empty} of {len(totals)} spots have no counts, so their share per gene does not exist. "
             f"Drop spots of few counts first: below {MIN_COUNTS} from 55 um up (protocol {PROTOCOL})."
+        )
+    short = counts.sum(axis=1) > totals * (1 + 1e-6)
+    if short.any():
+        raise ValueError(
+            f"the counts of {int(short.sum())} of {len(totals)} spots are more than their totals, such as "
+            f"{counts.sum(axis=1)[short][0]:g} and {totals[short][0]:g}; totals are sums over all genes of the table."
         )
     return np.log1p(counts / totals[:, None] * 1e4)
