@@ -7,8 +7,9 @@
 
 All by `stp.tl.benchmark`, sections left out in turn where there are several: 250 genes by mean, chosen on the training
 part of each fold. By default patch encoders are the ImageNet MobileNetV2 that lies with the data, frozen (PixNet trains
-its own), one seed for all models and three for the first two. Text models read definitions where there is one, else the
-symbol. With --full, encoders, widths and epochs are those of the papers, from weights that timm fetches.
+its own, and "trained encoder" says so), one seed for all models and three for the first two. Text models read
+definitions where there is one, else the symbol. With --full, encoders, widths and epochs are those of the papers, from
+weights that timm fetches.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def by_text(name: str, embeddings: stp.tl.GeneEmbeddings, genes: Sequence[str], 
 
 
 def systems(embeddings: Any, cache: Path | None) -> dict[str, Build]:
-    """The twelve systems, PixNet frozen like the others, and the nulls, in their small configurations."""
+    """The twelve systems, PixNet frozen like the others, three with trained encoders, and the nulls; all small."""
     by_image: dict[str, Build] = {name: partial(plain, name, cache) for name in BY_IMAGE}
     sgn: Build = partial(by_text, "SGN", embeddings)
     return {

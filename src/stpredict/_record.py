@@ -104,12 +104,15 @@ def _equal(record: Mapping[str, Any], other: Mapping[str, Any], names: Iterable[
     return all(np.asarray(record.get(name)).tolist() == np.asarray(other.get(name)).tolist() for name in names)
 
 
-def without_newer(settings: Any) -> Any:
-    """Settings as they were before `Recipe.min_steps`, where it is 0, so that runs of then and of now have one hash."""
+def hashed_settings(settings: Any) -> Any:
+    """Settings as they enter the hash of a kept run: without `min_steps` of a recipe where it is 0.
+
+    Runs from before it was a field then have the hash that they had.
+    """
     if isinstance(settings, Mapping):
         kept = {name: value for name, value in settings.items() if (name, value) != ("min_steps", 0)}
-        return {name: without_newer(value) for name, value in kept.items()}
-    return [without_newer(each) for each in settings] if isinstance(settings, list | tuple) else settings
+        return {name: hashed_settings(value) for name, value in kept.items()}
+    return [hashed_settings(each) for each in settings] if isinstance(settings, list | tuple) else settings
 
 
 def stable_hash(*values: Any) -> str:

@@ -18,7 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import numpy as np
 
 LARGEST_JSON = 2**25  # bytes; the card of 20,000 genes has 2 MB
-DEEPEST_JSON = 50  # what a card says is five deep, and what copies or prints it goes deeper for every level
+DEEPEST_JSON = 50  # levels: a card of an ensemble has seven, and Python follows some hundreds when it copies one
 LONGEST_TEXT = 2**20  # characters of one string
 
 Range = tuple[float, float]  # smallest and largest value

@@ -117,7 +117,7 @@ CASES = {
     "no table": (_bins, {"shapes_key": "bins"}, r"no table annotates the shapes 'bins'.*stp.tl.predict"),
     "other shapes": (_bins, {"shapes_key": "bins", "table_name": "table"}, r"annotates \['spots'\], not 'bins'"),
     "missing shapes": (None, {"shapes_key": "spot"}, "no shapes 'spot'. Closest: 'spots'"),
-    "bad key": (None, {"key_added": "a/b"}, "'a/b' cannot be the name of a obsm entry"),
+    "bad key": (None, {"key_added": "a/b"}, "'a/b' cannot be the name of an obsm entry"),
 }
 
 

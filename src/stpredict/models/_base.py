@@ -427,9 +427,9 @@ class Model(nn.Module, ABC):
         Raises
         ------
         ValueError
-            For a model that was never trained (it has no card), and for what is no version.
+            For a model that was never trained (it has no card), for what is no version, and for an empty path.
         FileExistsError
-            Where there is a model already and `overwrite` is not given.
+            Where there is a model already and `overwrite` is not given, and where the path is a file.
         """
         check_arguments(Model.save, locals())
         folder = Path(path)

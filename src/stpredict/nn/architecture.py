@@ -25,7 +25,7 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PLAIN_VIT = "vit_base_patch16_224"  # the vision transformer that the four keywords below turn into any other
 DETERMINED = ("patch_size", "embed_dim", "depth", "num_heads")
 _FIXED = {"num_classes", "in_chans"}  # an encoder has no classes and sees RGB, whatever a hub says
-MOST_BLOCKS = 256  # of all stages; more take seconds to build, and no network of timm has them
+MOST_BLOCKS = 256  # of all stages: more take seconds to build
 MOST_PIXELS = 2**22  # of an image whose size shapes the network
 
 _HUB_NAME = re.compile(r"hf-hub:[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")

@@ -132,10 +132,10 @@ def predict(
     Raises
     ------
     ValueError
-        For an empty list, a store that is named twice, keys that are missing, not unique or taken, no mpp, an image too
-        coarse or not RGB, shapes that all lie off image or tissue, genes the model or the table lacks, results too
-        large (with the ways out), and an interrupted run of something else, and where image, shapes or table were
-        changed under the run.
+        For an empty list, an object or a store that is given twice, keys that are missing, not unique or taken, no mpp,
+        an image too coarse or not RGB, shapes that all lie off image or tissue, genes the model or the table lacks,
+        results too large (with the ways out), and an interrupted run of something else, and where image, shapes or
+        table were changed under the run.
     FileNotFoundError
         For an unknown model or store.
     PermissionError

@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 
 from stpredict import _spatialdata, _training, metrics
 from stpredict._arguments import check_arguments
-from stpredict._record import stable_hash, without_newer
+from stpredict._record import hashed_settings, stable_hash
 from stpredict.models._base import weights_sha256
 from stpredict.tl._benchmark import _steps
 from stpredict.tl._cache import count_summary
@@ -191,7 +191,7 @@ def _rows_of(
 
     def key_of(model: Model) -> str:
         sections = [count_summary(sdata, run.spec) for sdata in (*train, *test)]
-        settings = (without_newer(asdict(model.config)), weights_sha256(model), _elements(run.spec), run.max_epochs)
+        settings = (hashed_settings(asdict(model.config)), weights_sha256(model), _elements(run.spec), run.max_epochs)
         return stable_hash(run.split.seen, run.genes, len(train), sections, *settings)
 
     made = _steps.cached_run(

@@ -21,7 +21,7 @@ from spatialdata.models import get_table_keys
 from xarray import DataArray, DataTree
 
 from stpredict._card import HELD_OUT
-from stpredict._schema import shown
+from stpredict._schema import shown, with_article
 from stpredict._spatialdata._store._table import write_element
 from stpredict._spatialdata._store._transaction import InlineStore, Store, Transaction, open_store
 
@@ -61,8 +61,9 @@ class NewName:
         plain = isinstance(key, str) and _ALLOWED.fullmatch(key) and len(key) <= LONGEST_NAME
         if not plain or key.lower() in {"zarr.json", "_index"} or key[:2] == "__":
             raise ValueError(
-                f"{shown(key)} cannot be the name of a {what}: names are made of A-Z, a-z, 0-9, '_', '.' and '-', "
-                f"{LONGEST_NAME} at most, do not start with '.' or '__', and are not 'zarr.json'. Pass another name."
+                f"{shown(key)} cannot be the name of {with_article(what)}: names are made of A-Z, a-z, 0-9, '_', '.' "
+                f"and '-', {LONGEST_NAME} at most, do not start with '.' or '__', and are not 'zarr.json'. Pass "
+                "another name."
             )
         if key in self.existing and not overwrite:
             raise ValueError(f"there is a {what} called {key!r} already. Pass another name, or overwrite=True.")

@@ -20,7 +20,7 @@ from scipy.sparse import csr_matrix
 from scipy.spatial import KDTree
 
 from stpredict import _spatialdata, _training, metrics
-from stpredict._record import stable_hash, without_newer
+from stpredict._record import hashed_settings, stable_hash
 from stpredict.models._base import weights_sha256
 from stpredict.models._patches import array_grid
 from stpredict.nn.device import resolve_device, resolve_precision
@@ -100,7 +100,7 @@ def _file_name(run: Run) -> str:
 
 
 def _fingerprint(run: Run, model: Model) -> str:
-    config = without_newer(asdict(model.config))
+    config = hashed_settings(asdict(model.config))
     # the weights that it starts from, and the texts that it knows, are part of what a model is
     return stable_hash(
         run.panel, config, type(model).__name__, weights_sha256(model), sorted(run.train), sorted(run.test)
