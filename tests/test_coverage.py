@@ -213,6 +213,18 @@ def test_rectangles_circles_and_polygons_keep_their_rows():
     np.testing.assert_allclose(alone[1][0].reshape(64, 64), by_shapely(squares[0], window), atol=1e-12)
 
 
+def test_sums_beyond_float32_are_infinite_without_a_warning():
+    geometry, radius = scattered(60)
+    geometry = np.append(geometry, [shapely.box(1.5, 1.5, 63, 62)])
+    weights = _coverage.Weights.of(coverage(Shapes(geometry, np.append(radius, np.nan)), Window(0, 0, 64, 64)))
+    assert len(weights.start) < sum(part.shape[0] for part in weights.parts)  # some shapes have several rows
+    largest = max((part @ np.ones(64 * 64)).max() for part in weights.parts)
+    planes = np.full((1, 64 * 64), 3e38 / largest, np.float32)  # a row can be held, the sum of several cannot
+    sums = weights.one_by_one(planes)
+    assert np.isposinf(sums[-1, 0])
+    np.testing.assert_array_equal(weights.of_cells(planes.T), sums)
+
+
 def test_sums_are_right_to_1e_6_however_many_cells_and_threads(monkeypatch):
     geometry, radius = scattered(60)
     geometry = np.append(geometry, [shapely.box(1.5, 1.5, 63, 62), shapely.Point(300, 300)])

@@ -289,7 +289,8 @@ class Weights:
         return self._joined(np.concatenate([part @ values for part in self.parts]))
 
     def _joined(self, rows: NDArray[Any]) -> NDArray[np.float32]:
-        """Rows of the same shape, added in float64."""
+        """Rows of the same shape, added in float64; sums that float32 cannot hold are infinite."""
         if len(rows) == len(self.start):
             return rows
-        return np.add.reduceat(rows, self.start, axis=0, dtype=np.float64).astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.add.reduceat(rows, self.start, axis=0, dtype=np.float64).astype(np.float32)
