@@ -197,7 +197,7 @@ def test_shares_of_colours_are_what_numpy_makes_of_the_pixels(colour_section):
     flat = density.reshape(6, -1)
     tissue = flat[:, flat[:3].mean(axis=0) > 0.1]
     np.testing.assert_allclose(colours.levels, np.quantile(tissue, [0.05, 0.5, 0.95], axis=1).T, atol=1e-4)
-    found = colours(image)
+    found = colours(colours.densities(image))
     above = flat[:, None] - colours.levels.numpy()[:, :, None]
     soft = 1 / (1 + np.exp(-above / (0.2 * tissue.std(axis=1))[:, None, None]))
     np.testing.assert_allclose(found[0].reshape(6, 3, -1), soft, atol=2e-3)

@@ -63,6 +63,8 @@ class DenseInference(ChunkedInference):
         if section.tissue is not None:
             shapely.prepare(section.tissue)
         self.tiling = t = tiling_of(model)
+        halo, core = (round(px / model.stride) for px in (t.halo_px, t.core_px))
+        self._core = ..., slice(halo, halo + core), slice(halo, halo + core)  # of the map of a tile
         all_tiles = tiles(section.image.height, section.image.width, core_px=t.core_px, halo_px=t.halo_px)
         wanted = [
             tile
@@ -147,25 +149,19 @@ class DenseInference(ChunkedInference):
         """
         images, turns = images[part].to(out.device, non_blocking=True), self.tiling.turns
         if turns == 1:
-            out[part] = self._core_maps(images)
+            out[part] = self.fast.latent(_batch(images))[self._core]
             return
         total = self._turned_maps(images, 0)
         for turn in range(1, turns):
             total = total + self._turned_maps(images, turn)
         out[part] = total / turns
 
-    def _core_maps(self, images: Tensor) -> Tensor:
-        """The latent maps (b, d, h, w) of tiles, without their halos; a view."""
-        halo, core = (round(px / self.model.stride) for px in (self.tiling.halo_px, self.tiling.core_px))
-        maps = self.fast.latent(Batch(images, None, None, (), np.empty((0, 2), np.int64)))
-        return maps[..., halo : halo + core, halo : halo + core]
-
     def _turned_maps(self, images: Tensor, turn: int) -> Tensor:
         """The maps in float32 of images that are turned (see `dihedral`), turned back."""
         flip, quarters = turn > 3, turn % 4
         images = images.flip(-1) if flip else images
         images = images.rot90(quarters, (-2, -1)) if quarters else images  # rot90 copies even at 0 quarters
-        maps = self._core_maps(images).to(torch.float32, copy=True)  # a copy, so that the halo is freed
+        maps = self.fast.latent(_batch(images))[self._core].to(torch.float32, copy=True)  # so that the halo is freed
         maps = maps.rot90(-quarters, (-2, -1)) if quarters else maps
         return maps.flip(-1) if flip else maps
 
@@ -224,6 +220,11 @@ class DenseInference(ChunkedInference):
         pooled[area[:, 0] <= 0] = 0.0
         share = area[:, 0] * model.stride**2 / np.where(section.area > 0, section.area, np.inf)
         return pooled, np.clip(share, 0.0, 1.0)
+
+
+def _batch(images: Tensor) -> Batch:
+    """Images (b, 3, h, w) alone, as a dense model takes them."""
+    return Batch(images, None, None, (), np.empty((0, 2), np.int64))
 
 
 def tiling_of(model: Model) -> Tiling:

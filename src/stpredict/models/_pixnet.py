@@ -264,13 +264,17 @@ class ColourShares(nn.Module):
         self.register_buffer("levels", torch.zeros(6, n_levels))
         self.register_buffer("width", torch.ones(6))
 
-    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b f r c"]:
-        """The shares of every square of `COLOUR_PX` pixels; RGB in [0, 1]."""
-        above = self.densities(image)[:, :, None] - self.levels[:, :, None, None]
+    def forward(self, densities: Float[Tensor, "b 6 r c"]) -> Float[Tensor, "b f r c"]:
+        """The shares of places of these optical densities (`densities`)."""
+        above = densities[:, :, None] - self.levels[:, :, None, None]
         return torch.sigmoid(above / self.width[:, None, None, None]).flatten(1, 2)
 
-    def densities(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 6 r c"]:
-        """Mean optical densities of the channels and of the stains in every square of `COLOUR_PX` pixels."""
+    @staticmethod
+    def densities(image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 6 r c"]:
+        """Mean optical densities of the channels and of the stains in every square of `COLOUR_PX` pixels.
+
+        RGB in [0, 1].
+        """
         density = F.avg_pool2d(optical_density(image), COLOUR_PX)
         return torch.cat([density, unmix(density)], dim=1)
 
@@ -363,7 +367,8 @@ class ContextBranch(nn.Module):
             mean, square = self._around(mean), self._around(square)
             found = [mean, (square - mean.square()).clamp_min(0).sqrt()]
             if self.colours is not None:
-                found.append(self._around(F.avg_pool2d(self.colours(image.float()), self.cell_px // COLOUR_PX)))
+                shares = self.colours(self.colours.densities(image.float()))
+                found.append(self._around(F.avg_pool2d(shares, self.cell_px // COLOUR_PX)))
             return torch.cat(found, dim=1)
 
     def forward(self, image: Float[Tensor, "b 3 h w"], *, size: Sequence[int]) -> Float[Tensor, "b k r c"]:

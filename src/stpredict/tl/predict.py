@@ -199,7 +199,11 @@ def predict(
             runtime = replace(request.runtime, label=f", {k + 1}/{len(many)}" if len(many) > 1 else "")
             if not (request.resume and has_finished_result(opened, request)):
                 with PredictionJob(opened, replace(request, runtime=runtime)) as job:
-                    job.finish()
+                    prediction = _inference.predict_with_spread(
+                        model, job.section, job.request.inferred_genes, runtime=runtime, raster=job.writer,
+                        parts=job.parts,
+                    )  # fmt: skip
+                    job.commit(prediction)
         except BaseException as error:
             if len(many) > 1:
                 error.add_note(_where_it_stopped(many, k))

@@ -140,9 +140,12 @@ def _predict_slide(
             client.cancel(waiting)
             _submitted_futures[:] = [future for future in _submitted_futures if future not in waiting]
         here = replace(request.runtime, device=torch.device("cpu"))  # for the sums, and the head of the genes
-        job.request = replace(job.request, runtime=here)
         with _client_lock:
-            job.finish()
+            prediction = _inference.predict_with_spread(
+                request.model, job.section, job.request.inferred_genes, runtime=here, raster=job.writer,
+                parts=job.parts,
+            )  # fmt: skip
+            job.commit(prediction)
 
 
 def run_work_item(item: WorkItem) -> None:

@@ -158,13 +158,9 @@ class PredictionJob:
         """Where the partial sums of finished chunks are kept; None for an object in memory."""
         return None if self.checkpoint is None else self.checkpoint.parts
 
-    def finish(self) -> None:
-        """Do what is left of the work, and write the result."""
-        request = self.request
-        values, share, spread = _inference.predict_with_spread(
-            request.model, self.section, request.inferred_genes, runtime=request.runtime, raster=self.writer,
-            parts=self.parts,
-        )  # fmt: skip
+    def commit(self, prediction: _inference.Prediction) -> None:
+        """Write the result, in one step."""
+        request, (values, share, spread) = self.request, prediction
         self._check_unchanged()
         changes: list[_spatialdata.Change] = []
         if self.table is not None:
