@@ -19,6 +19,25 @@ def with_context(build):
     return PixNet(config=config)
 
 
+def like(trained, **changes):
+    """A model of another configuration with the same encoders and decoder; its context is to be fitted."""
+    from stpredict.models import PixNet
+
+    model = PixNet(config=dataclasses.replace(trained.config, **changes))
+    fitted = ("centre", "spread", "projection", "landmarks", "weight", "intercept", "share", "colours")
+    kept = tuple(f"context_map.{name}" for name in fitted)
+    model.load_state_dict({k: v for k, v in trained.state_dict().items() if not k.startswith(kept)}, strict=False)
+    return model.eval()
+
+
+def said(context, x):
+    """What the closed form says of statistics (n, f): values (n, g)."""
+    z = torch.from_numpy((x - context.centre.numpy()) / context.spread.numpy())
+    if context.landmarks is not None:
+        z = (-torch.cdist(z.double(), context.landmarks.double()).square()).exp().float()
+    return (z @ context.projection.T @ context.weight.T + context.intercept).numpy()
+
+
 @pytest.fixture(scope="module")
 def trained(colour_section, build):
     from stpredict._training import TrainOptions, fit
@@ -48,48 +67,134 @@ def test_the_map_is_the_average_of_both_branches(trained, colour_section):
         trained.context_map.share = torch.tensor(value)
         found[value] = predict(trained, colour_section(2))
     trained.context_map.share = share
-    assert float(share) == trained.config.context_share == 0.5
+    assert float(share) == pytest.approx(trained.config.context_share)
+    assert trained.config.context_share == 0.6
     assert np.abs(found[0.0] - found[1.0]).max() > 1e-2
     np.testing.assert_allclose(found[0.5], (found[0.0] + found[1.0]) / 2, atol=1e-5)
     np.testing.assert_allclose(found[0.25], 0.75 * found[0.0] + 0.25 * found[1.0], atol=1e-5)
 
 
-def test_the_closed_form_is_the_ridge_of_reduced_rank_on_the_pooled_statistics(trained, colour_section):
-    from stpredict.models._pixnet import PENALTIES, _statistics
+@pytest.mark.parametrize("landmarks", [0, 12, 512])
+@pytest.mark.parametrize("wide", [0, 8])
+def test_the_closed_form_is_the_ridge_of_reduced_rank_on_the_pooled_statistics(
+    trained, colour_section, landmarks, wide
+):
+    from scipy.spatial.distance import cdist
+
+    from stpredict.models._pixnet import KERNEL_PENALTIES, PENALTIES, _statistics
     from stpredict.models._reduced_rank import reduced_rank_ridge
 
-    sections, context = [colour_section(0), colour_section(1)], trained.context_map
-    x = _statistics(context, sections, window_px=2 * trained.config.window_px, stride=trained.stride)
+    model = like(trained, context_landmarks=landmarks, context_wide_cells=wide)
+    sections, context = [colour_section(0), colour_section(1)], model.context_map
+    model.finish(sections)
+    x = _statistics(context, sections, window_px=2 * model.config.window_px, stride=model.stride)
     y = np.concatenate([s.expression for s in sections]).astype(np.float64)
-    z = (x - context.centre.numpy()) / context.spread.numpy()
-    found = z @ context.projection.numpy().T @ context.weight.numpy().T + context.intercept.numpy()
+    features = z = ((x - context.centre.numpy()) / context.spread.numpy()).astype(np.float64)
+    if landmarks:
+        n = min(landmarks, len(z))
+        near = context.landmarks.numpy()[:n].astype(np.float64)
+        assert min(cdist(near, z).min(axis=1)) < 1e-5  # they are training shapes
+        assert (context.landmarks[n:] == 0).all()
+        assert (context.projection[:, n:] == 0).all()
+        size, axes = np.linalg.eigh(np.exp(-cdist(near, near, "sqeuclidean")))
+        kept = size > 1e-5 * size.max()
+        features = np.exp(-cdist(z, near, "sqeuclidean")) @ axes[:, kept] / np.sqrt(size[kept])
     of = np.repeat([0, 1], [s.n_shapes for s in sections])
-    fitted = reduced_rank_ridge(z, y, sections=of, folds=of, penalties=PENALTIES, max_rank=32)
-    np.testing.assert_allclose(found, z @ (fitted.weight @ fitted.projection).T + y.mean(axis=0), atol=1e-4)
-    assert np.corrcoef(found[:, 0], y[:, 0])[0, 1] > 0.5
+    penalties = KERNEL_PENALTIES if landmarks else PENALTIES
+    fitted = reduced_rank_ridge(features, y, sections=of, folds=of, penalties=penalties, max_rank=32)
+    wanted = (features - features.mean(axis=0)) @ (fitted.weight @ fitted.projection).T + y.mean(axis=0)
+    np.testing.assert_allclose(said(context, x), wanted, atol=2e-3)
+    assert np.corrcoef(wanted[:, 0], y[:, 0])[0, 1] > 0.5
     assert (context.weight[:, len(fitted.projection) :] == 0).all()
     assert np.isfinite(context.projection.numpy()).all()
 
 
-@pytest.mark.parametrize("zoom", [1, 2])
-def test_the_map_says_what_the_regression_says(trained, colour_section, monkeypatch, zoom):
-    from copy import deepcopy
+def test_features_of_landmarks_multiply_to_the_kernel():
+    from scipy.spatial.distance import cdist
 
+    from stpredict.models._pixnet import _features, gaussian_kernel
+
+    x = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32) / 2
+    kernel = np.exp(-cdist(x, x, "sqeuclidean"))
+    np.testing.assert_allclose(gaussian_kernel(*map(torch.from_numpy, (x, x))).numpy(), kernel, atol=1e-6)
+    landmarks, features, _ = _features(x, 64)
+    assert (landmarks[40:] == 0).all()
+    np.testing.assert_allclose(features @ features.T, kernel, atol=2e-3)
+    fewer, features, whitening = _features(x, 10)
+    assert len(whitening) == len(fewer) == 10
+    rest = kernel - features @ features.T  # of Nystroem's approximation: never negative, 0 on the landmarks
+    assert np.linalg.eigvalsh(rest).min() > -1e-4
+    at = [int(np.flatnonzero((x == row).all(axis=1))[0]) for row in fewer]
+    np.testing.assert_allclose(rest[at], 0, atol=2e-3)
+
+
+def test_the_wider_square_holds_the_means_of_the_nearer(build):
+    model = with_context(build)
+    context, image = model.context_map, torch.rand(1, 3, 512, 512, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        near, wide = context.statistics(image).chunk(2, dim=1)
+    assert near.shape == wide.shape
+    weight = np.r_[0.5, np.ones(7), 0.5] / 8
+    middle = near[0, :, 4:13, 4:13].numpy()
+    np.testing.assert_allclose(wide[0, :, 8, 8], np.einsum("frc,r,c->f", middle, weight, weight), rtol=1e-4, atol=1e-5)
+
+
+def test_shapes_of_few_counts_weigh_less(trained, colour_section):
+    from stpredict.models._scale import depth_weights
+
+    sections = [colour_section(0), colour_section(1)]
+    assert depth_weights(sections, 5000.0) is None  # no counts are known
+    rng = np.random.default_rng(0)
+    deep = [dataclasses.replace(s, total=rng.integers(500, 20_000, s.n_shapes).astype(float)) for s in sections]
+    total = np.concatenate([s.total for s in deep])
+    weights = depth_weights(deep, 5000.0)
+    assert weights.mean() == pytest.approx(1)
+    np.testing.assert_allclose(weights / weights[0], total / (total + 5000) * (total[0] + 5000) / total[0])
+    assert depth_weights(deep, 0.0) is None
+
+    def fitted(given):
+        trained.finish(given)
+        return trained.context_map.projection.clone()
+
+    alike = fitted(sections)
+    assert torch.equal(alike, fitted([dataclasses.replace(s, total=np.full(s.n_shapes, 7e3)) for s in sections]))
+    assert not torch.equal(alike, fitted(deep))
+    fitted(sections)
+
+
+def test_the_loss_weighs_shapes_by_their_counts(trained, colour_section):
+    from stpredict.nn import mse_pcc
+
+    section = colour_section(0)
+    section = dataclasses.replace(section, total=np.random.default_rng(0).integers(500, 20_000, section.n_shapes) * 1.0)
+    samples = trained.samples([section], train=False)
+    batch = samples.collate([samples[i] for i in range(len(samples))])
+    query = trained.query(trained.genes)
+    with torch.no_grad():
+        from stpredict.models import predict_batch
+
+        found, values = trained.loss(batch, query), predict_batch(trained, batch, query)
+    total = torch.from_numpy(section.total[batch.rows[:, 1]]).float()
+    wanted = mse_pcc(values, batch.measured, weight=total / (total + 5000))
+    torch.testing.assert_close(found, wanted)
+    assert abs(float(found - mse_pcc(values, batch.measured))) > 1e-4
+
+
+@pytest.mark.parametrize(("zoom", "landmarks"), [(1, 0), (2, 0), (1, 512)])
+def test_the_map_says_what_the_regression_says(trained, colour_section, monkeypatch, zoom, landmarks):
     from stpredict.models._pixnet import _statistics
     from stpredict.models._windows import WindowSamples
 
-    trained = deepcopy(trained)
+    trained = like(trained, context_landmarks=landmarks)
     context = trained.context_map
     context.zoom = zoom
     trained.finish([colour_section(0), colour_section(1)])
     # windows as tiles are: laid on the encoder's own grid, and every border far from every shape
     monkeypatch.setattr(WindowSamples, "_snap", lambda _, corner: tuple(int(v) for v in np.floor(corner / 32) * 32))
     x = _statistics(context, [colour_section(3)], window_px=1024, stride=trained.stride)
-    z = (x - context.centre.numpy()) / context.spread.numpy()
-    expected = z @ context.projection.numpy().T @ context.weight.numpy().T + context.intercept.numpy()
+    expected = said(context, x)
     context.share = torch.tensor(1.0)
     pred, true = predict(trained, colour_section(3)), colour_section(3).expression
-    context.share = torch.tensor(0.5)
     r = [np.corrcoef(pred[:, j], expected[:, j])[0, 1] for j in range(3)]
     assert min(r) > 0.99, r
     mean = np.concatenate([colour_section(s).expression for s in (0, 1)]).mean(axis=0)
@@ -107,7 +212,7 @@ def test_tiles_do_not_show_with_the_default_halo(trained, colour_section):
         trained.config = dataclasses.replace(plain, core_px=core_px, halo_px=halo_px)
         found[name] = predict(trained, section)
     trained.config = plain
-    assert float(trained.context_map.share) == 0.5
+    assert float(trained.context_map.share) == pytest.approx(0.6)
     assert np.abs(found["whole"] - found["tiled"]).max() <= 1e-3 * found["whole"].std(axis=0).min()
 
 
@@ -126,6 +231,14 @@ def test_it_is_there_only_where_it_fits(build, changes):
 
     model = PixNet(config=dataclasses.replace(with_context(build).config, **changes))
     assert model.context_map is None
+
+
+@pytest.mark.parametrize("name", ["context_cells", "context_wide_cells"])
+def test_a_square_has_an_even_side(build, name):
+    from stpredict.models import PixNet
+
+    with pytest.raises(ValueError, match=f"{name}=3 must be even"):
+        PixNet(config=dataclasses.replace(with_context(build).config, **{name: 3}))
 
 
 def test_its_zoom_is_that_of_the_configuration(build):
@@ -226,25 +339,34 @@ def test_colours_weigh_as_much_as_the_encoder(trained, colour_section):
         context, [colour_section(0), colour_section(1)], window_px=2 * trained.config.window_px, stride=trained.stride
     )
     z = (x - context.centre.numpy()) / context.spread.numpy()
-    assert z.shape[1] == n + 6 * trained.config.context_levels
-    assert (z[:, n:] ** 2).sum() == pytest.approx(n * len(z), rel=1e-2)
-    assert (x[:, n:] >= 0).all() and (x[:, n:] <= 1).all()
+    for square, values in zip(np.split(z, 2, axis=1), np.split(x, 2, axis=1), strict=True):
+        assert square.shape[1] == n + 6 * trained.config.context_levels
+        assert (square[:, n:] ** 2).sum() == pytest.approx((square[:, :n] ** 2).sum(), rel=1e-2)
+        assert (values[:, n:] >= 0).all() and (values[:, n:] <= 1).all()
 
 
-def test_a_model_of_before_looks_at_no_colours(trained, tmp_path):
+@pytest.mark.parametrize(
+    "added",
+    [("context_levels", "context_wide_cells", "context_landmarks", "half_weight_counts"),
+     ("context_wide_cells", "context_landmarks", "half_weight_counts")],
+)  # fmt: skip
+def test_a_model_of_before_has_what_it_had(trained, tmp_path, added):
     import json
 
     from stpredict import models
     from stpredict.models import PixNet
 
-    before = PixNet(config=dataclasses.replace(trained.config, context_levels=0))
-    assert before.context_map.colours is None
+    before = PixNet(config=dataclasses.replace(trained.config, **dict.fromkeys(added, 0) | {"half_weight_counts": 0.0}))
+    assert (before.context_map.colours is None) == ("context_levels" in added)
+    assert before.context_map.landmarks is None
+    assert before.context_map.wide_box is None
     before.card = dataclasses.replace(trained.card, config=dataclasses.asdict(before.config))
     before.save(tmp_path / "before")
     path = tmp_path / "before" / "card.json"
     content = json.loads(path.read_text())
-    del content["config"]["context_levels"]
+    for name in added:
+        del content["config"][name]
     path.write_text(json.dumps(content))
     loaded = models.load(tmp_path / "before")
-    assert loaded.config.context_levels == 0
-    assert loaded.context_map.colours is None
+    assert loaded.config == before.config
+    assert set(loaded.state_dict()) == set(before.state_dict())

@@ -17,11 +17,13 @@ def planted(n=240, f=30, g=20, rank=3, noise=0.5, seed=0):
     return x, truth + noise * rng.normal(size=(n, g)), truth, np.arange(n) % 3
 
 
-def fit(x, y, sections, *, folds=None, penalties=PENALTIES, max_rank=100):
+def fit(x, y, sections, *, folds=None, penalties=PENALTIES, max_rank=100, weights=None):
     from stpredict.models._reduced_rank import reduced_rank_ridge
 
     folds = sections if folds is None else folds
-    return reduced_rank_ridge(x, y, sections=sections, folds=folds, penalties=penalties, max_rank=max_rank)
+    return reduced_rank_ridge(
+        x, y, sections=sections, folds=folds, penalties=penalties, max_rank=max_rank, weights=weights
+    )
 
 
 def within(values, sections):
@@ -110,3 +112,12 @@ def test_features_that_say_nothing_predict_the_mean():
     _, y, _, sections = planted()
     found = fit(np.zeros((len(y), 5), dtype=np.float32), y, sections)
     assert np.abs(found.weight @ found.projection).max(initial=0) == 0
+
+
+def test_a_row_that_weighs_twice_is_a_row_that_is_there_twice():
+    x, y, _, sections = planted(n=90, rank=3, noise=1.0)
+    times = np.random.default_rng(1).integers(1, 4, len(x))
+    weighed = fit(x, y, sections, weights=times.astype(np.float64))
+    repeated = fit(*(np.repeat(each, times, axis=0) for each in (x, y, sections)))
+    assert weighed.penalty == repeated.penalty
+    np.testing.assert_allclose(weighed.weight @ weighed.projection, repeated.weight @ repeated.projection, atol=1e-9)

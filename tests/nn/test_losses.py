@@ -19,6 +19,19 @@ def test_mse_pcc_is_its_formula():
     assert mse_pcc(torch.from_numpy(pred), torch.from_numpy(true)).item() == pytest.approx(wanted, rel=1e-7)
 
 
+def test_a_shape_that_weighs_twice_is_a_shape_that_is_there_twice():
+    import torch
+
+    from stpredict.nn import mse_pcc
+
+    generator = torch.Generator().manual_seed(0)
+    pred, true = torch.randn(2, 20, 5, generator=generator, dtype=torch.float64)
+    times = torch.randint(1, 4, (20,), generator=generator)
+    repeated = mse_pcc(pred.repeat_interleave(times, 0), true.repeat_interleave(times, 0))
+    torch.testing.assert_close(mse_pcc(pred, true, weight=times.double()), repeated)
+    torch.testing.assert_close(mse_pcc(pred, true, weight=torch.full((20,), 0.3).double()), mse_pcc(pred, true))
+
+
 def test_a_constant_gene_adds_no_gradient_that_is_not_finite():
     import torch
 

@@ -30,6 +30,7 @@ LIMITS: Mapping[str, Range] = {
     "bridge_head_width": (1, 4096), "gate_width": (1, 65536),
     "bridge_every": (1, 256), "n_bilinear": (0, 16), "attention_window": (1, 256),
     "context_rank": (0, 4096), "context_cells": (1, 256), "context_zoom": (1, 8), "context_levels": (0, 64),
+    "context_wide_cells": (0, 256), "context_landmarks": (0, 4096),
     "n_places": (1, 65536),
     "side": (1, 63), "layers": (1, 65536), "members": (1, 256),
     "fusion": (0, 16384), "section": (0, 16384), "neighbours": (0, 16384),
@@ -42,6 +43,7 @@ LIMITS: Mapping[str, Range] = {
     "fused_dropout": _DROPPED, "token_dropout": _DROPPED,
     "context_share": _SHARE, "branch_share": _SHARE, "pcc_weight": _WEIGHT, "pool_weight": _WEIGHT,
     "place_sd": (0.0, 1e3),
+    "half_weight_counts": (0.0, 1e9),
     "norm_eps": (1e-12, 1e-2), "beta": _WEIGHT, "tau": (1e-6, 1e6),
     "temperature": (1e-6, 1e6), "pool_temperature": (1e-6, 1e6), "penalties": (0.0, 1e30),
     # the recipe

@@ -19,17 +19,20 @@ from stpredict._places import check_inner_validation, inner_groups
 from stpredict._section import Section
 from stpredict.models._reduced_rank import reduced_rank_ridge
 from stpredict.models._samples import Batch
-from stpredict.models._scale import measured_expression, of_panel_or_mean
+from stpredict.models._scale import depth_weights, measured_expression, of_panel_or_mean
 from stpredict.models._texts import Vocabulary
 from stpredict.models._windows import WindowSamples
 from stpredict.nn.encoders import Encoder, EncoderSpec, folded_encoder, rgb
 from stpredict.nn.pool import Pooling
 from stpredict.nn.stain import optical_density, unmix
 
-PENALTIES = tuple(10 ** (k / 2) for k in range(4, 11))  # 10^2 .. 10^5
+PENALTIES = tuple(10 ** (k / 2) for k in range(4, 11))  # 10^2 .. 10^5, of a linear context
+KERNEL_PENALTIES = tuple(10 ** (k / 2) for k in range(-5, 3))  # 10^-2.5 .. 10
+KERNEL_WIDTH = 2.5  # squared, in mean squared distances from the mean; 1.5 to 8 were alike (benchmarks/README.md)
 WINDOWS = 2  # a forward pass
 GLASS = 0.1  # mean optical density of red, green and blue below which a pixel shows no tissue
 COLOUR_PX = 2  # side of the squares whose mean colours are looked at
+LEAST_AXIS = 1e-5  # of the largest: smaller axes of the kernel are lost in the rounding of float32
 COLOUR_STEP = 4  # of these squares, every fourth along each axis tells where the levels are
 
 
@@ -293,9 +296,12 @@ class ContextBranch(nn.Module):
     """What a frozen CNN and plain colours say of a square around each cell, as linear channels of the map.
 
     Of the CNN's maps it is the mean and standard deviation, of colours their shares (`ColourShares`), which carry over
-    better to the slides of another laboratory. The square is centred on its cell: the outermost of `cells` + 1 cells
-    count by half. All are standardised by buffers that training fills, as the projection and the weights are; `share`,
-    the part of the prediction that comes from here, is 0 until then.
+    better to the slides of another laboratory; and the means of all these over a wider square. A square is centred on
+    its cell: the outermost of `cells` + 1 cells count by half. All are standardised by buffers that training fills, as
+    the projection and the weights are; `share`, the part of the prediction that comes from here, is 0 until then.
+
+    What is projected are these statistics or, with landmarks, how alike they are to those of some training shapes: a
+    Gaussian kernel of the distance, whose regression (of Nystroem's form) is not linear in the statistics.
 
     Parameters
     ----------
@@ -312,19 +318,25 @@ class ContextBranch(nn.Module):
         um per pixel. Its cells are then so many times smaller, and its work is the square of it.
     levels : int, default 0
         Of each colour; 0: colours are not looked at.
+    wide_cells : int, default 0
+        Side of the wider square in cells, even; 0: there is none.
+    n_landmarks : int, default 0
+        Training shapes that tissue is compared with, at most; 0: the projection is of the statistics themselves.
     """
 
     centre: Tensor
     spread: Tensor
     projection: Tensor
     box: Tensor
+    wide_box: Tensor | None
+    landmarks: Tensor | None
     weight: Tensor
     intercept: Tensor
     share: Tensor
 
     def __init__(
         self, spec: EncoderSpec, *, weights: str | Path | None, cells: int, rank: int, n_genes: int, zoom: int = 1,
-        levels: int = 0,
+        levels: int = 0, wide_cells: int = 0, n_landmarks: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         self.zoom = zoom
@@ -332,13 +344,13 @@ class ContextBranch(nn.Module):
         self.cell_px = max(self.encoder.strides)
         self.colours = ColourShares(levels) if levels else None
         self.n_of_encoder = 2 * sum(self.encoder.channels)
-        n = self.n_of_encoder + 6 * levels
-        weight = torch.ones(cells + 1)
-        weight[[0, -1]] = 0.5
-        self.register_buffer("box", weight / cells, persistent=False)
+        n = (self.n_of_encoder + 6 * levels) * (2 if wide_cells else 1)
+        self.register_buffer("box", _box(cells), persistent=False)
+        self.register_buffer("wide_box", _box(wide_cells) if wide_cells else None, persistent=False)
         self.register_buffer("centre", torch.zeros(n))
         self.register_buffer("spread", torch.ones(n))
-        self.register_buffer("projection", torch.zeros(rank, n))
+        self.register_buffer("landmarks", torch.zeros(n_landmarks, n) if n_landmarks else None)
+        self.register_buffer("projection", torch.zeros(rank, n_landmarks or n))
         self.register_buffer("weight", torch.zeros(n_genes, rank))
         self.register_buffer("intercept", torch.zeros(n_genes))
         self.register_buffer("share", torch.zeros(()))
@@ -350,7 +362,7 @@ class ContextBranch(nn.Module):
     def statistics(self, image: Float[Tensor, "b 3 h w"], encoder: Encoder | None = None) -> Float[Tensor, "b f r c"]:
         """Means, then standard deviations, of every channel, and shares of colours, around every coarse cell.
 
-        RGB in [0, 1].
+        After them, where there is a wider square, their means in it. RGB in [0, 1].
 
         Parameters
         ----------
@@ -364,19 +376,24 @@ class ContextBranch(nn.Module):
         with torch.autocast(image.device.type, enabled=False):  # a variance is a difference of nearly equal numbers
             mean = torch.cat([F.avg_pool2d(x, k) for x, k in zip(maps, sides, strict=True)], dim=1)
             square = torch.cat([F.avg_pool2d(x.square(), k) for x, k in zip(maps, sides, strict=True)], dim=1)
-            mean, square = self._around(mean), self._around(square)
+            mean, square = _around(mean, self.box), _around(square, self.box)
             found = [mean, (square - mean.square()).clamp_min(0).sqrt()]
             if self.colours is not None:
                 shares = self.colours(self.colours.densities(image.float()))
-                found.append(self._around(F.avg_pool2d(shares, self.cell_px // COLOUR_PX)))
-            return torch.cat(found, dim=1)
+                found.append(_around(F.avg_pool2d(shares, self.cell_px // COLOUR_PX), self.box))
+            near = torch.cat(found, dim=1)
+            return near if self.wide_box is None else torch.cat([near, _around(near, self.wide_box)], dim=1)
 
     def forward(self, image: Float[Tensor, "b 3 h w"], *, size: Sequence[int]) -> Float[Tensor, "b k r c"]:
         """The projected statistics, interpolated to a map of this size; zeros, at no cost, while the share is 0."""
         if self.share == 0:
             return image.new_zeros(len(image), len(self.projection), *size)
         standard = (self.statistics(image) - self.centre[:, None, None]) / self.spread[:, None, None]
-        return self.fine(torch.einsum("kf,bfrc->bkrc", self.projection, standard), size=size)
+        if self.landmarks is None:
+            return self.fine(torch.einsum("kf,bfrc->bkrc", self.projection, standard), size=size)
+        with torch.autocast(image.device.type, enabled=False):  # a distance is a difference of nearly equal numbers
+            alike = gaussian_kernel(standard.movedim(1, -1), self.landmarks)
+            return self.fine((alike @ self.projection.T).movedim(-1, 1), size=size)
 
     def mixed(self, rows: Float[Tensor, "g d"], positions: Sequence[int]) -> Float[Tensor, "g k"]:
         """The head's rows (bias last) with the context's weights put in, each branch weighed by its share."""
@@ -395,23 +412,37 @@ class ContextBranch(nn.Module):
         """A coarse map interpolated bilinearly."""
         return F.interpolate(coarse, size=tuple(size), mode="bilinear", align_corners=False)
 
-    def _around(self, x: Tensor) -> Tensor:
-        n = x.shape[1]
-        half = len(self.box) // 2
-        x = F.pad(x, (half, half, half, half), mode="replicate")
-        x = F.conv2d(x, self.box.view(1, 1, -1, 1).expand(n, 1, -1, 1), groups=n)
-        return F.conv2d(x, self.box.view(1, 1, 1, -1).expand(n, 1, 1, -1), groups=n)
+
+def _box(cells: int) -> Tensor:
+    """Weights (cells + 1,) of a square's cells along a side; the outermost count by half."""
+    weight = torch.ones(cells + 1)
+    weight[[0, -1]] = 0.5
+    return weight / cells
+
+
+def _around(x: Float[Tensor, "b f r c"], box: Float[Tensor, " k"]) -> Float[Tensor, "b f r c"]:
+    """Means in the square around each cell."""
+    n, half = x.shape[1], len(box) // 2
+    x = F.pad(x, (half, half, half, half), mode="replicate")
+    x = F.conv2d(x, box.view(1, 1, -1, 1).expand(n, 1, -1, 1), groups=n)
+    return F.conv2d(x, box.view(1, 1, 1, -1).expand(n, 1, 1, -1), groups=n)
+
+
+def gaussian_kernel(x: Float[Tensor, "*n f"], landmarks: Float[Tensor, "m f"]) -> Float[Tensor, "*n m"]:
+    """exp(-|x - landmark|^2)."""
+    product = 2 * (x @ landmarks.T)
+    return (product - x.square().sum(-1, keepdim=True) - landmarks.square().sum(-1)).clamp_max(0).exp()
 
 
 def fit_context(
-    context: ContextBranch, sections: Sequence[Section], *, window_px: int, stride: float
+    context: ContextBranch, sections: Sequence[Section], *, window_px: int, stride: float, half_weight_counts: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Standardise and project the statistics so that they predict expression, and say how.
 
     A ridge of reduced rank for all genes (`reduced_rank_ridge`), within sections, for which colours together weigh as
-    much as all maps of the encoder. Its penalty and its rank, at most that of the projection, are chosen by leaving out
-    one image at a time with all of its sections (of a single image, one of four by four blocks: the squares around
-    neighbours overlap).
+    much as all maps of the encoder; with landmarks a kernel ridge. Its penalty and its rank, at most that of the
+    projection, are chosen by leaving out one image at a time with all of its sections (of a single image, one of four
+    by four blocks: the squares around neighbours overlap). Shapes weigh by their depth (`depth_weight`).
 
     Returns
     -------
@@ -424,21 +455,55 @@ def fit_context(
     y = measured_expression(sections).astype(np.float64)
     centre, spread = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
     spread[spread < 1e-6] = 1.0
-    n = context.n_of_encoder
-    spread[n:] /= np.sqrt(n / max(1, len(spread) - n))
+    for square in np.split(spread, 1 if context.wide_box is None else 2):
+        colours = square[context.n_of_encoder :]
+        colours /= np.sqrt(context.n_of_encoder / max(1, len(colours)))
     x -= centre.astype(np.float32)
     x /= spread.astype(np.float32)
+    penalties, of_features = PENALTIES, None
+    if context.landmarks is not None:
+        width = np.sqrt(KERNEL_WIDTH * np.square(x, dtype=np.float64).sum(axis=1).mean())
+        spread *= width
+        landmarks, x, of_features = _features(x / np.float32(width), len(context.landmarks))
+        context.landmarks.copy_(torch.from_numpy(landmarks))
+        penalties = KERNEL_PENALTIES
     rank = context.projection.shape[0]
     fitted = reduced_rank_ridge(
         x, y, sections=np.repeat(np.arange(len(sections)), [s.n_shapes for s in sections]),
-        folds=inner_groups(sections), penalties=PENALTIES, max_rank=rank,
+        folds=inner_groups(sections), penalties=penalties, max_rank=rank,
+        weights=depth_weights(sections, half_weight_counts),
     )  # fmt: skip
-    weights, projection = np.zeros((y.shape[1], rank)), np.zeros((rank, x.shape[1]))
-    weights[:, : len(fitted.projection)], projection[: len(fitted.projection)] = fitted.weight, fitted.projection
+    intercept = y.mean(axis=0) - fitted.weight @ (fitted.projection @ x.mean(axis=0, dtype=np.float64))
+    found = fitted.projection if of_features is None else fitted.projection @ of_features.T
+    weights, projection = np.zeros((y.shape[1], rank)), np.zeros(context.projection.shape)
+    weights[:, : len(found)], projection[: len(found), : found.shape[1]] = fitted.weight, found
     device = context.projection.device
     for name, value in (("centre", centre), ("spread", spread), ("projection", projection)):
         setattr(context, name, torch.from_numpy(value.astype(np.float32)).to(device))
-    return weights.astype(np.float32), y.mean(axis=0).astype(np.float32)
+    return weights.astype(np.float32), intercept.astype(np.float32)
+
+
+def _features(
+    x: NDArray[np.float32], n_landmarks: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
+    """Landmarks among the rows of x, and features whose products are the kernel's values (Nystroem's approximation).
+
+    Source: Williams and Seeger, "Using the Nystroem method to speed up kernel machines", NIPS 2000.
+
+    Returns
+    -------
+    Landmarks (n_landmarks, f), zeros where there are not as many rows; features (n, k); and what makes them of the
+    kernel's values with the first m landmarks, (m, k).
+    """
+    some = np.sort(np.random.default_rng(0).permutation(len(x))[:n_landmarks])
+    landmarks = np.zeros((n_landmarks, x.shape[1]), np.float32)
+    landmarks[: len(some)] = x[some]
+    rows = torch.from_numpy(x)
+    alike = gaussian_kernel(rows, rows[some]).numpy()
+    size, axes = np.linalg.eigh(alike[some].astype(np.float64))
+    kept = size > LEAST_AXIS * size.max()
+    whitening = axes[:, kept] / np.sqrt(size[kept])
+    return landmarks, (alike @ whitening.astype(np.float32)), whitening
 
 
 def _batches(sections: Sequence[Section], *, window_px: int, stride: float) -> Iterator[Batch]:

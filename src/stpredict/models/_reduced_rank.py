@@ -58,6 +58,7 @@ def reduced_rank_ridge(
     folds: NDArray[np.int64],
     penalties: Sequence[float],
     max_rank: int,
+    weights: NDArray[np.float64] | None = None,
 ) -> ReducedRank:
     """Fit features and targets, both around the means of their section.
 
@@ -77,15 +78,17 @@ def reduced_rank_ridge(
         The penalties tried, rising.
     max_rank : int
         The largest rank tried.
+    weights : ndarray of float64, optional
+        (n,) how much the squared error of a row counts, also where it is left out, and in the means; None: all alike.
     """
     ranks = min(max_rank, y.shape[1], *x.shape)
     error = np.zeros((len(penalties), ranks))
     parts = np.unique(folds)
     for part in parts if len(parts) > 1 else []:
         held = folds == part
-        means = _means(x, y, sections, ~held)
-        fitted = _Ridge.of(*_around(x, y, sections, means, ~held))
-        held_x, held_y = _around(x, y, sections, _means(x, y, sections, held) | means, held)
+        means = _means(x, y, sections, ~held, weights)
+        fitted = _Ridge.of(*_around(x, y, sections, means, ~held, weights))
+        held_x, held_y = _around(x, y, sections, _means(x, y, sections, held, weights) | means, held, weights)
         components = held_x @ fitted.axes
         for i, tried in enumerate(penalties):
             full, directions = fitted.coefficients(tried)
@@ -95,7 +98,7 @@ def reduced_rank_ridge(
     at = int(error.argmin()) if len(parts) > 1 else error.size - 1
     penalty, rank = float(penalties[at // ranks]), at % ranks + 1
     every = np.ones(len(x), dtype=bool)
-    fitted = _Ridge.of(*_around(x, y, sections, _means(x, y, sections, every), every))
+    fitted = _Ridge.of(*_around(x, y, sections, _means(x, y, sections, every, weights), every, weights))
     full, directions = fitted.coefficients(penalty)
     kept = directions[:, :rank]
     projection = (fitted.axes @ (full @ kept)).T
@@ -119,24 +122,32 @@ Means = dict[int, tuple[NDArray[np.floating], NDArray[np.float64]]]
 
 
 def _means(
-    x: NDArray[np.floating], y: NDArray[np.float64], sections: NDArray[np.int64], rows: NDArray[np.bool_]
-) -> Means:
+    x: NDArray[np.floating], y: NDArray[np.float64], sections: NDArray[np.int64], rows: NDArray[np.bool_],
+    weights: NDArray[np.float64] | None,
+) -> Means:  # fmt: skip
     """Of features and targets, of every section that has some of these rows."""
     found = {}
     for section in np.unique(sections[rows]):
         own = rows & (sections == section)
-        found[int(section)] = (x[own].mean(axis=0, dtype=np.float64).astype(x.dtype), y[own].mean(axis=0))
+        share = np.ones(own.sum()) if weights is None else weights[own]
+        share = (share / share.sum())[:, None]
+        found[int(section)] = _product(share, x[own])[0].astype(x.dtype), _product(share, y[own])[0]
     return found
 
 
 def _around(
-    x: NDArray[np.floating], y: NDArray[np.float64], sections: NDArray[np.int64], means: Means, rows: NDArray[np.bool_]
-) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
-    """Copies of these rows around the means of their sections."""
+    x: NDArray[np.floating], y: NDArray[np.float64], sections: NDArray[np.int64], means: Means,
+    rows: NDArray[np.bool_], weights: NDArray[np.float64] | None,
+) -> tuple[NDArray[np.floating], NDArray[np.float64]]:  # fmt: skip
+    """Copies of these rows around the means of their sections, times the roots of their weights."""
     x, y, sections = x[rows], y[rows], sections[rows]
     for section, (of_x, of_y) in means.items():
         x[sections == section] -= of_x
         y[sections == section] -= of_y
+    if weights is not None:
+        root = np.sqrt(weights[rows])[:, None]
+        x *= root.astype(x.dtype)
+        y *= root
     return x, y
 
 

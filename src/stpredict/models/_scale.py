@@ -19,6 +19,30 @@ def measured_expression(sections: Sequence[Section]) -> NDArray[np.float32]:
     return np.concatenate([section.expression for section in sections])
 
 
+def depth_weight[Counts: (NDArray[np.float64], Tensor)](total: Counts, half: float) -> Counts:
+    """How much shapes count of which so many counts are known (n,): total / (total + half), of endless depth 1.
+
+    The noise of log expression falls as 1 / total, down to what differs between shapes for other reasons.
+
+    Parameters
+    ----------
+    total : ndarray or Tensor
+        (n,) raw counts over all genes.
+    half : float
+        Counts at which a shape weighs half as much as at endless depth; 0: all weigh the same.
+    """
+    return total / (total + half)
+
+
+def depth_weights(sections: Sequence[Section], half: float) -> NDArray[np.float64] | None:
+    """The `depth_weight` of all shapes (n,), 1 on average; None where not all sections have counts, or `half` is 0."""
+    known = [section.total for section in sections if section.total is not None]
+    if not half or len(known) < len(sections):
+        return None
+    found = depth_weight(np.concatenate(known), half)
+    return found / found.mean()
+
+
 def register_scale(model: nn.Module, n_genes: int, *names: str) -> None:
     """Give a model buffers for the scale of its genes, which then belong to its checkpoint.
 

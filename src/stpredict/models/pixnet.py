@@ -18,11 +18,12 @@ Where we differ, or had to choose:
   answer does not depend on the tile; in the small configuration of two such grids, blended, so that squares hardly
   show. The residual adds the upsampled tensor U (Figure 2; the notes' formula is not channel-consistent).
 - the map is pooled as an area-weighted mean by default (the paper: a sum; see `PixNetConfig.reduction`).
-- the small configuration has a second branch, the context: a closed-form ridge regression on statistics over 128 um
-  of the same CNN with its pretrained weights, as some more linear channels of the map. Fine-tuning on a few hundred
-  spots forgets part of what the pretrained maps know; the average of both is better than either, and than several
-  seeds (benchmarks/README.md). It needs a CNN, a panel head, `reduction="mean"` and `link="identity"`:
-  the average of two maps in log units is no map of rates.
+- the small configuration has a second branch, the context: a closed-form kernel ridge regression, of reduced rank, on
+  statistics over 128 and 512 um of colours and of the same CNN with its pretrained weights, as some more linear
+  channels of the map. Fine-tuning on a few hundred spots forgets part of what the pretrained maps know; the average of
+  both is better than either, and than several seeds (benchmarks/README.md). It needs a CNN, a panel head,
+  `reduction="mean"` and `link="identity"`: the average of two maps in log units is no map of rates.
+- shapes of few counts, whose log expression is mostly noise, weigh less in the loss and in the context (ours).
 - with `link="counts"` the map holds rates and the loss is the likelihood of raw counts (`_counts.py`); ours.
 - the last features are pooled first and the 1x1 head is applied after: the same algebra, without 250 full maps.
 """
@@ -54,6 +55,7 @@ from stpredict.models._hub import find
 from stpredict.models._info import ModelInfo
 from stpredict.models._pixnet import ContextBranch, Decoder, PanelHead, TextHead, fit_context
 from stpredict.models._samples import Batch, Samples
+from stpredict.models._scale import depth_weight
 from stpredict.models._texts import Vocabulary, as_embeddings
 from stpredict.models._windows import WindowSamples
 from stpredict.nn.architecture import IMAGENET
@@ -120,8 +122,15 @@ class PixNetConfig(EncoderConfig, PanelConfig):
         over the same square), and costs four times as much; no better on left-out sections (benchmarks/README.md).
     context_levels : int, default 5
         Levels of each colour that it looks at, beside its encoder (0: none).
-    context_share : float, default 0.5
+    context_wide_cells : int, default 8
+        Side of a wider square that it looks at as well, in cells of the coarsest stage, even (0: none).
+    context_landmarks : int, default 512
+        Training shapes, at most, that it compares tissue with, as a kernel regression (0: a linear one).
+    context_share : float, default 0.6
         The context's share of the map.
+    half_weight_counts : float, default 5000
+        Raw counts at which a training shape weighs half as much as at endless depth, n / (n + this), where all sections
+        have counts and the link is not "counts" (0: all weigh the same).
     turns : int, default 1
         4 or 8: the mean over quarter turns (and flips) at prediction, at that many times the cost; 1: none.
     recipe : Recipe, optional
@@ -161,7 +170,11 @@ class PixNetConfig(EncoderConfig, PanelConfig):
     context_cells: int = 2
     context_zoom: int = 1
     context_levels: int = 5  # 5 to 95 % of the training tissue; as good as nine on left-out sections
-    context_share: float = 0.5  # the plain average, not tuned
+    # 512 um, the wider square: the map knows what kind of region a cell lies in (benchmarks/README.md)
+    context_wide_cells: int = 8
+    context_landmarks: int = 512
+    context_share: float = 0.6  # .5 to .7 were alike
+    half_weight_counts: float = 5000.0  # ours; 1,000 to 20,000 were alike
     turns: int = 1
     recipe: Recipe = field(
         # not given for this size; the paper's 5e-4 with 1e-4 decay is the published configuration
@@ -172,8 +185,14 @@ class PixNetConfig(EncoderConfig, PanelConfig):
 
     @classmethod
     def older(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The context looked at no colours, and attention had one grid."""
-        return {"context_levels": 0, "attention_grids": 1}
+        """The context was linear, of one square, and looked at no colours; shapes weighed alike; one grid."""
+        return {
+            "context_levels": 0,
+            "context_wide_cells": 0,
+            "context_landmarks": 0,
+            "half_weight_counts": 0.0,
+            "attention_grids": 1,
+        }
 
 
 PUBLISHED: Mapping[str, Any] = {
@@ -193,6 +212,7 @@ PUBLISHED: Mapping[str, Any] = {
     "n_bilinear": 2,
     "attention_grids": 1,
     "context_rank": 0,
+    "half_weight_counts": 0.0,
     "window_px": 896,  # not given; a multiple of 224 and of every attention window
     "core_px": 1792,
     "halo_px": 896,  # one attention window of the deepest fusion
@@ -375,7 +395,9 @@ class PixNet(Model):
         if self.count_rates is not None:
             return self._counts_loss(self.count_rates, batch, query)
         values = predict_batch(self, batch, query)
-        return mse_pcc(values, batch.measured, pcc_weight=self.config.pcc_weight)
+        total, half = batch.extra.get("total"), self.config.half_weight_counts
+        weight = depth_weight(total, half) if half and total is not None else None
+        return mse_pcc(values, batch.measured, pcc_weight=self.config.pcc_weight, weight=weight)
 
     def _counts_loss(self, rates: CountRates, batch: Batch, query: Tensor) -> Tensor:
         assert batch.pooling is not None
@@ -400,8 +422,12 @@ class PixNet(Model):
                 lambda batch: self._rna(self.latent(batch).float(), row, batch), self.samples(sections, train=False)
             )
         if self.context_map is not None:
-            fitted = fit_context(self.context_map, sections, window_px=2 * self.config.window_px, stride=self.stride)
-            self.context_map.fitted(*fitted, share=self.config.context_share)
+            c = self.config
+            fitted = fit_context(
+                self.context_map, sections, window_px=2 * c.window_px, stride=self.stride,
+                half_weight_counts=c.half_weight_counts,
+            )  # fmt: skip
+            self.context_map.fitted(*fitted, share=c.context_share)
 
 
 def _home_of(encoder_weights: str | Path | None) -> Path | None:
@@ -459,7 +485,7 @@ def _context(c: PixNetConfig, spec: EncoderSpec, weights: str | Path | None) -> 
     stages = replace(spec, taps=tuple(range(max(spec.taps) + 1)))
     return ContextBranch(
         stages, weights=weights, cells=c.context_cells, rank=c.context_rank, n_genes=len(c.genes), zoom=c.context_zoom,
-        levels=c.context_levels,
+        levels=c.context_levels, wide_cells=c.context_wide_cells, n_landmarks=c.context_landmarks,
     )  # fmt: skip
 
 
@@ -475,6 +501,9 @@ def _genes_head(c: PixNetConfig, embeddings: GeneEmbeddings | None) -> PanelHead
 
 
 def _check_sizes(c: PixNetConfig, encoder: Encoder) -> None:
+    for name in ("context_cells", "context_wide_cells"):
+        if (cells := getattr(c, name)) % 2:
+            raise ValueError(f"{name}={cells} must be even: a square is centred on its cell.")
     if c.turns not in (1, 4, 8):
         raise ValueError(f"turns={c.turns} must be 1, 4 (quarter turns) or 8 (with flips).")
     strides = encoder.strides

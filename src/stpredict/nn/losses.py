@@ -9,13 +9,22 @@ from torch import Tensor
 EPS = 1e-8  # as in the code of a co-author's EGN, EGGN and SGN (methods: PixNet, Loss)
 
 
-def batch_pcc(pred: Float[Tensor, "n g"], true: Float[Tensor, "n g"]) -> Float[Tensor, " g"]:
+def batch_pcc(
+    pred: Float[Tensor, "n g"], true: Float[Tensor, "n g"], weight: Float[Tensor, " n"] | None = None
+) -> Float[Tensor, " g"]:
     """Pearson correlation of each gene over the shapes of a batch, differentiable; 0 where a gene is constant."""
-    pred, true = pred - pred.mean(0), true - true.mean(0)
+    if weight is None:
+        pred, true = pred - pred.mean(0), true - true.mean(0)
+    else:
+        share = (weight / weight.sum())[:, None]
+        pred, true = ((v - (share * v).sum(0)) * share.sqrt() for v in (pred, true))
     return (pred * true).sum(0) / (pred.norm(dim=0) * true.norm(dim=0) + EPS)
 
 
-def mse_pcc(pred: Float[Tensor, "n g"], true: Float[Tensor, "n g"], *, pcc_weight: float = 0.5) -> Float[Tensor, ""]:
+def mse_pcc(
+    pred: Float[Tensor, "n g"], true: Float[Tensor, "n g"], *, pcc_weight: float = 0.5,
+    weight: Float[Tensor, " n"] | None = None,
+) -> Float[Tensor, ""]:  # fmt: skip
     """Mean squared error + `pcc_weight` x (1 - mean over genes of the batch-wise Pearson correlation).
 
     A batch of one shape has no correlation: the second term is then its constant.
@@ -26,6 +35,8 @@ def mse_pcc(pred: Float[Tensor, "n g"], true: Float[Tensor, "n g"], *, pcc_weigh
         Values of the n shapes of a batch, in the same target space.
     pcc_weight : float, default 0.5
         Weight of the second term, at least 0.
+    weight : Float[Tensor, " n"], optional
+        How much each shape counts in both terms, not all 0; None: all alike.
 
     Returns
     -------
@@ -36,8 +47,11 @@ def mse_pcc(pred: Float[Tensor, "n g"], true: Float[Tensor, "n g"], *, pcc_weigh
     ----------
     PixNet (arXiv 2503.01347), Loss; eps and weight from the code of EGN / SGN.
     """
-    loss = torch.nn.functional.mse_loss(pred, true)
-    return loss + pcc_weight * (1 - batch_pcc(pred, true).mean()) if pcc_weight else loss
+    if weight is None:
+        loss = torch.nn.functional.mse_loss(pred, true)
+    else:
+        loss = (weight[:, None] * (pred - true).square()).mean() / weight.mean()
+    return loss + pcc_weight * (1 - batch_pcc(pred, true, weight).mean()) if pcc_weight else loss
 
 
 def strank(
