@@ -68,7 +68,7 @@ def test_the_map_is_the_average_of_both_branches(trained, colour_section):
         found[value] = predict(trained, colour_section(2))
     trained.context_map.share = share
     assert float(share) == pytest.approx(trained.config.context_share)
-    assert trained.config.context_share == 0.6
+    assert trained.config.context_share == 0.7
     assert np.abs(found[0.0] - found[1.0]).max() > 1e-2
     np.testing.assert_allclose(found[0.5], (found[0.0] + found[1.0]) / 2, atol=1e-5)
     np.testing.assert_allclose(found[0.25], 0.75 * found[0.0] + 0.25 * found[1.0], atol=1e-5)
@@ -212,7 +212,7 @@ def test_tiles_do_not_show_with_the_default_halo(trained, colour_section):
         trained.config = dataclasses.replace(plain, core_px=core_px, halo_px=halo_px)
         found[name] = predict(trained, section)
     trained.config = plain
-    assert float(trained.context_map.share) == pytest.approx(0.6)
+    assert float(trained.context_map.share) == pytest.approx(0.7)
     assert np.abs(found["whole"] - found["tiled"]).max() <= 1e-3 * found["whole"].std(axis=0).min()
 
 

@@ -126,7 +126,7 @@ class PixNetConfig(EncoderConfig, PanelConfig):
         Side of a wider square that it looks at as well, in cells of the coarsest stage, even (0: none).
     context_landmarks : int, default 512
         Training shapes, at most, that it compares tissue with, as a kernel regression (0: a linear one).
-    context_share : float, default 0.6
+    context_share : float, default 0.7
         The context's share of the map.
     half_weight_counts : float, default 5000
         Raw counts at which a training shape weighs half as much as at endless depth, n / (n + this), where all sections
@@ -173,7 +173,7 @@ class PixNetConfig(EncoderConfig, PanelConfig):
     # 512 um, the wider square: the map knows what kind of region a cell lies in (benchmarks/README.md)
     context_wide_cells: int = 8
     context_landmarks: int = 512
-    context_share: float = 0.6  # .5 to .7 were alike
+    context_share: float = 0.7  # of .5 to .8 the best on C4, .5 to .7 were alike on another patient
     half_weight_counts: float = 5000.0  # ours; 1,000 to 20,000 were alike
     turns: int = 1
     recipe: Recipe = field(
