@@ -1,7 +1,7 @@
 """Train the model that comes with the package, on her2st C2..C5, and put the leave-one-section-out scores on its card.
 
     python benchmarks/her2st.py --out results/her2st
-    python benchmarks/ship.py --results results/her2st --version 1.3.0
+    python benchmarks/ship.py --results results/her2st --version 1.4.0
     python benchmarks/ship.py --scores results/her2st   # weights stay: only the scores are those of other folds
     python benchmarks/ship.py --domain          # weights and scores stay: only what the card says of the tissue
     python benchmarks/ship.py --context         # scores and the trained half stay: only the context is fitted anew

@@ -173,7 +173,7 @@ class PixNetConfig(EncoderConfig, PanelConfig):
     # 512 um, the wider square: the map knows what kind of region a cell lies in (benchmarks/README.md)
     context_wide_cells: int = 8
     context_landmarks: int = 512
-    context_share: float = 0.7  # of .5 to .8 the best on C4, .5 to .7 were alike on another patient
+    context_share: float = 0.7  # .6 and .8 were within .004 of it (benchmarks/README.md)
     half_weight_counts: float = 5000.0  # ours; 1,000 to 20,000 were alike
     turns: int = 1
     recipe: Recipe = field(
