@@ -74,10 +74,11 @@ def test_the_map_is_the_average_of_both_branches(trained, colour_section):
     np.testing.assert_allclose(found[0.25], 0.75 * found[0.0] + 0.25 * found[1.0], atol=1e-5)
 
 
-@pytest.mark.parametrize("landmarks", [0, 12, 512])
-@pytest.mark.parametrize("wide", [0, 8])
+@pytest.mark.parametrize(
+    ("landmarks", "wide", "counted"), [(0, 0, False), (0, 8, True), (12, 8, False), (512, 0, False), (512, 8, True)]
+)
 def test_the_closed_form_is_the_ridge_of_reduced_rank_on_the_pooled_statistics(
-    trained, colour_section, landmarks, wide
+    trained, colour_section, landmarks, wide, counted
 ):
     from scipy.spatial.distance import cdist
 
@@ -86,8 +87,15 @@ def test_the_closed_form_is_the_ridge_of_reduced_rank_on_the_pooled_statistics(
 
     model = like(trained, context_landmarks=landmarks, context_wide_cells=wide)
     sections, context = [colour_section(0), colour_section(1)], model.context_map
+    weights = None
+    if counted:
+        rng = np.random.default_rng(0)
+        totals = [rng.integers(500, 20_000, s.n_shapes).astype(float) for s in sections]
+        sections = [dataclasses.replace(s, total=total) for s, total in zip(sections, totals, strict=True)]
+        weights = np.concatenate([total / (total + 5000) for total in totals])
+        weights /= weights.mean()
     model.finish(sections)
-    x = _statistics(context, sections, window_px=2 * model.config.window_px, stride=model.stride)
+    x = _statistics(context, sections, window_px=context.window_px(model.config.window_px), stride=model.stride)
     y = np.concatenate([s.expression for s in sections]).astype(np.float64)
     features = z = ((x - context.centre.numpy()) / context.spread.numpy()).astype(np.float64)
     if landmarks:
@@ -101,7 +109,7 @@ def test_the_closed_form_is_the_ridge_of_reduced_rank_on_the_pooled_statistics(
         features = np.exp(-cdist(z, near, "sqeuclidean")) @ axes[:, kept] / np.sqrt(size[kept])
     of = np.repeat([0, 1], [s.n_shapes for s in sections])
     penalties = KERNEL_PENALTIES if landmarks else PENALTIES
-    fitted = reduced_rank_ridge(features, y, sections=of, folds=of, penalties=penalties, max_rank=32)
+    fitted = reduced_rank_ridge(features, y, sections=of, folds=of, penalties=penalties, max_rank=32, weights=weights)
     wanted = (features - features.mean(axis=0)) @ (fitted.weight @ fitted.projection).T + y.mean(axis=0)
     np.testing.assert_allclose(said(context, x), wanted, atol=2e-3)
     assert np.corrcoef(wanted[:, 0], y[:, 0])[0, 1] > 0.5
@@ -237,8 +245,34 @@ def test_it_is_there_only_where_it_fits(build, changes):
 def test_a_square_has_an_even_side(build, name):
     from stpredict.models import PixNet
 
+    config = dataclasses.replace(with_context(build).config, **{name: 3})
     with pytest.raises(ValueError, match=f"{name}=3 must be even"):
-        PixNet(config=dataclasses.replace(with_context(build).config, **{name: 3}))
+        PixNet(config=config)
+    assert PixNet(config=dataclasses.replace(config, context_rank=0)).context_map is None  # there it is not asked
+
+
+def test_a_halo_that_the_wider_square_outgrows_is_refused(build):
+    from stpredict.models import PixNet
+
+    config = dataclasses.replace(with_context(build).config, halo_px=128, core_px=512, window_px=128)
+    with pytest.raises(ValueError, match="halo_px=128, but the context looks at 192 px around a tile"):
+        PixNet(config=config)
+    context = PixNet(config=dataclasses.replace(config, halo_px=256)).context_map
+    assert context.reach_px == 192
+    assert context.window_px(128) == 512  # twice the training window would hold no whole square
+    assert context.window_px(384) == 768
+    assert PixNet(config=dataclasses.replace(config, context_wide_cells=0)).context_map.reach_px == 64
+
+
+def test_shapes_that_all_look_alike_say_the_mean(trained, colour_section):
+    section = colour_section(0)
+    same = section.geometry[np.zeros(section.n_shapes, dtype=int)]
+    section = dataclasses.replace(section, geometry=same, radius=np.full(section.n_shapes, section.radius[0]))
+    model = like(trained)
+    model.finish([section, dataclasses.replace(section, name="again")])
+    context = model.context_map
+    assert np.abs(context.weight.numpy() @ context.projection.numpy()).max() < 1e-3
+    np.testing.assert_allclose(context.intercept, section.expression.mean(axis=0), atol=1e-3)
 
 
 def test_its_zoom_is_that_of_the_configuration(build):
@@ -336,7 +370,10 @@ def test_colours_weigh_as_much_as_the_encoder(trained, colour_section):
 
     context, n = trained.context_map, trained.context_map.n_of_encoder
     x = _statistics(
-        context, [colour_section(0), colour_section(1)], window_px=2 * trained.config.window_px, stride=trained.stride
+        context,
+        [colour_section(0), colour_section(1)],
+        window_px=context.window_px(trained.config.window_px),
+        stride=trained.stride,
     )
     z = (x - context.centre.numpy()) / context.spread.numpy()
     for square, values in zip(np.split(z, 2, axis=1), np.split(x, 2, axis=1), strict=True):

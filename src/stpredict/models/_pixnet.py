@@ -27,7 +27,7 @@ from stpredict.nn.pool import Pooling
 from stpredict.nn.stain import optical_density, unmix
 
 PENALTIES = tuple(10 ** (k / 2) for k in range(4, 11))  # 10^2 .. 10^5, of a linear context
-KERNEL_PENALTIES = tuple(10 ** (k / 2) for k in range(-5, 3))  # 10^-2.5 .. 10
+KERNEL_PENALTIES = tuple(10 ** (k / 2) for k in range(-5, 5))  # 10^-2.5 .. 10^2
 KERNEL_WIDTH = 2.5  # squared, in mean squared distances from the mean; 1.5 to 8 were alike (benchmarks/README.md)
 WINDOWS = 2  # a forward pass
 GLASS = 0.1  # mean optical density of red, green and blue below which a pixel shows no tissue
@@ -301,7 +301,8 @@ class ContextBranch(nn.Module):
     the projection and the weights are; `share`, the part of the prediction that comes from here, is 0 until then.
 
     What is projected are these statistics or, with landmarks, how alike they are to those of some training shapes: a
-    Gaussian kernel of the distance, whose regression (of Nystroem's form) is not linear in the statistics.
+    Gaussian kernel of the distance, whose regression (of Nystroem's form) is not linear in the statistics. All tissue
+    that is like none of them gets one and the same value, which need not be the mean.
 
     Parameters
     ----------
@@ -354,6 +355,17 @@ class ContextBranch(nn.Module):
         self.register_buffer("weight", torch.zeros(n_genes, rank))
         self.register_buffer("intercept", torch.zeros(n_genes))
         self.register_buffer("share", torch.zeros(()))
+
+    @property
+    def reach_px(self) -> int:
+        """How far around a place the squares look, in pixels of the image; beside them what the encoder's maps see."""
+        cells = sum(len(box) // 2 for box in (self.box, self.wide_box) if box is not None)
+        return (cells + 1) * self.cell_px // self.zoom
+
+    def window_px(self, of_training: int) -> int:
+        """Side of the windows that it is fitted in: twice that of training, and not less than its squares need."""
+        needed = of_training + 2 * self.reach_px
+        return max(2 * of_training, -(-needed // self.cell_px) * self.cell_px)
 
     def train(self, mode: bool = True) -> ContextBranch:
         """Always in eval mode: nothing here is trained by gradient."""
@@ -462,7 +474,7 @@ def fit_context(
     x /= spread.astype(np.float32)
     penalties, of_features = PENALTIES, None
     if context.landmarks is not None:
-        width = np.sqrt(KERNEL_WIDTH * np.square(x, dtype=np.float64).sum(axis=1).mean())
+        width = np.sqrt(KERNEL_WIDTH * np.square(x, dtype=np.float64).sum(axis=1).mean()) or 1.0
         spread *= width
         landmarks, x, of_features = _features(x / np.float32(width), len(context.landmarks))
         context.landmarks.copy_(torch.from_numpy(landmarks))
@@ -473,6 +485,7 @@ def fit_context(
         folds=inner_groups(sections), penalties=penalties, max_rank=rank,
         weights=depth_weights(sections, half_weight_counts),
     )  # fmt: skip
+    # the level is that of all shapes alike, as scores are: a log of few counts is lower by itself
     intercept = y.mean(axis=0) - fitted.weight @ (fitted.projection @ x.mean(axis=0, dtype=np.float64))
     found = fitted.projection if of_features is None else fitted.projection @ of_features.T
     weights, projection = np.zeros((y.shape[1], rank)), np.zeros(context.projection.shape)

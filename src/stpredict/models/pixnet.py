@@ -100,7 +100,7 @@ class PixNetConfig(EncoderConfig, PanelConfig):
     core_px : int, default 1024
         Side of the core of an inference tile in pixels.
     halo_px : int, default 384
-        Width of the halo around it in pixels.
+        Width of the halo around it in pixels; at least what the context's wider square looks at.
     head : {"panel", "text"}, default "panel"
         "panel": a free row of weights for every gene; "text": rows made from the embeddings of the genes' texts.
     vocabulary : tuple[str, ...], default ()
@@ -119,7 +119,8 @@ class PixNetConfig(EncoderConfig, PanelConfig):
         Side of its square in cells of the coarsest stage, even.
     context_zoom : int, default 1
         How many times the image is enlarged for its encoder. 2 sees tissue as at half the mpp (with `context_cells=4`
-        over the same square), and costs four times as much; no better on left-out sections (benchmarks/README.md).
+        and `context_wide_cells=16` over the same squares), and costs four times as much; no better on left-out sections
+        (benchmarks/README.md).
     context_levels : int, default 5
         Levels of each colour that it looks at, beside its encoder (0: none).
     context_wide_cells : int, default 8
@@ -129,8 +130,8 @@ class PixNetConfig(EncoderConfig, PanelConfig):
     context_share : float, default 0.7
         The context's share of the map.
     half_weight_counts : float, default 5000
-        Raw counts at which a training shape weighs half as much as at endless depth, n / (n + this), where all sections
-        have counts and the link is not "counts" (0: all weigh the same).
+        Raw counts at which a training shape weighs half as much as at endless depth, n / (n + this), in a step beside
+        the other shapes of its batch, where all sections have counts and the link is not "counts" (0: all alike).
     turns : int, default 1
         4 or 8: the mean over quarter turns (and flips) at prediction, at that many times the cost; 1: none.
     recipe : Recipe, optional
@@ -170,7 +171,7 @@ class PixNetConfig(EncoderConfig, PanelConfig):
     context_cells: int = 2
     context_zoom: int = 1
     context_levels: int = 5  # 5 to 95 % of the training tissue; as good as nine on left-out sections
-    # 512 um, the wider square: the map knows what kind of region a cell lies in (benchmarks/README.md)
+    # 512 um at 2 um per pixel: the map knows what kind of region a cell lies in (benchmarks/README.md)
     context_wide_cells: int = 8
     context_landmarks: int = 512
     context_share: float = 0.7  # .6 and .8 were within .004 of it (benchmarks/README.md)
@@ -314,6 +315,8 @@ class PixNet(Model):
         self.context_map = None if self.encoder.is_vit else _context(c, spec, weights)
         self.stride = self.encoder.strides[0] / 2 ** (len(c.filters) - len(c.taps))
         _check_sizes(c, self.encoder)
+        if self.context_map is not None:
+            _check_reach(c, self.context_map)
         if home is not None:
             bodies = ("encoder.", "decoder.", "context_map.encoder.")
             names = [key for key in self.state_dict() if key.startswith(bodies)]
@@ -424,7 +427,7 @@ class PixNet(Model):
         if self.context_map is not None:
             c = self.config
             fitted = fit_context(
-                self.context_map, sections, window_px=2 * c.window_px, stride=self.stride,
+                self.context_map, sections, window_px=self.context_map.window_px(c.window_px), stride=self.stride,
                 half_weight_counts=c.half_weight_counts,
             )  # fmt: skip
             self.context_map.fitted(*fitted, share=c.context_share)
@@ -482,6 +485,9 @@ def _context(c: PixNetConfig, spec: EncoderSpec, weights: str | Path | None) -> 
     fits = c.head == "panel" and c.reduction == "mean" and c.link == "identity"
     if not (c.context_rank and fits):
         return None
+    for name in ("context_cells", "context_wide_cells"):
+        if (cells := getattr(c, name)) % 2:
+            raise ValueError(f"{name}={cells} must be even: a square is centred on its cell.")
     stages = replace(spec, taps=tuple(range(max(spec.taps) + 1)))
     return ContextBranch(
         stages, weights=weights, cells=c.context_cells, rank=c.context_rank, n_genes=len(c.genes), zoom=c.context_zoom,
@@ -501,9 +507,6 @@ def _genes_head(c: PixNetConfig, embeddings: GeneEmbeddings | None) -> PanelHead
 
 
 def _check_sizes(c: PixNetConfig, encoder: Encoder) -> None:
-    for name in ("context_cells", "context_wide_cells"):
-        if (cells := getattr(c, name)) % 2:
-            raise ValueError(f"{name}={cells} must be even: a square is centred on its cell.")
     if c.turns not in (1, 4, 8):
         raise ValueError(f"turns={c.turns} must be 1, 4 (quarter turns) or 8 (with flips).")
     strides = encoder.strides
@@ -522,3 +525,12 @@ def _check_sizes(c: PixNetConfig, encoder: Encoder) -> None:
                 f"{name}={px} must be a multiple of {unit} px: the encoder's unit is {encoder.block_px} px, an "
                 f"attention window of the deepest fusion is {attended_px} px."
             )
+
+
+def _check_reach(c: PixNetConfig, context: ContextBranch) -> None:
+    """Raise where the halo is narrower than what the wider square looks at, so that tiles would show."""
+    if context.wide_box is not None and c.halo_px < context.reach_px:
+        raise ValueError(
+            f"halo_px={c.halo_px}, but the context looks at {context.reach_px} px around a tile; take a wider halo, or "
+            f"fewer context_wide_cells than {c.context_wide_cells} (0: no wider square)."
+        )
