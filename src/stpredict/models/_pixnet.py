@@ -28,7 +28,7 @@ from stpredict.nn.stain import optical_density, unmix
 
 PENALTIES = tuple(10 ** (k / 2) for k in range(4, 11))  # 10^2 .. 10^5, of a linear context
 KERNEL_PENALTIES = tuple(10 ** (k / 2) for k in range(-5, 5))  # 10^-2.5 .. 10^2
-KERNEL_WIDTH = 2.5  # squared, in mean squared distances from the mean; 1.5 to 8 were alike (benchmarks/README.md)
+KERNEL_WIDTH = 2.5  # squared, in mean squared distances from the mean; 1.5 to 4 were alike (benchmarks/README.md)
 WINDOWS = 2  # a forward pass
 GLASS = 0.1  # mean optical density of red, green and blue below which a pixel shows no tissue
 COLOUR_PX = 2  # side of the squares whose mean colours are looked at
