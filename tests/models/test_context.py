@@ -251,13 +251,15 @@ def test_a_square_has_an_even_side(build, name):
     assert PixNet(config=dataclasses.replace(config, context_rank=0)).context_map is None  # there it is not asked
 
 
-def test_a_halo_that_the_wider_square_outgrows_is_refused(build):
+def test_a_halo_that_the_wider_square_outgrows_is_wider(build):
     from stpredict.models import PixNet
 
     config = dataclasses.replace(with_context(build).config, halo_px=128, core_px=512, window_px=128)
-    with pytest.raises(ValueError, match="halo_px=128, but the context looks at 192 px around a tile"):
-        PixNet(config=config)
-    context = PixNet(config=dataclasses.replace(config, halo_px=256)).context_map
+    model = PixNet(config=config)
+    assert (model.config.halo_px, model.tiling.halo_px) == (128, 256)
+    assert PixNet(config=dataclasses.replace(config, halo_px=384)).tiling.halo_px == 384
+    assert PixNet(config=dataclasses.replace(config, context_wide_cells=0)).tiling.halo_px == 128
+    context = model.context_map
     assert context.reach_px == 192
     assert context.window_px(128) == 512  # twice the training window would hold no whole square
     assert context.window_px(384) == 768

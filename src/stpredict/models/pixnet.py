@@ -46,7 +46,7 @@ from stpredict._card import WEIGHTS, read_card
 from stpredict._embeddings import GeneEmbeddings
 from stpredict._link import TOTAL, Link
 from stpredict._section import Section
-from stpredict.models._base import Model, Recipe, constructor, predict_batch
+from stpredict.models._base import Model, Recipe, Tiling, constructor, predict_batch
 from stpredict.models._config import resolve_config
 from stpredict.models._counts import GAIN, CountRates, log_share
 from stpredict.models._fields import EncoderConfig, PanelConfig
@@ -100,7 +100,7 @@ class PixNetConfig(EncoderConfig, PanelConfig):
     core_px : int, default 1024
         Side of the core of an inference tile in pixels.
     halo_px : int, default 384
-        Width of the halo around it in pixels; at least what the context's wider square looks at.
+        Width of the halo around it in pixels; wider by itself where the context's wider square looks farther.
     head : {"panel", "text"}, default "panel"
         "panel": a free row of weights for every gene; "text": rows made from the embeddings of the genes' texts.
     vocabulary : tuple[str, ...], default ()
@@ -314,13 +314,21 @@ class PixNet(Model):
             self.genes_head.weight.data /= GAIN  # `CountRates.rows` multiplies free rows by it
         self.context_map = None if self.encoder.is_vit else _context(c, spec, weights)
         self.stride = self.encoder.strides[0] / 2 ** (len(c.filters) - len(c.taps))
-        _check_sizes(c, self.encoder)
-        if self.context_map is not None:
-            _check_reach(c, self.context_map)
+        self._unit_px = _check_sizes(c, self.encoder)
         if home is not None:
             bodies = ("encoder.", "decoder.", "context_map.encoder.")
             names = [key for key in self.state_dict() if key.startswith(bodies)]
             self.load_state_dict(read_tensors(home / WEIGHTS, names), strict=False)
+
+    @property
+    def tiling(self) -> Tiling:
+        """The configuration's tiles, with a halo in which the context's wider square has room."""
+        found = super().tiling
+        assert found is not None
+        if self.context_map is None or self.context_map.wide_box is None:
+            return found
+        needed = -(-self.context_map.reach_px // self._unit_px) * self._unit_px
+        return replace(found, halo_px=max(found.halo_px, needed))
 
     @property
     def gene_texts(self) -> Vocabulary | None:
@@ -506,7 +514,8 @@ def _genes_head(c: PixNetConfig, embeddings: GeneEmbeddings | None) -> PanelHead
     )  # fmt: skip
 
 
-def _check_sizes(c: PixNetConfig, encoder: Encoder) -> None:
+def _check_sizes(c: PixNetConfig, encoder: Encoder) -> int:
+    """The number of pixels that windows, cores and halos are multiples of; raises ValueError where they are not."""
     if c.turns not in (1, 4, 8):
         raise ValueError(f"turns={c.turns} must be 1, 4 (quarter turns) or 8 (with flips).")
     strides = encoder.strides
@@ -525,12 +534,4 @@ def _check_sizes(c: PixNetConfig, encoder: Encoder) -> None:
                 f"{name}={px} must be a multiple of {unit} px: the encoder's unit is {encoder.block_px} px, an "
                 f"attention window of the deepest fusion is {attended_px} px."
             )
-
-
-def _check_reach(c: PixNetConfig, context: ContextBranch) -> None:
-    """Raise where the halo is narrower than what the wider square looks at, so that tiles would show."""
-    if context.wide_box is not None and c.halo_px < context.reach_px:
-        raise ValueError(
-            f"halo_px={c.halo_px}, but the context looks at {context.reach_px} px around a tile; take a wider halo, or "
-            f"fewer context_wide_cells than {c.context_wide_cells} (0: no wider square)."
-        )
+    return unit
