@@ -131,9 +131,10 @@ def small_pixnet(panel: list[str], size: Size, *, seed: int) -> PixNet:
     """A PixNet for the toy: from the trained model of the package where there is one, else from random weights."""
     start = START if START in shipped() else None
     recipe = Recipe(max_epochs=size.max_epochs, batch_size=size.batch_size, lr=3e-3, encoder_lr=1e-3, weight_decay=1e-2)
+    # read at 8 um, where the context, whose cells are wider, is to count less than the default (docs: models)
     config = PixNetConfig(
         genes=tuple(panel), mpp=size.mpp, window_px=size.window_px, core_px=size.core_px, halo_px=size.halo_px,
-        recipe=recipe,
+        context_share=0.5, recipe=recipe,
     )  # fmt: skip
     return PixNet(config=config, encoder_weights=start, seed=seed)
 
