@@ -111,7 +111,8 @@ def test_the_closed_form_is_the_ridge_of_reduced_rank_on_the_pooled_statistics(
     penalties = KERNEL_PENALTIES if landmarks else PENALTIES
     fitted = reduced_rank_ridge(features, y, sections=of, folds=of, penalties=penalties, max_rank=32, weights=weights)
     wanted = (features - features.mean(axis=0)) @ (fitted.weight @ fitted.projection).T + y.mean(axis=0)
-    np.testing.assert_allclose(said(context, x), wanted, atol=2e-3)
+    # the whitening of a kernel divides float32 by small roots
+    np.testing.assert_allclose(said(context, x), wanted, rtol=1e-7, atol=5e-4 if landmarks else 1e-4)
     assert np.corrcoef(wanted[:, 0], y[:, 0])[0, 1] > 0.5
     assert (context.weight[:, len(fitted.projection) :] == 0).all()
     assert np.isfinite(context.projection.numpy()).all()
@@ -171,6 +172,7 @@ def test_shapes_of_few_counts_weigh_less(trained, colour_section):
 
 
 def test_the_loss_weighs_shapes_by_their_counts(trained, colour_section):
+    from stpredict.models import predict_batch
     from stpredict.nn import mse_pcc
 
     section = colour_section(0)
@@ -179,8 +181,6 @@ def test_the_loss_weighs_shapes_by_their_counts(trained, colour_section):
     batch = samples.collate([samples[i] for i in range(len(samples))])
     query = trained.query(trained.genes)
     with torch.no_grad():
-        from stpredict.models import predict_batch
-
         found, values = trained.loss(batch, query), predict_batch(trained, batch, query)
     total = torch.from_numpy(section.total[batch.rows[:, 1]]).float()
     wanted = mse_pcc(values, batch.measured, weight=total / (total + 5000))
