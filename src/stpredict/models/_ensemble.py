@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -51,6 +52,11 @@ class EnsembleConfig(Config):
     link: str = "identity"
     members: tuple[Mapping[str, Any], ...] = ()
     recipe: Recipe = field(default_factory=Recipe)
+
+    def parts(self) -> Sequence[tuple[str, Callable[[], Model]]]:
+        """One member of each kind of its specifications."""
+        first = {repr(each): i for i, each in reversed(list(enumerate(_checked(self.members))))}
+        return [(f"members.{i}.", partial(_made, self.members[i])) for i in sorted(first.values())]
 
 
 class Ensemble(Model):

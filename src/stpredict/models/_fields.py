@@ -5,7 +5,7 @@ One table serves constructors and cards. A rule that joins several fields stands
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -137,6 +137,14 @@ class Config(Checked):
         def mpp(self) -> float: ...
         @property
         def recipe(self) -> Recipe: ...
+
+    def parts(self) -> Sequence[tuple[str, Callable[[], Any]]]:
+        """Models that this one is made of: what their tensors' names begin with, and what makes each; none.
+
+        A saved model's are compared with its file one by one, before the whole is built. Where several are alike, one
+        of them is enough.
+        """
+        return ()
 
     @classmethod
     def older(cls, content: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -149,6 +149,9 @@ def checked(folder: Path, kind: type[Model]) -> Saved:
     header = read_header(path)
     config = _from_card(where, lambda: config_of(card, kind.config_class))
     with torch.device("meta"), Undrawn():
+        for prefix, make in _from_card(where, config.parts):  # the first that does not fit ends it
+            inside = {name.removeprefix(prefix): like for name, like in header.items() if name.startswith(prefix)}
+            _check_fit(path, card, _from_card(where, make), inside)
         skeleton: Model = _from_card(where, lambda: kind(config=config))
     if (skeleton.genes, skeleton.mpp) != (card.genes, card.mpp) or card.cell_um not in (None, skeleton.cell_um):
         raise ValueError(f"{where}: genes, mpp or cell_um are not those of the {card.model} that its config describes.")
