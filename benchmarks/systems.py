@@ -1,14 +1,16 @@
-"""Every system beside EncoderRidge, Ridge and Mean: her2st C2..C5, blocks of mouse colon, two olfactory bulbs.
+"""Every system beside EncoderRidge, Ridge and Mean: her2st C2..C5 and A1, blocks of mouse colon, two olfactory bulbs.
 
     python benchmarks/systems.py her2st --out results/systems        # resumes; prints Markdown
     python benchmarks/systems.py colon --out results/systems
     python benchmarks/systems.py mob --out results/systems
+    python benchmarks/systems.py patient --out results/systems   # trained on C2..C5, scored on A1 of another patient
     python benchmarks/systems.py her2st --full --out ...             # as published, for a GPU
 
 All by `stp.tl.benchmark`, sections left out in turn where there are several: 250 genes by mean, chosen on the training
 part of each fold. By default patch encoders are the ImageNet MobileNetV2 that lies with the data, frozen (PixNet trains
-its own, and "trained encoder" says so), one seed for all models and three for the first two. Text models read
-definitions where there is one, else the symbol. With --full, encoders, widths and epochs are those of the papers, from
+its own, and "trained encoder" says so), with the rate and the epochs that `tries.py` found best of five for each on one
+inner fold; one seed for all models, three for the best four and for GeneQuery. Text models read definitions where there
+is one, else the symbol. With --full, encoders, widths and epochs are those of the papers, from
 weights that timm fetches.
 """
 
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,14 +33,19 @@ from spatialdata import SpatialData
 import stpredict as stp
 from stpredict.models import EncoderRidge, Mean, Model, PixNet, Ridge
 
-FIRST_TWO = ("PixNet", "GeneQuery, spots")
+THREE_SEEDS = ("PixNet", "PixNet, frozen encoder", "TRIPLEX", "SGN", "DeepSpot", "GeneQuery, spots")
 N_GENES = 250
 REPLICATES = "two replicates, one section each"
 PATIENT = "one patient (C): sections cannot be held apart by patient"
 BY_TEXT = ("GeneQuery, spots", "GeneQuery, genes", "SGN", "SGN, trained encoder")
+OTHER = "trained on one patient (C), scored on another (A)"
 EPOCHS = {"spot": 8, "gene": 20}  # chosen on C4 with C2 and C3 as training sections
+Recipes = Mapping[str, Mapping[str, Any]]  # fields of a system's recipe that are not those of its configuration
+CHOSEN: Recipes = {}  # the best of five tries on C4 with C2 and C3 as training sections (tries.py)
 TRAINED_EPOCHS, TRAINED_RATE = 20, 1e-4  # of encoders that are trained; not chosen
 BY_IMAGE = ("STNet", "HisToGene", "BLEEP", "EGN", "TRIPLEX", "DeepSpot", "HE2RNA", "FEAST")
+
+LATER = ("STNet", "TRIPLEX")  # whose encoders are trained as well, beside SGN's
 
 Build = Callable[[Sequence[str]], Model]
 
@@ -57,17 +64,20 @@ def embedded(genes: Sequence[str], cache: Path) -> stp.tl.GeneEmbeddings:
     return stp.tl.embed_genes(described, encoder=get_model_path(), path=cache, progress=False)
 
 
-def plain(name: str, cache: Path | None, genes: Sequence[str]) -> Model:
+def plain(name: str, cache: Path | None, genes: Sequence[str], *, recipe: Mapping[str, Any]) -> Model:
     """A system of the papers in its small configuration on the frozen MobileNetV2."""
     places = {"n_places": 128} if name == "HisToGene" else {}  # a Visium array is 78 x 128
     config = getattr(stp.models, f"{name}Config")(genes=tuple(genes), **ENCODER, **places)
+    if recipe:
+        config = replace(config, recipe=replace(config.recipe, **recipe))
     return getattr(stp.models, name)(config=config, encoder_weights=WEIGHTS, feature_cache=cache)
 
 
-def frozen_pixnet(genes: Sequence[str]) -> Model:
+def frozen_pixnet(genes: Sequence[str], *, recipe: Mapping[str, Any]) -> Model:
     """The PixNet of the benchmarks on the same frozen encoder as the other systems."""
     config = pixnet(genes).config
-    return PixNet(config=replace(config, recipe=replace(config.recipe, encoder_lr=0.0)), encoder_weights=WEIGHTS)
+    own = replace(config.recipe, **{"encoder_lr": 0.0, **recipe})
+    return PixNet(config=replace(config, recipe=own), encoder_weights=WEIGHTS)
 
 
 def trained(build: Build, genes: Sequence[str], **given: Any) -> Model:
@@ -77,29 +87,40 @@ def trained(build: Build, genes: Sequence[str], **given: Any) -> Model:
     return type(made)(config=replace(made.config, frozen=False, recipe=recipe), encoder_weights=WEIGHTS, **given)
 
 
-def by_text(name: str, embeddings: stp.tl.GeneEmbeddings, genes: Sequence[str], **settings: Any) -> Model:
+def by_text(
+    name: str,
+    embeddings: stp.tl.GeneEmbeddings,
+    genes: Sequence[str],
+    *,
+    recipe: Mapping[str, Any],
+    **settings: Any,
+) -> Model:
     """GeneQuery or SGN, likewise."""
     made: Any = getattr(stp.models, name)
     own = made(genes, embeddings=embeddings, **settings).config
     if "context" in settings:
-        own = replace(own, recipe=replace(own.recipe, max_epochs=EPOCHS[settings["context"]]))
+        recipe = {"max_epochs": EPOCHS[settings["context"]], **recipe}
+    own = replace(own, recipe=replace(own.recipe, **recipe))
     return made(config=replace(own, **ENCODER), embeddings=embeddings, encoder_weights=WEIGHTS)
 
 
-def systems(embeddings: Any, cache: Path | None) -> dict[str, Build]:
+def systems(embeddings: Any, cache: Path | None, recipes: Recipes = CHOSEN) -> dict[str, Build]:
     """The twelve systems, PixNet frozen like the others, three with trained encoders, and the nulls; all small."""
-    by_image: dict[str, Build] = {name: partial(plain, name, cache) for name in BY_IMAGE}
-    sgn: Build = partial(by_text, "SGN", embeddings)
+
+    def of(build: Callable[..., Model], *given: Any, name: str, **more: Any) -> Build:
+        return partial(build, *given, recipe=recipes.get(name, {}), **more)
+
+    by_image = {name: of(plain, name, cache, name=name) for name in BY_IMAGE}
     return {
         "PixNet": pixnet,
-        "PixNet, frozen encoder": frozen_pixnet,
-        "GeneQuery, spots": partial(by_text, "GeneQuery", embeddings, context="spot"),
-        "GeneQuery, genes": partial(by_text, "GeneQuery", embeddings, context="gene"),
+        "PixNet, frozen encoder": of(frozen_pixnet, name="PixNet, frozen encoder"),
+        "GeneQuery, spots": of(by_text, "GeneQuery", embeddings, name="GeneQuery, spots", context="spot"),
+        "GeneQuery, genes": of(by_text, "GeneQuery", embeddings, name="GeneQuery, genes", context="gene"),
         **by_image,
-        "SGN": sgn,
-        **{f"{name}, trained encoder": partial(trained, by_image[name]) for name in ("STNet", "TRIPLEX")},
-        "SGN, trained encoder": partial(trained, sgn, embeddings=embeddings),
-        "EncoderRidge": partial(plain, "EncoderRidge", cache),
+        "SGN": of(by_text, "SGN", embeddings, name="SGN"),
+        **{f"{name}, trained encoder": partial(trained, partial(plain, name, None, recipe={})) for name in LATER},
+        "SGN, trained encoder": partial(trained, partial(by_text, "SGN", embeddings, recipe={}), embeddings=embeddings),
+        "EncoderRidge": partial(plain, "EncoderRidge", cache, recipe={}),
         "Ridge": Ridge,
         "Mean": Mean,
     }
@@ -132,21 +153,21 @@ def run(sections: list[SpatialData], args: argparse.Namespace, **settings: Any) 
         genes = stp.pp.gene_panel(sections, n_genes=3 * N_GENES)
         embeddings = embedded(genes, args.out / f"{args.data_set}.safetensors")
     models = published(embeddings) if args.full else systems(embeddings, args.feature_cache)
-    if args.data_set == "mob":
-        models["Ridge"] = partial(Ridge, mpp=2.0)  # its picture has nothing of 1 um
+    if args.data_set in ("mob", "patient"):
+        models["Ridge"] = partial(Ridge, mpp=2.0)  # the picture has nothing of 1 um
     if args.models:
         unknown = sorted(set(args.models) - set(models))
         if unknown:
             raise SystemExit(f"--models: {unknown} are not among {list(models)}")
         models = {name: models[name] for name in args.models}
-    seeds = {name: (0, 1, 2) if name in FIRST_TWO and not args.full else (0,) for name in models}
+    seeds = {name: (0, 1, 2) if name in THREE_SEEDS and not args.full else (0,) for name in models}
     path = args.out / f"{args.data_set}{'_full' if args.full else ''}"
     return stp.tl.benchmark(sections, models, seeds=seeds, path=path, n_genes=N_GENES, **settings)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data_set", choices=("her2st", "colon", "mob"))
+    parser.add_argument("data_set", choices=("her2st", "patient", "colon", "mob"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--full", action="store_true", help="as published, for a GPU")
     parser.add_argument("--models", nargs="+", help="only these")
@@ -158,6 +179,10 @@ def main() -> None:
     if args.data_set == "her2st":
         sections = stp.datasets.her2st(list(SECTIONS), path=DATA / "her2st")
         result = run(sections, args, cv="leave-one-section-out", groups=None, groups_reason=PATIENT)
+    elif args.data_set == "patient":
+        sections = stp.datasets.her2st(list(SECTIONS), path=DATA / "her2st")
+        sections += stp.datasets.her2st(["A1"], path=DATA / "her2st_A")
+        result = run(sections, args, cv={"A1": (SECTIONS, ["A1"])}, groups=None, groups_reason=OTHER)
     elif args.data_set == "mob":
         bulbs = read_bulbs(DATA / "mob")
         result = run(bulbs, args, cv="leave-one-section-out", groups=None, groups_reason=REPLICATES)

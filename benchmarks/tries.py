@@ -1,63 +1,62 @@
-"""Settings of the later baselines on the inner fold: trained on her2st C2 and C3, scored on C4.
+"""Five tries of rate and epochs for every system, the same for each: trained on her2st C2 and C3, scored on C4.
 
-    python benchmarks/tries.py                    # all of TRIES, one after the other
-    python benchmarks/tries.py HE2RNA             # those of one class
-    python benchmarks/tries.py --feature-cache features
+    python benchmarks/tries.py --out results/tries                     # all systems, all tries; resumes
+    python benchmarks/tries.py --out results/tries --models TRIPLEX SGN
 
-Prints one line of JSON a try: class, settings, PCC@M on C4, seconds.
+Each system of `systems.py` with its encoder frozen, at the rate and the number of epochs of its small configuration,
+with half and twice the epochs, and with a third and three times the rate. Prints Markdown: PCC@M on C4 of each, the
+best in bold, which `systems.py` takes. C2, C3 and C4 are test sections there, as every section is.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from _settings import DATA, ENCODER, WEIGHTS
+from _settings import DATA
+from systems import N_GENES, embedded, systems
 
 import stpredict as stp
 
-TRIES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [  # class, fields of its config, fields of its recipe
-    ("EncoderRidge", {}, {}),
-    ("HE2RNA", {}, {}),
-    ("HE2RNA", {}, {"max_epochs": 20}),
-    ("HE2RNA", {}, {"max_epochs": 150}),
-    ("HE2RNA", {"side": 2}, {}),
-    ("HE2RNA", {"side": 6}, {}),
-    ("HE2RNA", {"side": 8}, {}),
-    ("DeepSpot", {}, {}),
-    ("DeepSpot", {}, {"max_epochs": 10}),
-    ("DeepSpot", {}, {"max_epochs": 40}),
-    ("DeepSpot", {"feature_dropout": 0.5}, {}),
-    ("DeepSpot", {"feature_dropout": 0.5}, {"max_epochs": 40}),
-    ("FEAST", {}, {}),
-    ("FEAST", {}, {"max_epochs": 60}),
-    ("FEAST", {"width": 256}, {}),
-]
+TRIED = (
+    "PixNet, frozen encoder", "GeneQuery, spots", "GeneQuery, genes", "STNet", "HisToGene", "BLEEP", "EGN", "TRIPLEX",
+    "DeepSpot", "HE2RNA", "FEAST", "SGN",
+)  # fmt: skip
+TRIES = {  # factors of the epochs and of the rate
+    "as it is": (1, 1), "epochs / 2": (1 / 2, 1), "epochs x 2": (2, 1), "rate / 3": (1, 1 / 3), "rate x 3": (1, 3),
+}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kinds", nargs="*", help="only these classes")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--models", nargs="+", choices=TRIED, default=TRIED, metavar="NAME", help="only these")
     parser.add_argument("--feature-cache", type=Path, help="folder where features of the frozen encoder are kept")
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     train, test = (stp.datasets.her2st(names, path=DATA / "her2st") for names in (["C2", "C3"], ["C4"]))
-    panel = tuple(stp.pp.gene_panel(train, n_genes=250))
-    for name, changes, recipe in TRIES:
-        if args.kinds and name not in args.kinds:
-            continue
-        start, key = time.perf_counter(), name.lower()
-        config = getattr(stp.models, f"{name}Config")(genes=panel, **ENCODER, **changes)
-        config = replace(config, recipe=replace(config.recipe, **recipe))
-        model = getattr(stp.models, name)(config=config, encoder_weights=WEIGHTS, feature_cache=args.feature_cache)
-        stp.tl.train(train, model, val=0, precision="32", progress=False)
-        stp.tl.predict(test[0], model, precision="32", key_added=key, overwrite=True, progress=False)
-        pcc = float(stp.tl.evaluate(test, key)["pcc"].mean())
-        said = {"model": name, **changes, **recipe, "pcc": round(pcc, 4), "s": round(time.perf_counter() - start)}
-        print(json.dumps(said), flush=True)
+    panel = stp.pp.gene_panel(train, n_genes=N_GENES)
+    embeddings = embedded(panel, args.out / "tries.safetensors")
+    print("| system | epochs | rate | " + " | ".join(TRIES) + " |", "|---" * (3 + len(TRIES)) + "|", sep="\n")
+    for name in args.models:
+        recipe = systems(embeddings, args.feature_cache, {})[name](panel).config.recipe
+        scores = {}
+        for title, (epochs, rate) in TRIES.items():
+            kept = args.out / f"{name}, {title}.json".replace("/", "by")
+            if not kept.is_file():
+                changes = {"max_epochs": round(recipe.max_epochs * epochs), "lr": recipe.lr * rate}
+                if recipe.min_steps:
+                    changes["min_steps"] = round(recipe.min_steps * epochs)
+                model = systems(embeddings, args.feature_cache, {name: changes})[name](panel)
+                stp.tl.train(train, model, val=0, seed=0, progress=False)
+                stp.tl.predict(test[0], model, key_added="tried", overwrite=True, progress=False)
+                pcc = float(stp.tl.evaluate(test, "tried")["pcc"].mean())
+                kept.write_text(json.dumps({"model": name, "pcc": pcc, **changes}))
+            scores[title] = json.loads(kept.read_text())["pcc"]
+        best = max(scores, key=scores.__getitem__)
+        shown = (f"**{score:.4f}**" if title == best else f"{score:.4f}" for title, score in scores.items())
+        print(f"| {name} | {recipe.max_epochs} | {recipe.lr:g} | " + " | ".join(shown) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -67,8 +67,7 @@ def test_the_map_is_the_average_of_both_branches(trained, colour_section):
         trained.context_map.share = torch.tensor(value)
         found[value] = predict(trained, colour_section(2))
     trained.context_map.share = share
-    assert float(share) == pytest.approx(trained.config.context_share)
-    assert trained.config.context_share == 0.7
+    assert float(share) == pytest.approx(0.7)
     assert np.abs(found[0.0] - found[1.0]).max() > 1e-2
     np.testing.assert_allclose(found[0.5], (found[0.0] + found[1.0]) / 2, atol=1e-5)
     np.testing.assert_allclose(found[0.25], 0.75 * found[0.0] + 0.25 * found[1.0], atol=1e-5)
@@ -222,6 +221,24 @@ def test_tiles_do_not_show_with_the_default_halo(trained, colour_section):
     trained.config = plain
     assert float(trained.context_map.share) == pytest.approx(0.7)
     assert np.abs(found["whole"] - found["tiled"]).max() <= 1e-3 * found["whole"].std(axis=0).min()
+
+
+def test_the_share_is_less_for_bins_and_cells_than_for_spots(trained, colour_section):
+    from copy import deepcopy
+
+    from stpredict.models._pixnet import default_share
+
+    spots = colour_section(0)
+    bins = dataclasses.replace(spots, area=spots.area / 100)
+    assert default_share([spots], 1.0) == default_share([bins], 10.0) == 0.7
+    assert default_share([bins], 1.0) == default_share([spots], 0.1) == 0.3
+    again = deepcopy(trained)
+    assert again.config.context_share is None
+    again.finish([bins])
+    assert float(again.context_map.share) == pytest.approx(0.3)
+    again.config = dataclasses.replace(again.config, context_share=0.9)
+    again.finish([bins])
+    assert float(again.context_map.share) == pytest.approx(0.9)
 
 
 def test_training_again_begins_without_it(trained, colour_section):

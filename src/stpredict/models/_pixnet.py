@@ -28,7 +28,8 @@ from stpredict.nn.stain import optical_density, unmix
 
 PENALTIES = tuple(10 ** (k / 2) for k in range(4, 11))  # 10^2 .. 10^5, of a linear context
 KERNEL_PENALTIES = tuple(10 ** (k / 2) for k in range(-5, 5))  # 10^-2.5 .. 10^2
-KERNEL_WIDTH = 2.5  # squared, in mean squared distances from the mean; 1.5 to 4 were alike (benchmarks/README.md)
+KERNEL_WIDTH = 2.5  # squared, in mean squared distances from the mean; 1.5 to 4 were alike (benchmarks/tried.md)
+SHARE_OF_SPOTS, SHARE_OF_BINS, SPOT_UM2 = 0.7, 0.3, 1e3  # .6 and .8, and 0 and .3, were alike (benchmarks/tried.md)
 WINDOWS = 2  # a forward pass
 GLASS = 0.1  # mean optical density of red, green and blue below which a pixel shows no tissue
 COLOUR_PX = 2  # side of the squares whose mean colours are looked at
@@ -444,6 +445,12 @@ def gaussian_kernel(x: Float[Tensor, "*n f"], landmarks: Float[Tensor, "m f"]) -
     """exp(-|x - landmark|^2)."""
     product = 2 * (x @ landmarks.T)
     return (product - x.square().sum(-1, keepdim=True) - landmarks.square().sum(-1)).clamp_max(0).exp()
+
+
+def default_share(sections: Sequence[Section], mpp: float) -> float:
+    """The share of the context in the map by the median area of the training shapes: less for bins and cells."""
+    area = float(np.median(np.concatenate([section.area for section in sections]))) * mpp**2
+    return SHARE_OF_SPOTS if area >= SPOT_UM2 else SHARE_OF_BINS
 
 
 def fit_context(

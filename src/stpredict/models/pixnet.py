@@ -21,7 +21,7 @@ Where we differ, or had to choose:
 - the small configuration has a second branch, the context: a closed-form kernel ridge regression, of reduced rank, on
   statistics over 128 and 512 um of colours and of the same CNN with its pretrained weights, as some more linear
   channels of the map. Fine-tuning on a few hundred spots forgets part of what the pretrained maps know; the average of
-  both is better than either, and than several seeds (benchmarks/README.md). It needs a CNN, a panel head,
+  both is better than either, and than several seeds (benchmarks/tried.md). It needs a CNN, a panel head,
   `reduction="mean"` and `link="identity"`: the average of two maps in log units is no map of rates.
 - shapes of few counts, whose log expression is mostly noise, weigh less in the loss and in the context (ours).
 - with `link="counts"` the map holds rates and the loss is the likelihood of raw counts (`_counts.py`); ours.
@@ -53,7 +53,7 @@ from stpredict.models._fields import EncoderConfig, PanelConfig
 from stpredict.models._folder import checked
 from stpredict.models._hub import find
 from stpredict.models._info import ModelInfo
-from stpredict.models._pixnet import ContextBranch, Decoder, PanelHead, TextHead, fit_context
+from stpredict.models._pixnet import ContextBranch, Decoder, PanelHead, TextHead, default_share, fit_context
 from stpredict.models._samples import Batch, Samples
 from stpredict.models._scale import depth_weight
 from stpredict.models._texts import Vocabulary, as_embeddings
@@ -120,15 +120,16 @@ class PixNetConfig(EncoderConfig, PanelConfig):
     context_zoom : int, default 1
         How many times the image is enlarged for its encoder. 2 sees tissue as at half the mpp (with `context_cells=4`
         and `context_wide_cells=16` over the same squares), and costs four times as much; no better on left-out sections
-        (benchmarks/README.md).
+        (benchmarks/tried.md).
     context_levels : int, default 5
         Levels of each colour that it looks at, beside its encoder (0: none).
     context_wide_cells : int, default 8
         Side of a wider square that it looks at as well, in cells of the coarsest stage, even (0: none).
     context_landmarks : int, default 512
         Training shapes, at most, that it compares tissue with, as a kernel regression (0: a linear one).
-    context_share : float, default 0.7
-        The context's share of the map.
+    context_share : float, optional
+        The context's share of the map. None: .7 where the training shapes are spots, and .3 where they are bins or
+        cells (a median of less than 1,000 square um), for the context sees nothing finer than its cells of 64 um.
     half_weight_counts : float, default 5000
         Raw counts at which a training shape weighs half as much as at endless depth, n / (n + this), in a step beside
         the other shapes of its batch, where all sections have counts and the link is not "counts" (0: all alike).
@@ -144,7 +145,7 @@ class PixNetConfig(EncoderConfig, PanelConfig):
     'counts'
     """
 
-    mpp: float = 2.0  # not given; of 1 and 2 um the better on a held-out training section (benchmarks/README.md)
+    mpp: float = 2.0  # not given; of 1 and 2 um the better on a held-out training section (benchmarks/tried.md)
     taps: tuple[int, ...] = (1, 2, 3, 4)
     filters: tuple[int, ...] = (32, 48, 64, 96)  # narrow: 2 cores; chosen before any score was seen
     # all that a CNN pyramid needs (the paper has 2 of 5): spots hardly tell the cells of a depth-to-space step apart,
@@ -167,14 +168,14 @@ class PixNetConfig(EncoderConfig, PanelConfig):
     train_genes: int = 64  # SGN: genes a step
     context_rank: int = 32  # ours, see the module's head; 250 genes lie in fewer dimensions than this
     # 128 um at 2 um per pixel and stride 32: as good as 256 um on left-out sections, and better on half a section of
-    # another patient (benchmarks/README.md)
+    # another patient (benchmarks/tried.md)
     context_cells: int = 2
     context_zoom: int = 1
     context_levels: int = 5  # 5 to 95 % of the training tissue; as good as nine on left-out sections
-    # 512 um at 2 um per pixel: the map knows what kind of region a cell lies in (benchmarks/README.md)
+    # 512 um at 2 um per pixel: the map knows what kind of region a cell lies in (benchmarks/tried.md)
     context_wide_cells: int = 8
     context_landmarks: int = 512
-    context_share: float = 0.7  # .6 and .8 were within .004 of it (benchmarks/README.md)
+    context_share: float | None = None
     half_weight_counts: float = 5000.0  # ours; 1,000 to 20,000 were alike
     turns: int = 1
     recipe: Recipe = field(
@@ -438,7 +439,8 @@ class PixNet(Model):
                 self.context_map, sections, window_px=self.context_map.window_px(c.window_px), stride=self.stride,
                 half_weight_counts=c.half_weight_counts,
             )  # fmt: skip
-            self.context_map.fitted(*fitted, share=c.context_share)
+            share = default_share(sections, self.mpp) if c.context_share is None else c.context_share
+            self.context_map.fitted(*fitted, share=share)
 
 
 def _home_of(encoder_weights: str | Path | None) -> Path | None:
