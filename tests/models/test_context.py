@@ -241,6 +241,59 @@ def test_the_share_is_less_for_bins_and_cells_than_for_spots(trained, colour_sec
     assert float(again.context_map.share) == pytest.approx(0.9)
 
 
+@pytest.mark.parametrize(
+    ("peak", "width", "chosen"),
+    [(0.3, 1e-3, 0.3), (0.3, 0.15, 0.4), (1.0, 1e-3, 1.0), (0.0, 1e-3, 0.0), (0.2, 1e3, 0.7)],
+    ids=["sharp", "within .005 of the best", "context alone", "decoder alone", "flat"],
+)
+def test_held_out_shapes_choose_the_share(trained, peak, width, chosen):
+    """Predictions are linear in the share, so those of 0 and 1 say all others."""
+    from copy import deepcopy
+
+    model = deepcopy(trained)
+    decoder, context = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
+
+    def predict():
+        share = float(model.context_map.share)
+        return (1 - share) * decoder + share * context
+
+    def score(pred):
+        share = float(np.mean((pred - decoder) / (context - decoder)))
+        return -0.005 * ((share - peak) / width) ** 2
+
+    model.choose(predict, score)
+    assert float(model.context_map.share) == pytest.approx(chosen, abs=1e-6)
+
+
+def test_a_training_with_held_out_shapes_scores_the_share_on_them(colour_section, build):
+    from stpredict._training import TrainOptions, fit
+    from stpredict._training._evidence import held_out, mean_pcc
+    from stpredict.nn.device import autocast
+
+    model, val = with_context(build), [colour_section(3)]
+    plan = TrainOptions(max_epochs=1, device="cpu", precision="32", progress=False)
+    fit(model, [colour_section(0), colour_section(1)], val, plan, sections=("a", "b"))
+    chosen, scores = float(model.context_map.share), {}
+    with autocast("32-true", torch.device("cpu")):
+        for share in np.linspace(0, 1, 11).round(1):
+            model.context_map.share.fill_(share)
+            scores[float(share)] = float(np.nanmean(mean_pcc(held_out(model, val))))
+    good = [share for share in scores if scores[share] >= max(scores.values()) - 0.005]
+    assert chosen == pytest.approx(min(good, key=lambda share: abs(share - 0.7)), abs=1e-6)
+    assert len(good) < len(scores)
+
+
+def test_a_share_that_is_given_or_cannot_be_scored_stays(trained):
+    from copy import deepcopy
+
+    model = deepcopy(trained)
+    model.choose(lambda: np.ones((2, 3), np.float32), lambda pred: np.nan)
+    assert float(model.context_map.share) == pytest.approx(0.7)
+    model.config = dataclasses.replace(model.config, context_share=0.2)
+    model.choose(lambda: pytest.fail("predicted"), lambda pred: 1.0)
+    assert float(model.context_map.share) == pytest.approx(0.7)
+
+
 def test_training_again_begins_without_it(trained, colour_section):
     from copy import deepcopy
 

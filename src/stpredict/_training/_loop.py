@@ -19,13 +19,14 @@ import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from numpy.typing import NDArray
 
 from stpredict._arguments import LIMITS
 from stpredict._malloc import keep_freed_memory
 from stpredict._schema import check_fields
 from stpredict._section import ImageView, Section
 from stpredict._training._bar import TrainingBar, stage
-from stpredict._training._evidence import HeldOut, held_out
+from stpredict._training._evidence import HeldOut, held_out, mean_pcc
 from stpredict._training._module import FitModule, RestoreBest, long_enough
 from stpredict.models._base import Model, Recipe
 from stpredict.models._samples import Samples, held_in_memory
@@ -101,7 +102,22 @@ def fit_model(
                 model.finish(train)
             model.eval()
             _check_finite(model, history, recipe)
-            return history, held_out(model, val) if val else None
+            if not val:
+                return history, None
+            if type(model).choose is not Model.choose:
+                _choose(model, val)
+            return history, held_out(model, val)
+
+
+def _choose(model: Model, val: Sequence[Section]) -> None:
+    """Let a model settle what held-out shapes decide."""
+    found = held_out(model, val)
+
+    def score(pred: NDArray[np.float32]) -> float:
+        scores = mean_pcc(replace(found, pred=pred))
+        return float(np.nanmean(scores)) if np.isfinite(scores).any() else np.nan
+
+    model.choose(lambda: held_out(model, val).pred, score)
 
 
 def in_memory(sections: Sequence[Section]) -> list[Section]:

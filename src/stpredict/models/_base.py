@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -404,6 +404,17 @@ class Model(nn.Module, ABC):
         ----------
         sections : Sequence[Section]
             Training sections.
+        """
+
+    def choose(self, predict: Callable[[], NDArray[np.float32]], score: Callable[[NDArray[np.float32]], float]) -> None:
+        """After `finish`, where shapes were held out: settle what they decide. Nothing, unless overridden.
+
+        Parameters
+        ----------
+        predict : Callable[[], ndarray of float32]
+            Predictions (n, g) of the held-out shapes by the model as it is when this is called, in units of the target.
+        score : Callable[[ndarray of float32], float]
+            Mean over genes of the correlation of such predictions with what was measured; NaN where there is none.
         """
 
     @property

@@ -30,7 +30,8 @@ Where we differ, or had to choose:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -40,6 +41,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stpredict._card import WEIGHTS, read_card
@@ -53,7 +55,15 @@ from stpredict.models._fields import EncoderConfig, PanelConfig
 from stpredict.models._folder import checked
 from stpredict.models._hub import find
 from stpredict.models._info import ModelInfo
-from stpredict.models._pixnet import ContextBranch, Decoder, PanelHead, TextHead, default_share, fit_context
+from stpredict.models._pixnet import (
+    SHARE_SLACK,
+    ContextBranch,
+    Decoder,
+    PanelHead,
+    TextHead,
+    default_share,
+    fit_context,
+)
 from stpredict.models._samples import Batch, Samples
 from stpredict.models._scale import depth_weight
 from stpredict.models._texts import Vocabulary, as_embeddings
@@ -63,6 +73,8 @@ from stpredict.nn.encoders import Encoder, EncoderSpec, rgb
 from stpredict.nn.losses import mse_pcc
 from stpredict.nn.pool import pool
 from stpredict.nn.state import read_tensors
+
+logger = logging.getLogger("stpredict")
 
 
 @dataclass(frozen=True)
@@ -129,7 +141,9 @@ class PixNetConfig(EncoderConfig, PanelConfig):
         Training shapes, at most, that it compares tissue with, as a kernel regression (0: a linear one).
     context_share : float, optional
         The context's share of the map. None: .7 where the training shapes are spots, and .3 where they are bins or
-        cells (a median of less than 1,000 square um), for the context sees nothing finer than its cells of 64 um.
+        cells (a median of less than 1,000 square um), for the context sees nothing finer than its cells of 64 um. Held
+        out shapes (`val=` of `stp.tl.train`) may move it: to the next share whose mean correlation is the best, or .005
+        less, on them.
     half_weight_counts : float, default 5000
         Raw counts at which a training shape weighs half as much as at endless depth, n / (n + this), in a step beside
         the other shapes of its batch, where all sections have counts and the link is not "counts" (0: all alike).
@@ -441,6 +455,21 @@ class PixNet(Model):
             )  # fmt: skip
             share = default_share(sections, self.mpp) if c.context_share is None else c.context_share
             self.context_map.fitted(*fitted, share=share)
+
+    def choose(self, predict: Callable[[], NDArray[np.float32]], score: Callable[[NDArray[np.float32]], float]) -> None:
+        """The context's share, where the configuration leaves it open: of about the best, the one next to the usual."""
+        if self.context_map is None or self.config.context_share is not None:
+            return
+        usual, ends = float(self.context_map.share), []
+        for share in (0.0, 1.0):
+            self.context_map.share.fill_(share)
+            ends.append(predict())
+        scores = {share: score((1 - share) * ends[0] + share * ends[1]) for share in (usual, *np.linspace(0, 1, 11))}
+        best = max((each for each in scores.values() if np.isfinite(each)), default=np.inf)
+        good = [share for share in scores if scores[share] >= best - SHARE_SLACK]
+        chosen = min(good, key=lambda share: abs(share - usual), default=usual)
+        self.context_map.share.fill_(chosen)
+        logger.info("context_share: %.1f by the held-out shapes (PCC@M %.3f there)", chosen, scores[chosen])
 
 
 def _home_of(encoder_weights: str | Path | None) -> Path | None:
