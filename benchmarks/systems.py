@@ -9,9 +9,8 @@
 All by `stp.tl.benchmark`, sections left out in turn where there are several: 250 genes by mean, chosen on the training
 part of each fold. By default patch encoders are the ImageNet MobileNetV2 that lies with the data, frozen (PixNet trains
 its own, and "trained encoder" says so), with the rate and the epochs that `tries.py` found best of five for each on one
-inner fold; one seed, on her2st three for PixNet and the three next to it. Text models read definitions where there is
-one, else the symbol. With --full, encoders, widths and epochs are those of the papers, from
-weights that timm fetches.
+inner fold; one seed, on her2st three for PixNet and the four next to it. Text models read definitions where there is
+one, else the symbol. With --full, encoders, widths and epochs are those of the papers, from weights that timm fetches.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from spatialdata import SpatialData
 import stpredict as stp
 from stpredict.models import EncoderRidge, Mean, Model, PixNet, Ridge
 
-THREE_SEEDS = ("PixNet", "PixNet, frozen encoder", "TRIPLEX", "SGN", "DeepSpot")
+THREE_SEEDS = ("PixNet", "PixNet, frozen encoder", "TRIPLEX", "SGN", "DeepSpot", "FEAST")
 N_GENES = 250
 REPLICATES = "two replicates, one section each"
 PATIENT = "one patient (C): sections cannot be held apart by patient"
@@ -42,7 +41,8 @@ OTHER = "trained on one patient (C), scored on another (A)"
 EPOCHS = {"spot": 8, "gene": 20}  # chosen on C4 with C2 and C3 as training sections
 Recipes = Mapping[str, Mapping[str, Any]]  # fields of a system's recipe that are not those of its configuration
 CHOSEN: Recipes = {  # the best of five tries on C4, with C2 and C3 as training sections, where it is another (tries.py)
-    "STNet": {"lr": 1e-3 / 3}, "BLEEP": {"lr": 3e-3}, "EGN": {"lr": 1.5e-3}, "SGN": {"lr": 3e-3},
+    "STNet": {"lr": 1e-3 / 3}, "BLEEP": {"lr": 3e-3}, "EGN": {"lr": 1.5e-3}, "FEAST": {"max_epochs": 40},
+    "SGN": {"lr": 3e-3},
 }  # fmt: skip
 TRAINED_EPOCHS, TRAINED_RATE = 20, 1e-4  # of encoders that are trained; not chosen
 BY_IMAGE = ("STNet", "HisToGene", "BLEEP", "EGN", "TRIPLEX", "DeepSpot", "HE2RNA", "FEAST")
