@@ -9,8 +9,9 @@
 All by `stp.tl.benchmark`, sections left out in turn where there are several: 250 genes by mean, chosen on the training
 part of each fold. By default patch encoders are the ImageNet MobileNetV2 that lies with the data, frozen (PixNet trains
 its own, and "trained encoder" says so), with the rate and the epochs that `tries.py` found best of five for each on one
-inner fold; one seed, on her2st three for PixNet and the four next to it. Text models read definitions where there is
-one, else the symbol. With --full, encoders, widths and epochs are those of the papers, from weights that timm fetches.
+inner fold; one seed, on her2st three for PixNet and the four next to it. Systems whose encoder is trained have the rate
+of their own configuration for all else. Text models read definitions where there is one, else the symbol. With --full,
+encoders, widths and epochs are those of the papers, from weights that timm fetches.
 """
 
 from __future__ import annotations
@@ -37,7 +38,6 @@ N_GENES = 250
 REPLICATES = "two replicates, one section each"
 PATIENT = "one patient (C): sections cannot be held apart by patient"
 BY_TEXT = ("GeneQuery, spots", "GeneQuery, genes", "SGN", "SGN, trained encoder")
-OTHER = "trained on one patient (C), scored on another (A)"
 EPOCHS = {"spot": 8, "gene": 20}  # chosen on C4 with C2 and C3 as training sections
 Recipes = Mapping[str, Mapping[str, Any]]  # fields of a system's recipe that are not those of its configuration
 CHOSEN: Recipes = {  # the best of five tries on C4, with C2 and C3 as training sections, where it is another (tries.py)
@@ -185,7 +185,7 @@ def main() -> None:
     elif args.data_set == "patient":
         sections = stp.datasets.her2st(list(SECTIONS), path=DATA / "her2st")
         sections += stp.datasets.her2st(["A1"], path=DATA / "her2st_A")
-        result = run(sections, args, cv={"A1": (SECTIONS, ["A1"])}, groups=None, groups_reason=OTHER)
+        result = run(sections, args, cv={"A1": (SECTIONS, ["A1"])}, groups=["C"] * 4 + ["A"])
     elif args.data_set == "mob":
         bulbs = read_bulbs(DATA / "mob")
         result = run(bulbs, args, cv="leave-one-section-out", groups=None, groups_reason=REPLICATES)

@@ -1,4 +1,4 @@
-"""Five tries of rate and epochs for every system, the same for each: trained on her2st C2 and C3, scored on C4.
+"""Five tries of rate and epochs, the same for every system with a frozen encoder: trained on C2 and C3, scored on C4.
 
     python benchmarks/tries.py --out results/tries                     # all systems, all tries; resumes
     python benchmarks/tries.py --out results/tries --models TRIPLEX SGN

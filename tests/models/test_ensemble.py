@@ -227,22 +227,23 @@ def test_the_card_of_an_ensemble_is_read_as_data(trained, tmp_path):
     refused("does not fit", lambda c: c.update(members=[*c["members"], c["members"][0]]))
 
 
-def test_members_that_a_file_does_not_hold_are_not_built(trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("step", "n_built"), [(32, 3), (0, 1)], ids=["distinct", "alike"])
+def test_members_that_a_file_does_not_hold_are_not_built(trained, tmp_path, monkeypatch, step, n_built):
     from stpredict import models
     from stpredict.models import _ensemble
 
     trained("spots")[0].save(tmp_path / "m")
     card = json.loads((tmp_path / "m" / "card.json").read_text())
     first = card["config"]["members"][0]
-    others = [{**first, "config": {**first["config"], "patch_px": 32 * k}} for k in range(1, 65)]  # the file holds two
-    card["config"]["members"] = others
+    others = [{**first, "config": {**first["config"], "patch_px": 32 + step * k}} for k in range(64)]
+    card["config"]["members"] = others  # the file holds two
     (tmp_path / "m" / "card.json").write_text(json.dumps(card))
     built = []
     make = _ensemble._made
     monkeypatch.setattr(_ensemble, "_made", lambda spec: built.append(spec) or make(spec))
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match=r"does not fit .*'members\.2\."):
         models.load(tmp_path / "m")
-    assert len(built) == 3
+    assert len(built) == n_built
 
 
 def test_an_ensemble_of_trained_models_needs_no_training(trained, colour_section):

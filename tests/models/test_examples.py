@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -122,6 +124,25 @@ def test_a_class_that_is_passed_is_loaded_and_must_be_that_of_the_card(saved, re
         stp.models.load(folder, model_class=stp.models.Ridge)
     with pytest.raises(ValueError, match="must be a subclass of stp.models.Model"):
         stp.models.load(folder, model_class=dict)
+
+
+PLAIN = """
+import dataclasses, sys
+import stpredict as stp
+import spot_model
+fields = [("genes", tuple), ("mpp", float), ("patch_px", int), ("width", int), ("recipe", stp.models.Recipe)]
+plain = dataclasses.make_dataclass("Plain", fields, frozen=True)
+mine = type("PatchCNN", (spot_model.PatchCNN,), {"config_class": plain})
+print(stp.models.load(sys.argv[1], model_class=mine).config.width)
+"""
+
+
+def test_a_config_that_is_another_dataclass_is_read(saved):
+    """In an interpreter of its own, without the tests' checks of types, which want a `Config`."""
+    environment = os.environ | {"PYTHONPATH": str(EXAMPLES)}
+    command = [sys.executable, "-c", PLAIN, str(saved["spot_model"][0])]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "32", done.stderr
 
 
 def rename(folder: Path, to: Path, model: str) -> None:

@@ -110,14 +110,18 @@ def fit_model(
 
 
 def _choose(model: Model, val: Sequence[Section]) -> None:
-    """Let a model settle what held-out shapes decide."""
-    found = held_out(model, val)
+    """Let a model settle what held-out shapes decide; nothing is predicted where it asks for nothing."""
+    seen: list[HeldOut] = []
+
+    def predict() -> NDArray[np.float32]:
+        seen.append(held_out(model, val))
+        return seen[-1].pred
 
     def score(pred: NDArray[np.float32]) -> float:
-        scores = mean_pcc(replace(found, pred=pred))
+        scores = mean_pcc(replace(seen[0], pred=pred))
         return float(np.nanmean(scores)) if np.isfinite(scores).any() else np.nan
 
-    model.choose(lambda: held_out(model, val).pred, score)
+    model.choose(predict, score)
 
 
 def in_memory(sections: Sequence[Section]) -> list[Section]:

@@ -414,7 +414,8 @@ class Model(nn.Module, ABC):
         predict : Callable[[], ndarray of float32]
             Predictions (n, g) of the held-out shapes by the model as it is when this is called, in units of the target.
         score : Callable[[ndarray of float32], float]
-            Mean over genes of the correlation of such predictions with what was measured; NaN where there is none.
+            Of predictions, once there were some: the mean over genes of the correlation with what was measured; NaN
+            where there is none.
         """
 
     @property

@@ -53,10 +53,12 @@ class EnsembleConfig(Config):
     members: tuple[Mapping[str, Any], ...] = ()
     recipe: Recipe = field(default_factory=Recipe)
 
-    def parts(self) -> Sequence[tuple[str, Callable[[], Model]]]:
-        """One member of each kind of its specifications."""
-        first = {repr(each): i for i, each in reversed(list(enumerate(_checked(self.members))))}
-        return [(f"members.{i}.", partial(_made, self.members[i])) for i in sorted(first.values())]
+    def parts(self) -> Sequence[tuple[Sequence[str], Callable[[], Model]]]:
+        """Its members; those whose descriptions are equal are one entry."""
+        alike: dict[str, list[int]] = {}
+        for i, each in enumerate(_checked(self.members)):
+            alike.setdefault(repr(each), []).append(i)
+        return [([f"members.{i}." for i in k], partial(_made, self.members[k[0]])) for k in alike.values()]
 
 
 class Ensemble(Model):

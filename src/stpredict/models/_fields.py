@@ -138,11 +138,11 @@ class Config(Checked):
         @property
         def recipe(self) -> Recipe: ...
 
-    def parts(self) -> Sequence[tuple[str, Callable[[], Any]]]:
-        """Models that this one is made of: what their tensors' names begin with, and what makes each; none.
+    def parts(self) -> Sequence[tuple[Sequence[str], Callable[[], Any]]]:
+        """Models that this one is made of: what the names of their tensors begin with, and what makes one; none.
 
-        A saved model's are compared with its file one by one, before the whole is built. Where several are alike, one
-        of them is enough.
+        Those of a saved model are compared with its file one by one, before the whole is built. Models that are alike
+        are one entry, with a beginning for each.
         """
         return ()
 

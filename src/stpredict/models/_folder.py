@@ -149,9 +149,10 @@ def checked(folder: Path, kind: type[Model]) -> Saved:
     header = read_header(path)
     config = _from_card(where, lambda: config_of(card, kind.config_class))
     with torch.device("meta"), Undrawn():
-        for prefix, make in _from_card(where, config.parts):  # the first that does not fit ends it
-            inside = {name.removeprefix(prefix): like for name, like in header.items() if name.startswith(prefix)}
-            _check_fit(path, card, _from_card(where, make), inside)
+        for prefixes, make in _from_card(where, config.parts) if isinstance(config, Config) else ():
+            part = _from_card(where, make)  # the first that does not fit ends it
+            for prefix in prefixes:
+                _check_fit(path, card, part, {k: v for k, v in header.items() if k.startswith(prefix)}, prefix)
         skeleton: Model = _from_card(where, lambda: kind(config=config))
     if (skeleton.genes, skeleton.mpp) != (card.genes, card.mpp) or card.cell_um not in (None, skeleton.cell_um):
         raise ValueError(f"{where}: genes, mpp or cell_um are not those of the {card.model} that its config describes.")
@@ -222,10 +223,13 @@ def _recipe(values: Mapping[str, Any]) -> Recipe:
     return Recipe(**values)
 
 
-def _check_fit(path: Path, card: Card, skeleton: Model, header: Mapping[str, Tensor]) -> None:
-    """Raise ValueError where the tensors of a file are not those of the network, or it takes far more memory."""
-    wanted = dict(skeleton.state_dict())
-    grown = _grown(skeleton, header)
+def _check_fit(path: Path, card: Card, skeleton: Model, header: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Raise ValueError where the tensors of a file are not those of the network, or it takes far more memory.
+
+    The names of the network's tensors begin with `prefix` in the file.
+    """
+    wanted = {prefix + key: value for key, value in skeleton.state_dict().items()}
+    grown = _grown(skeleton, header, prefix)
     wrong = differences({key: header[key] if key in grown else value for key, value in wanted.items()}, header)
     rows = {name: len(header[name]) for name in grown}
     if not wrong and len(set(rows.values())) > 1:
@@ -240,11 +244,11 @@ def _check_fit(path: Path, card: Card, skeleton: Model, header: Mapping[str, Ten
         )
 
 
-def _grown(skeleton: Model, header: Mapping[str, Tensor]) -> set[str]:
+def _grown(skeleton: Model, header: Mapping[str, Tensor], prefix: str = "") -> set[str]:
     """Buffers whose length training decides: without rows in a fresh model, with some in the file."""
     return {
         name
-        for name, buffer in skeleton.named_buffers()
+        for name, buffer in ((prefix + key, value) for key, value in skeleton.named_buffers())
         if buffer.ndim and len(buffer) == 0 and name in header and header[name].ndim == buffer.ndim
         and header[name].shape[1:] == buffer.shape[1:] and header[name].dtype == buffer.dtype
     }  # fmt: skip

@@ -29,8 +29,8 @@ from stpredict.nn.stain import optical_density, unmix
 PENALTIES = tuple(10 ** (k / 2) for k in range(4, 11))  # 10^2 .. 10^5, of a linear context
 KERNEL_PENALTIES = tuple(10 ** (k / 2) for k in range(-5, 5))  # 10^-2.5 .. 10^2
 KERNEL_WIDTH = 2.5  # squared, in mean squared distances from the mean; 1.5 to 4 were alike (benchmarks/tried.md)
-SHARE_OF_SPOTS, SHARE_OF_BINS, SPOT_UM2 = 0.7, 0.3, 1e3  # .6 and .8, and 0 and .3, were alike (benchmarks/tried.md)
-SHARE_SLACK = 0.005  # of PCC@M: shares that are told apart by less are alike
+SHARE_OF_SPOTS, SHARE_OF_BINS, SPOT_UM2 = 0.7, 0.3, 1e3  # benchmarks/README.md, her2st
+SHARE_SLACK, FEWEST_TO_CHOOSE = 0.005, 50  # PCC@M that tells no shares apart; held-out shapes that tell some (there)
 WINDOWS = 2  # a forward pass
 GLASS = 0.1  # mean optical density of red, green and blue below which a pixel shows no tissue
 COLOUR_PX = 2  # side of the squares whose mean colours are looked at

@@ -56,6 +56,7 @@ from stpredict.models._folder import checked
 from stpredict.models._hub import find
 from stpredict.models._info import ModelInfo
 from stpredict.models._pixnet import (
+    FEWEST_TO_CHOOSE,
     SHARE_SLACK,
     ContextBranch,
     Decoder,
@@ -141,9 +142,9 @@ class PixNetConfig(EncoderConfig, PanelConfig):
         Training shapes, at most, that it compares tissue with, as a kernel regression (0: a linear one).
     context_share : float, optional
         The context's share of the map. None: .7 where the training shapes are spots, and .3 where they are bins or
-        cells (a median of less than 1,000 square um), for the context sees nothing finer than its cells of 64 um. Held
-        out shapes (`val=` of `stp.tl.train`) may move it: to the next share whose mean correlation is the best, or .005
-        less, on them.
+        cells (a median of less than 1,000 square um), for the context sees nothing finer than its cells of 64 um. Where
+        at least 50 shapes are held out (`val=` of `stp.tl.train`), of the shares 0, .1, ..., 1 whose mean correlation
+        there is within .005 of the best the one nearest to that is taken.
     half_weight_counts : float, default 5000
         Raw counts at which a training shape weighs half as much as at endless depth, n / (n + this), in a step beside
         the other shapes of its batch, where all sections have counts and the link is not "counts" (0: all alike).
@@ -457,19 +458,29 @@ class PixNet(Model):
             self.context_map.fitted(*fitted, share=share)
 
     def choose(self, predict: Callable[[], NDArray[np.float32]], score: Callable[[NDArray[np.float32]], float]) -> None:
-        """The context's share, where the configuration leaves it open: of about the best, the one next to the usual."""
+        """The context's share, where the configuration leaves it open and enough shapes are held out.
+
+        Of the shares 0, .1, ..., 1 whose score is within .005 of the best, the one nearest to the default.
+        """
         if self.context_map is None or self.config.context_share is not None:
             return
         usual, ends = float(self.context_map.share), []
-        for share in (0.0, 1.0):
-            self.context_map.share.fill_(share)
-            ends.append(predict())
-        scores = {share: score((1 - share) * ends[0] + share * ends[1]) for share in (usual, *np.linspace(0, 1, 11))}
-        best = max((each for each in scores.values() if np.isfinite(each)), default=np.inf)
-        good = [share for share in scores if scores[share] >= best - SHARE_SLACK]
-        chosen = min(good, key=lambda share: abs(share - usual), default=usual)
-        self.context_map.share.fill_(chosen)
-        logger.info("context_share: %.1f by the held-out shapes (PCC@M %.3f there)", chosen, scores[chosen])
+        try:
+            for share in (0.0, 1.0):
+                self.context_map.share.fill_(share)
+                ends.append(predict())
+                if len(ends[0]) < FEWEST_TO_CHOOSE:
+                    return
+        finally:
+            self.context_map.share.fill_(usual)
+        shares = (usual, *(k / 10 for k in range(11)))
+        scores = {share: score((1 - share) * ends[0] + share * ends[1]) for share in shares}
+        good = [share for share in scores if scores[share] >= np.nanmax([*scores.values(), -1.0]) - SHARE_SLACK]
+        if good:
+            chosen = min(good, key=lambda share: abs(share - usual))
+            self.context_map.share.fill_(chosen)
+            said = "context_share: %.1f by %d held-out shapes (PCC@M %.3f there; %.3f with the usual %.1f)"
+            logger.info(said, chosen, len(ends[0]), scores[chosen], scores[usual], usual)
 
 
 def _home_of(encoder_weights: str | Path | None) -> Path | None:

@@ -117,7 +117,8 @@ def benchmark(
     seeds : Sequence[int] | Mapping[str, Sequence[int]], default (0,)
         Of training; for all models, or {model: seeds}.
     val : float, default 0.0
-        Share of every training section that is held out, as blocks, to choose the epoch. 0: all epochs of the recipe.
+        Share of every training section that is held out, as blocks, to choose the epoch (and the share of
+        a PixNet's context). 0: all epochs of the recipe.
     margin_um : float, default 300.0
         For blocks: training spots nearer than this (between centres) to a test spot are left out. The default is more
         than a patch of 256 um and a spot, so that no model sees a test patch in training.

@@ -64,7 +64,8 @@ def train(
         A model of `stp.models`, fresh or loaded (then its weights are trained on). The members of an ensemble are
         trained one after the other, with the seeds `seed`, `seed + 1`, ... .
     val : Sequence[SpatialData | str | Path] | float | {"sections"}, optional
-        Where validation loss, early stopping, and what the card says of each gene (correlation, errors) come from:
+        Where validation loss, early stopping, what a model leaves to held-out shapes (the share of a PixNet's
+        context), and what the card says of each gene (correlation, errors) come from:
         other sections; a share in (0, 1) of each training section, held out as spatial blocks; None: 0.15. 0 trains on
         everything, with no early stopping and no evidence. Sections of one image have the same blocks held out, and a
         shape across the border of one is left out. "sections", for an ensemble: each member leaves out one
