@@ -43,7 +43,7 @@ def test_every_table_has_a_script_and_a_heading_of_the_page(every):
 
 def test_every_script_is_a_table_or_is_said_not_to_be(every):
     ran = {table.command.split()[0] for table in every.given}
-    others = {"all.py", "device.py", "device_wheels.py", "ship.py", "tries.py", "nuclei.py", "tissue.py"}
+    others = {"all.py", "device.py", "device_wheels.py", "ship.py", "nuclei.py", "tissue.py"}
     assert {path.name for path in FOLDER.glob("[!_]*.py")} == ran | others
 
 
