@@ -46,8 +46,7 @@ CHOSEN: Recipes = {  # the best of five tries on C4, with C2 and C3 as training 
 }  # fmt: skip
 TRAINED_EPOCHS, TRAINED_RATE = 20, 1e-4  # of encoders that are trained; not chosen
 BY_IMAGE = ("STNet", "HisToGene", "BLEEP", "EGN", "TRIPLEX", "DeepSpot", "HE2RNA", "FEAST")
-
-LATER = ("STNet", "TRIPLEX")  # whose encoders are trained as well, beside SGN's
+TRAINED_TOO = ("STNet", "TRIPLEX")  # whose encoders are trained as well, beside that of SGN, which reads texts
 
 Build = Callable[[Sequence[str]], Model]
 
@@ -120,7 +119,7 @@ def systems(embeddings: Any, cache: Path | None, recipes: Recipes = CHOSEN) -> d
         "GeneQuery, genes": of(by_text, "GeneQuery", embeddings, name="GeneQuery, genes", context="gene"),
         **by_image,
         "SGN": of(by_text, "SGN", embeddings, name="SGN"),
-        **{f"{name}, trained encoder": partial(trained, partial(plain, name, None, recipe={})) for name in LATER},
+        **{f"{name}, trained encoder": partial(trained, partial(plain, name, None, recipe={})) for name in TRAINED_TOO},
         "SGN, trained encoder": partial(trained, partial(by_text, "SGN", embeddings, recipe={}), embeddings=embeddings),
         "EncoderRidge": partial(plain, "EncoderRidge", cache, recipe={}),
         "Ridge": Ridge,

@@ -141,8 +141,13 @@ class Config(Checked):
     def parts(self) -> Sequence[tuple[Sequence[str], Callable[[], Any]]]:
         """Models that this one is made of: what the names of their tensors begin with, and what makes one; none.
 
-        Those of a saved model are compared with its file one by one, before the whole is built. Models that are alike
-        are one entry, with a beginning for each.
+        Those of a saved model are compared with its file one by one, before the whole is built.
+
+        Returns
+        -------
+        Sequence[tuple[Sequence[str], Callable[[], Model]]]
+            An entry for each kind of them: the beginnings of the names of tensors, one for each model of that kind, and
+            a function that makes a model of it, without its weights.
         """
         return ()
 

@@ -29,8 +29,10 @@ from stpredict.nn.stain import optical_density, unmix
 PENALTIES = tuple(10 ** (k / 2) for k in range(4, 11))  # 10^2 .. 10^5, of a linear context
 KERNEL_PENALTIES = tuple(10 ** (k / 2) for k in range(-5, 5))  # 10^-2.5 .. 10^2
 KERNEL_WIDTH = 2.5  # squared, in mean squared distances from the mean; 1.5 to 4 were alike (benchmarks/tried.md)
-SHARE_OF_SPOTS, SHARE_OF_BINS, SPOT_UM2 = 0.7, 0.3, 1e3  # benchmarks/README.md, her2st
-SHARE_SLACK, FEWEST_TO_CHOOSE = 0.005, 50  # PCC@M that tells no shares apart; held-out shapes that tell some (there)
+# of the map (benchmarks/README.md, her2st); shapes of a median of at least so many square um are spots
+SHARE_OF_SPOTS, SHARE_OF_BINS, SPOT_UM2 = 0.7, 0.3, 1e3
+# shares whose PCC@M differs by less are alike; fewer held-out shapes choose none, for they choose at random
+SHARE_SLACK, FEWEST_TO_CHOOSE = 0.005, 50
 WINDOWS = 2  # a forward pass
 GLASS = 0.1  # mean optical density of red, green and blue below which a pixel shows no tissue
 COLOUR_PX = 2  # side of the squares whose mean colours are looked at
@@ -449,7 +451,10 @@ def gaussian_kernel(x: Float[Tensor, "*n f"], landmarks: Float[Tensor, "m f"]) -
 
 
 def default_share(sections: Sequence[Section], mpp: float) -> float:
-    """The share of the context in the map by the median area of the training shapes: less for bins and cells."""
+    """The share of the context in the map by the median area of the training shapes: less for bins and cells.
+
+    Areas of sections are in pixels of `mpp` micrometres.
+    """
     area = float(np.median(np.concatenate([section.area for section in sections]))) * mpp**2
     return SHARE_OF_SPOTS if area >= SPOT_UM2 else SHARE_OF_BINS
 
